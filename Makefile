@@ -1,0 +1,43 @@
+# Works with GNU make 3.81. `make repro PYTHON=python3.12 TORCH_INDEX=https://download.pytorch.org/whl/cpu`
+PYTHON ?= python3
+TORCH_INDEX ?=
+VENV := .venv
+STAMP := $(VENV)/.installed
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: install repro test check style bench clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "error: Python %d.%d found, 3.11 or newer expected; run make PYTHON=python3.12" % v[:2])'
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (once)"
+	@$(VENV)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	@$(VENV)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+repro: $(STAMP)
+	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "error: no .git here, and DVC needs one; git clone the project, or run git init" >&2; exit 2; }
+	dvc repro
+	@python -c 'import pathlib; print("report:", pathlib.Path("data/reports/index.html").resolve())'
+
+test: check
+	python -m pytest
+	python -m pytest -m "slow or e2e"
+
+check: $(STAMP)
+	ruff check .
+	ruff format --check .
+	pyright
+	lint-imports
+
+style: $(STAMP)
+	ruff check --fix .
+	ruff format .
+
+bench: $(STAMP)
+	python -m benchmarks.store
+
+clean:
+	rm -rf build .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info data/work

@@ -1,0 +1,1 @@
+"""From raw sources to token rows: what text is read, and what ids stand for it."""

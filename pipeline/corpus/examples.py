@@ -1,0 +1,161 @@
+"""The prepared corpus: text examples in three splits, the same for every teacher.
+
+Texts are dealt out here once, before any tokenizer sees them, so that all teachers and students
+are measured on the same rows. Equal examples give equal files, byte for byte: a pipeline
+that hashes its outputs must not see a change where there is none.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import datasets
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.errors import IntegrityError
+from pipeline.provenance import canonical_json, fingerprint, read_json, write_json
+
+Task = Literal["causal-lm", "classification"]
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+CORPUS_SCHEMA = pa.schema(
+    [
+        ("text", pa.string()),
+        ("pair", pa.string()),
+        ("label", pa.string()),
+        ("source", pa.string()),
+        ("source_row", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One text, or one pair of texts, as its source gives it.
+
+    Attributes:
+        text: The text; the first of the two in a pair task.
+        pair: The second text of a pair.
+        label: The class by name, as it stands in the source; empty where the source has none.
+        split: The source's own split; None leaves the choice to the seed.
+        source: Where the example comes from, for people: a module, or a file and line.
+        source_row: Position in the source's reading order; unique in the corpus.
+        group: Examples of one group are never parted by a split; empty means alone.
+    """
+
+    text: str
+    pair: str | None = None
+    label: str | None = None
+    split: Split | None = None
+    source: str = ""
+    source_row: int = 0
+    group: str = ""
+
+    @property
+    def text_bytes(self) -> int:
+        """Length of all text in UTF-8 bytes."""
+        return len(self.text.encode()) + len((self.pair or "").encode())
+
+
+class CorpusMeta(BaseModel):
+    """What a prepared corpus is, as `corpus.json` says it.
+
+    Attributes:
+        classes: Class names in the order of their ids; empty for causal-lm.
+        has_pairs: Whether examples are pairs of texts.
+        rows: Examples of each split.
+        text_bytes: UTF-8 bytes of each split.
+        dropped: Examples or paragraphs left out, by reason.
+        splits: Where each split comes from: official, carved, or another split's name.
+        seed: Seed of every carved split.
+        source: Kind and digests of what was read; for python-docs the Python version.
+        digest: SHA-256 of all texts, pairs, labels and source rows by split, in order.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: Task
+    classes: tuple[str, ...]
+    has_pairs: bool
+    rows: dict[Split, int]
+    text_bytes: dict[Split, int]
+    dropped: dict[str, int]
+    splits: dict[Split, str]
+    seed: int
+    source: dict[str, Any]
+    digest: str
+
+
+def corpus_digest(splits: Mapping[Split, Iterable[Example]]) -> str:
+    """Return the SHA-256 of all that can change a model's input or target."""
+    digest = hashlib.sha256()
+    for split in SPLITS:
+        for example in splits.get(split, ()):
+            row = [split, example.text, example.pair, example.label, example.source_row]
+            digest.update(canonical_json(row) + b"\n")
+    return digest.hexdigest()
+
+
+def save_table(table: pa.Table, path: Path, *, identity: str) -> None:
+    """Write an Arrow table as a Hugging Face dataset directory.
+
+    The dataset's own fingerprint is derived from `identity` and not drawn at random, as the
+    library otherwise does, so equal tables give equal files.
+    """
+    datasets.disable_progress_bars()
+    dataset = datasets.Dataset(table, fingerprint=fingerprint(identity)[:16])
+    dataset.save_to_disk(path, num_shards=max(1, -(-table.nbytes // (500 << 20))))
+
+
+def load_table(path: Path) -> datasets.Dataset:
+    """Memory-map a dataset directory that `save_table` wrote.
+
+    Raises:
+        IntegrityError: If the directory is missing or is no such dataset.
+    """
+    try:
+        dataset = datasets.load_from_disk(str(path))
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise IntegrityError(
+            f"{path}: not a readable dataset ({reason}); run the stage that writes it again"
+        ) from error
+    if not isinstance(dataset, datasets.Dataset):
+        raise IntegrityError(
+            f"{path}: found several datasets, expected one; run the stage that writes it again"
+        )
+    return dataset
+
+
+def write_corpus(path: Path, splits: Mapping[Split, list[Example]], meta: CorpusMeta) -> None:
+    """Write one dataset directory a split and, last, `corpus.json`."""
+    for split, examples in splits.items():
+        columns = {name: [getattr(one, name) for one in examples] for name in CORPUS_SCHEMA.names}
+        table = pa.table(columns, schema=CORPUS_SCHEMA)
+        save_table(table, path / split, identity=f"{meta.digest} {split}")
+    write_json(path / "corpus.json", meta.model_dump(mode="json"))
+
+
+def read_corpus_meta(path: Path) -> CorpusMeta:
+    """Read `corpus.json`.
+
+    Raises:
+        IntegrityError: If it is missing or is not what `write_corpus` writes.
+    """
+    try:
+        return CorpusMeta.model_validate(read_json(path / "corpus.json"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise IntegrityError(
+            f"{path / 'corpus.json'}: key {'.'.join(map(str, first['loc']))}: {first['msg']}; "
+            "run prepare again"
+        ) from error
+
+
+def read_split(path: Path, split: Split) -> datasets.Dataset:
+    """Open one split of a prepared corpus, with the columns of `CORPUS_SCHEMA`."""
+    return load_table(path / split)

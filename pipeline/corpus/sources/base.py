@@ -1,0 +1,53 @@
+"""What every corpus source is: a section of parameters that can read itself.
+
+A new source is one file with one `SourceConfig`, and its name in the union of `prepare.py`.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.corpus.examples import Example
+
+# What near-duplicates are dropped by: whole examples, or paragraphs where a text is a list of them.
+Unit = Literal["example", "paragraph"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """All a source gave.
+
+    Attributes:
+        examples: In reading order; `source_row` counts them.
+        provenance: What was read, as JSON values that do not depend on host or time.
+        dropped: What was left out while reading, by reason.
+        unit: What may be dropped from an example as a near-duplicate.
+    """
+
+    examples: list[Example]
+    provenance: dict[str, Any]
+    dropped: dict[str, int]
+    unit: Unit = "example"
+
+
+class SourceConfig(BaseModel, ABC):
+    """Base of the `corpus.source` sections.
+
+    Attributes:
+        limit: At most so many examples of each split, chosen by the seed; for quick tries.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    limit: int | None = Field(default=None, gt=0)
+
+    @abstractmethod
+    def read(self, root: Path) -> Reading:
+        """Read everything; paths are relative to `root`.
+
+        Raises:
+            ConfigError: If a file cannot be read or is not what the section says.
+        """

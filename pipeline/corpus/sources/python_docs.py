@@ -1,0 +1,183 @@
+"""English prose that every Python carries: the docstrings of its own standard library.
+
+About 2 MB that need no download. One example is one module's or language topic's documentation.
+The text differs between Python versions, so the version is part of what was read.
+"""
+
+import ast
+import hashlib
+import inspect
+import logging
+import platform
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from pipeline.corpus.duplicates import RUN_WORDS, normalised, paragraphs, runs
+from pipeline.corpus.examples import Example
+from pipeline.corpus.sources.base import Reading, SourceConfig
+from pipeline.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+# Code tables, tests and what is installed beside the standard library: no prose of it.
+SKIPPED_DIRECTORIES = frozenset(
+    {
+        "__phello__",
+        "__pycache__",
+        "dist-packages",
+        "encodings",
+        "idle_test",
+        "idlelib",
+        "lib2to3",
+        "pydoc_data",
+        "site-packages",
+        "test",
+        "tests",
+    }
+)
+
+# A docstring with more of its word runs in earlier ones than this is a copy with small changes,
+# such as distutils' commands or the pure-Python twins of C modules.
+MAX_CONTAINMENT = 0.5
+
+# A whole interpreter gives about 2 MB. Less than this means stripped sources, not a small Python.
+MIN_BYTES = 200_000
+
+
+class PythonDocsSource(SourceConfig):
+    """Section `corpus.source` of kind `python-docs`."""
+
+    kind: Literal["python-docs"] = "python-docs"
+
+    def read(self, root: Path) -> Reading:
+        """Read the running interpreter's standard library and language topics.
+
+        Raises:
+            ConfigError: If the interpreter has no library sources or its docstrings were stripped.
+        """
+        library = Path(sysconfig.get_path("stdlib"))
+        documents = [*module_documents(library), *topic_documents()]
+        examples, dropped = build_examples(documents)
+        size_bytes = sum(example.text_bytes for example in examples)
+        if size_bytes < MIN_BYTES:
+            raise ConfigError(
+                f"{library}: the standard library's sources give {size_bytes} bytes of docstrings, "
+                f"expected at least {MIN_BYTES}; this Python has no .py files or stripped ones, "
+                "use another Python or another corpus.source"
+            )
+        digest = hashlib.sha256()
+        for example in examples:
+            digest.update(f"{example.source}\0{example.text}\0".encode())
+        provenance = {
+            "kind": self.kind,
+            "python": platform.python_version(),
+            "digest": digest.hexdigest(),
+        }
+        logger.info(
+            "read %d modules and topics of Python %s, %d bytes",
+            len(examples),
+            provenance["python"],
+            size_bytes,
+        )
+        return Reading(examples, provenance, dropped, unit="paragraph")
+
+
+def module_documents(library: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield each module's name and its docstrings, in the order of names and of the source.
+
+    A docstring other than the module's own stands below the name of what it documents. Files
+    that do not parse with this Python are left out, as its own import would leave them.
+    """
+    for path in sorted(library.rglob("*.py")):
+        parts = path.relative_to(library).with_suffix("").parts
+        # config-3.11-x86_64-linux-gnu holds build scripts and varies with the machine.
+        if SKIPPED_DIRECTORIES & set(parts) or not all(part.isidentifier() for part in parts):
+            continue
+        # Written at build time: names of compilers and paths of the machine.
+        if parts[-1].startswith("_sysconfigdata"):
+            continue
+        try:
+            # Old-fashioned escapes in others' code are no concern of the user's.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                tree = ast.parse(path.read_bytes())
+        except (OSError, SyntaxError, ValueError):
+            logger.debug("%s does not parse and is left out", path)
+            continue
+        name = ".".join(part for part in parts if part != "__init__") or parts[0]
+        found = list(_docstrings(tree, name))
+        if found:
+            yield name, found
+
+
+def _docstrings(node: ast.AST, name: str) -> Iterator[str]:
+    if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+        text = _prose(ast.get_docstring(node, clean=False) or "")
+        if text:
+            yield text if isinstance(node, ast.Module) else f"{name}\n{text}"
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield from _docstrings(child, f"{name}.{child.name}")
+        elif isinstance(child, (ast.If, ast.Try)):
+            yield from _docstrings(child, name)
+
+
+def _prose(docstring: str) -> str:
+    """Clean a docstring's margin and leave out its interpreter sessions, which are no prose."""
+    lines = [line.rstrip() for line in inspect.cleandoc(docstring).splitlines()]
+    kept = (part for part in paragraphs("\n".join(lines)) if not part.lstrip().startswith(">>>"))
+    return "\n\n".join(part.strip("\n") for part in kept)
+
+
+def topic_documents() -> Iterator[tuple[str, list[str]]]:
+    """Yield the language topics of `help()`, where this Python has them."""
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        return
+    for name, text in sorted(topics.items()):
+        prose = _prose(text)
+        if prose:
+            yield f"help:{name}", [prose]
+
+
+def build_examples(
+    documents: list[tuple[str, list[str]]],
+) -> tuple[list[Example], dict[str, int]]:
+    """Make one example of each document, leaving out paragraphs that were seen before.
+
+    Modules of one top-level package form a group, so that no split parts them: they
+    document each other.
+
+    Returns:
+        The examples, and the number of paragraphs left out.
+    """
+    seen_texts: set[str] = set()
+    seen_runs: set[int] = set()
+    examples: list[Example] = []
+    duplicates = 0
+    for name, docstrings in documents:
+        kept: list[str] = []
+        for docstring in docstrings:
+            for paragraph in paragraphs(docstring):
+                words = normalised(paragraph)
+                own = runs(paragraph)
+                is_long = words.count(" ") + 1 >= RUN_WORDS
+                is_copy = is_long and (
+                    words in seen_texts or len(own & seen_runs) > MAX_CONTAINMENT * len(own)
+                )
+                if is_copy:
+                    duplicates += 1
+                    continue
+                seen_texts.add(words)
+                seen_runs |= own
+                kept.append(paragraph)
+        if kept:
+            group = name if name.startswith("help:") else name.split(".")[0]
+            examples.append(
+                Example(text="\n\n".join(kept), source=name, source_row=len(examples), group=group)
+            )
+    return examples, {"duplicate_paragraphs": duplicates}

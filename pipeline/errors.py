@@ -1,0 +1,34 @@
+"""Errors a user can act on: one line that says what was found, what was expected and what to do.
+
+The exit code of each class is part of the command line's contract.
+"""
+
+
+class DecantError(Exception):
+    """Base of every error that is reported as one line instead of a traceback."""
+
+    exit_code: int = 1
+
+
+class ConfigError(DecantError):
+    """A parameter, path or source is wrong; nothing expensive has started."""
+
+    exit_code = 2
+
+
+class IntegrityError(DecantError):
+    """Stored bytes are missing, short, altered or not finite; no value of them was used."""
+
+    exit_code = 3
+
+
+class IncompatibleError(DecantError):
+    """Two good things do not fit each other: teacher and form, store and student, tokenizer and corpus."""
+
+    exit_code = 4
+
+
+class ResourceError(DecantError):
+    """Disk, memory or a lock is not to be had; what was written stays valid."""
+
+    exit_code = 5

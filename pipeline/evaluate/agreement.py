@@ -1,0 +1,107 @@
+"""How close a student's output is to its teacher's, from the logits in the store; no teacher is loaded."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from pipeline.axes import TEST
+from pipeline.errors import IntegrityError
+from pipeline.store.plan import bucketed_batches
+from pipeline.store.reader import StoreReader
+from pipeline.student.features import TeacherFeatures, TeacherLogits
+from pipeline.student.losses.forward_kl import forward_kl
+from pipeline.student.losses.forward_kl_topk import forward_kl_topk
+from pipeline.student.stream import StoreDataset, target_positions
+from pipeline.taps.anatomy import find_anatomy
+from pipeline.taps.inputs import model_inputs
+
+CHUNK_ROWS = 1024
+
+
+@torch.inference_mode()
+def agreement(
+    model: PreTrainedModel,
+    store: Path,
+    signal: str,
+    digest: str,
+    *,
+    batch_tokens: int,
+    device: torch.device,
+    split: str = TEST,
+) -> dict[str, float]:
+    """Compare a student with the teacher's stored logits.
+
+    Returns:
+        `kl`: mean KL(teacher ‖ student) at temperature 1, in nats a position (for the form topk over the top k and the
+        rest, a lower bound). `top1`: share of positions where both find the same output likeliest.
+
+    Raises:
+        IntegrityError: If the store is not what the digest says, or holds no example of the split.
+    """
+    reader = StoreReader(store, {signal: digest})
+    is_causal_lm = reader.plan["task"] == "causal-lm"
+    temperature = _a_captured_temperature(reader, signal)
+    features = TeacherFeatures(reader, [signal], temperature=temperature).to(device)
+    dataset = StoreDataset(reader, [signal], split=split)
+    if not len(dataset):
+        raise IntegrityError(f"{store}: no {split} example; capture with a corpus that has some")
+    model = model.to(device).eval()
+    is_causal = find_anatomy(model).is_causal
+    divergence, same, positions = 0.0, 0, 0
+    batches = bucketed_batches(dataset.length, batch_tokens)
+    dataset.read_ahead(reader.segments(split))
+    for members in tqdm(batches, desc="agreement", unit="batch", mininterval=1.0):
+        batch = _to(dataset.__getitems__(members.tolist()), device)
+        inputs = {
+            key: batch[key]
+            for key in ("input_ids", "attention_mask", "token_type_ids")
+            if key in batch and not (key == "token_type_ids" and is_causal)
+        }
+        logits = model(**model_inputs(inputs, is_causal=is_causal)).logits
+        live = batch["attention_mask"].bool()
+        kept = target_positions(batch) if is_causal_lm else None
+        rows = logits[kept] if kept is not None else logits
+        parts = features.output_parts(batch["features"], kept[live] if kept is not None else None)
+        for first in range(0, len(rows), CHUNK_ROWS):
+            chunk = slice(first, first + CHUNK_ROWS)
+            teacher = features.logits(*(part[chunk] for part in parts))
+            divergence += float(_divergence(rows[chunk], teacher))
+            same += int((rows[chunk].argmax(-1) == _likeliest(teacher)).sum())
+            positions += len(rows[chunk])
+    return {"kl": divergence / positions, "top1": same / positions}
+
+
+def _divergence(student: Tensor, teacher: TeacherLogits) -> Tensor:
+    if teacher.full is not None:
+        return forward_kl(student, teacher.full, 1.0, count=1.0)
+    assert teacher.ids is not None
+    assert teacher.log_probs is not None
+    # At temperature 1 log-probabilities are their own: the normaliser is 0.
+    zero = torch.zeros(len(student), device=student.device)
+    return forward_kl_topk(student, teacher.ids, teacher.log_probs, zero, 1.0, count=1.0)
+
+
+def _likeliest(teacher: TeacherLogits) -> Tensor:
+    if teacher.full is not None:
+        return teacher.full.argmax(-1)
+    assert teacher.ids is not None
+    assert teacher.log_probs is not None
+    best = teacher.log_probs.argmax(-1, keepdim=True)
+    return teacher.ids.gather(-1, best)[:, 0]
+
+
+def _a_captured_temperature(reader: StoreReader, signal: str) -> float:
+    temperatures = reader.signal(signal).declaration.options.get("temperatures", [1.0])
+    return float(temperatures[0])
+
+
+def _to(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    return {
+        key: _to(value, device) if isinstance(value, Mapping) else value.to(device)
+        for key, value in batch.items()
+    }

@@ -1,0 +1,27 @@
+"""Loads a student for evaluation: a plain Hugging Face directory, nothing of this project in it."""
+
+from pathlib import Path
+
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
+
+from pipeline.errors import IntegrityError
+
+
+def load_student(directory: Path, *, task: str) -> PreTrainedModel:
+    """Load a student in float32, in evaluation mode.
+
+    Raises:
+        IntegrityError: If the directory is not a whole model.
+    """
+    kind = AutoModelForCausalLM if task == "causal-lm" else AutoModelForSequenceClassification
+    try:
+        model = kind.from_pretrained(directory, local_files_only=True, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise IntegrityError(
+            f"{directory}: no whole student ({str(error).splitlines()[0]}); train it again"
+        ) from error
+    return model.eval()

@@ -1,0 +1,174 @@
+"""One self-contained page of a run: text, tables and pictures in a single file.
+
+It loads nothing, runs no script, and is the same bytes for the same results.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from pipeline.provenance import software, write_bytes_atomically, write_json
+from pipeline.report import plots, words
+from pipeline.report.compare import Comparison, Score, compare, report_metrics
+from pipeline.report.figures import mark
+from pipeline.report.flow import flow
+from pipeline.report.results import CorpusSummary, StudentResult, TeacherResult
+
+logger = logging.getLogger(__name__)
+
+
+def write_report(
+    *,
+    output: Path,
+    teachers: Sequence[TeacherResult],
+    students: Sequence[StudentResult],
+    corpus: CorpusSummary | None = None,
+    seconds: Mapping[str, words.Number] | None = None,
+    versions: Mapping[str, str] | None = None,
+    score: Score = "accuracy",
+    title: str = "decant report",
+) -> dict[str, Any]:
+    """Write `index.html` and `metrics.json`.
+
+    Args:
+        output: The folder to write to; made where it is missing.
+        teachers: At least one.
+        students: Any number, in the order they shall appear.
+        corpus: What prepare made, for the flow.
+        seconds: Durations of stages, by name as in `flow`, where known.
+        versions: Software to name in the footer; by default what is installed.
+        score: Which test score is a classifier's quality.
+        title: The page's heading.
+
+    Returns:
+        What `metrics.json` holds; see `report_metrics`.
+
+    Raises:
+        ConfigError: If there is no teacher, or two models of one name.
+        IncompatibleError: If a student's teacher or task does not fit.
+        ResourceError: If the files cannot be written.
+    """
+    comparison = compare(teachers, students, score=score)
+    page = render_page(
+        comparison,
+        teachers=teachers,
+        students=students,
+        corpus=corpus,
+        seconds=seconds or {},
+        versions=software() if versions is None else versions,
+        title=title,
+    )
+    metrics = report_metrics(comparison)
+    write_bytes_atomically(output / "index.html", page.encode())
+    write_json(output / "metrics.json", metrics)
+    logger.info("wrote %s and metrics.json", output / "index.html")
+    return metrics
+
+
+def render_page(
+    comparison: Comparison,
+    *,
+    teachers: Sequence[TeacherResult],
+    students: Sequence[StudentResult],
+    corpus: CorpusSummary | None,
+    seconds: Mapping[str, words.Number],
+    versions: Mapping[str, str],
+    title: str,
+) -> str:
+    """Render the page.
+
+    Args:
+        comparison: The models side by side.
+        teachers: Their tokens and signals.
+        students: Their curves.
+        corpus: What prepare made, where known.
+        seconds: Durations of stages, where known.
+        versions: Software to name in the footer.
+        title: The page's heading.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    order = [row.name for row in comparison.students]
+    curves = {student.name: student.curve for student in students if student.curve is not None}
+    quality = plots.plot_quality(comparison, order)
+    stores = []
+    for index, teacher in enumerate(teachers):
+        picture = plots.plot_bytes(f"teacher-{index}", teacher.signals)
+        if picture is not None:
+            stores.append((teacher, Markup(picture)))  # our own SVG, nothing of a user unescaped
+    return environment.get_template("template.html.j2").render(
+        title=title,
+        words=words,
+        comparison=comparison,
+        summary=summary(comparison, teachers, corpus),
+        flows=[
+            (teacher.name, flow(comparison, teacher, corpus=corpus, seconds=seconds))
+            for teacher in teachers
+        ],
+        legend=[(name, *mark(order.index(name))) for name in order if name in curves],
+        curves=[
+            Markup(plots.plot_term(term, curves, order))  # our own SVG, nothing of a user unescaped
+            for term in plots.terms_of(curves)
+        ],
+        without_curve=[name for name in order if name not in curves],
+        quality=None
+        if quality is None
+        else Markup(quality),  # our own SVG, nothing of a user unescaped
+        stores=stores,
+        teachers=teachers,
+        corpus=corpus,
+        versions=dict(versions),
+    )
+
+
+def summary(
+    comparison: Comparison, teachers: Sequence[TeacherResult], corpus: CorpusSummary | None
+) -> str:
+    """Say in one paragraph what the run did and what came of it."""
+    sentences = []
+    if corpus is not None and corpus.source.get("kind"):
+        task = "language modelling" if comparison.task == "causal-lm" else "classification"
+        sentences.append(f"The corpus is {corpus.source['kind']}, the task {task}.")
+    for teacher in teachers:
+        size = words.count(teacher.metrics.parameters)
+        sentence = f"Teacher {teacher.name}" + (
+            f" ({size} parameters)" if teacher.metrics.parameters else ""
+        )
+        if teacher.signals:
+            tokens = max(signal.tokens for signal in teacher.signals)
+            stored = sum(signal.bytes for signal in teacher.signals)
+            many = len(teacher.signals)
+            sentence += (
+                f" ran once over {words.count(tokens)} tokens and left {words.data(stored)}"
+                + (f", {words.data(stored / tokens)} a token," if tokens else "")
+                + f" in {many} signal{'s' if many > 1 else ''}."
+            )
+        else:
+            sentence += " left no signals in a store."
+        sentences.append(sentence)
+        mine = [row for row in comparison.students if row.teacher == teacher.name]
+        if not mine:
+            sentences.append("No student has been trained from it yet.")
+            continue
+        trained = "One student" if len(mine) == 1 else f"{len(mine)} students"
+        sentences.append(f"{trained} trained from that store alone, without the teacher.")
+        best = comparison.best_student(teacher.name)
+        if best is not None:
+            reached = words.quality(best.quality, is_perplexity=comparison.is_lower_better)
+            sentence = (
+                f"Student {best.name} keeps most: {words.percent(best.retention)} of the teacher's "
+                f"quality ({comparison.quality_name} {reached})"
+            )
+            if best.size_ratio is not None:
+                sentence += f" with {words.percent(1 / best.size_ratio)} of its parameters"
+            sentences.append(sentence + ".")
+    return " ".join(sentences)

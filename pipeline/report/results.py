@@ -1,0 +1,249 @@
+"""What a report is made of: typed views of the JSON and CSV files the other stages wrote.
+
+Unknown keys pass through, so a new metric reaches `metrics.json` without a change here.
+"""
+
+import csv
+import math
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.errors import IntegrityError
+from pipeline.provenance import read_json
+
+Task = Literal["causal-lm", "classification"]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Agreement(BaseModel):
+    """How close a student's output is to its teacher's on the test split.
+
+    Attributes:
+        kl: Mean Kullback-Leibler divergence from teacher to student, in nats.
+        top1: Fraction of positions where both find the same token or class likeliest.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    kl: float
+    top1: float
+
+
+class ModelMetrics(BaseModel):
+    """One model's metrics file; what a task does not have is None."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    name: str
+    task: Task
+    teacher: str | None = None
+    test_perplexity: float | None = None
+    test_nats_per_token: float | None = None
+    validation_perplexity: float | None = None
+    test_accuracy: float | None = None
+    test_f1: float | None = None
+    test_matthews: float | None = None
+    validation_accuracy: float | None = None
+    agreement: Agreement | None = None
+    parameters: int | None = None
+    parameters_without_embeddings: int | None = None
+    bytes_on_disk: int | None = None
+    tokens_per_second: float | None = None
+    latency_seconds: float | None = None
+
+
+class SignalResult(BaseModel):
+    """One captured signal, as its manifest says."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    signal: str
+    form: str
+    digest: str
+    tokens: int = Field(ge=0)
+    bytes: int = Field(ge=0)
+    segments: int = Field(ge=0)
+    store: str
+
+    @property
+    def label(self) -> str:
+        """The signal without the hash of its options: `hidden/3/bfloat16`."""
+        head, _, last = self.signal.rpartition("/")
+        return f"{head}/{last.rsplit('-', 1)[0]}" if head else self.signal
+
+    @property
+    def bytes_per_token(self) -> float | None:
+        """Bytes in the store for each captured token, or None where none was captured."""
+        return self.bytes / self.tokens if self.tokens else None
+
+
+class CorpusSummary(BaseModel):
+    """What a report needs of `corpus.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    task: Task
+    classes: tuple[str, ...] = ()
+    rows: dict[str, int]
+    text_bytes: dict[str, int] = Field(default_factory=dict)
+    source: dict[str, Any] = Field(default_factory=dict)
+    digest: str
+
+
+class TokensSummary(BaseModel):
+    """What a report needs of `tokens.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    vocab: int
+    max_length: int
+    rows: dict[str, int]
+    tokens: dict[str, int]
+    digest: str
+    tokenizer_digest: str = ""
+
+
+class Curve(BaseModel):
+    """One student's training curve: a column for each term that was on.
+
+    Attributes:
+        step: Optimizer step of each row.
+        terms: Values of each column but step and epoch, by name; None where a cell is empty.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    step: tuple[int, ...]
+    terms: dict[str, tuple[float | None, ...]]
+
+
+class TeacherResult(BaseModel):
+    """A teacher with its tokens and what was captured of it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    metrics: ModelMetrics
+    tokens: TokensSummary | None = None
+    signals: tuple[SignalResult, ...] = ()
+    fingerprint: str = ""
+
+
+class StudentResult(BaseModel):
+    """A student with its curve, where there is one."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    teacher: str
+    metrics: ModelMetrics
+    curve: Curve | None = None
+
+
+def load_teacher(
+    name: str, *, metrics: Path, tokens: Path | None = None, manifests: Path | None = None
+) -> TeacherResult:
+    """Collect a teacher's files.
+
+    Args:
+        name: The teacher's name.
+        metrics: Its metrics file.
+        tokens: Its `tokens.json`.
+        manifests: The folder with one manifest a signal, at any depth.
+
+    Raises:
+        IntegrityError: If a file is missing or not what its stage writes.
+    """
+    signals = []
+    if manifests is not None:
+        signals = [_validate(SignalResult, path) for path in sorted(manifests.rglob("*.json"))]
+    return TeacherResult(
+        name=name,
+        metrics=_validate(ModelMetrics, metrics, name=name),
+        tokens=None if tokens is None else _validate(TokensSummary, tokens),
+        signals=tuple(sorted(signals, key=lambda signal: _natural(signal.signal))),
+    )
+
+
+def load_student(
+    name: str, *, teacher: str, metrics: Path, curve: Path | None = None
+) -> StudentResult:
+    """Collect a student's files; a curve that does not exist is left out of the plots.
+
+    Raises:
+        IntegrityError: If a file is not what its stage writes.
+    """
+    return StudentResult(
+        name=name,
+        teacher=teacher,
+        metrics=_validate(ModelMetrics, metrics, name=name),
+        curve=load_curve(curve) if curve is not None and curve.exists() else None,
+    )
+
+
+def load_corpus(path: Path) -> CorpusSummary:
+    """Read `corpus.json`.
+
+    Raises:
+        IntegrityError: If it is missing or not what prepare writes.
+    """
+    return _validate(CorpusSummary, path)
+
+
+def load_curve(path: Path) -> Curve:
+    """Read a training curve; an empty cell is a step at which a term was not logged.
+
+    Raises:
+        IntegrityError: If the file has no `step` column or a cell is no number.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+            names = list(reader.fieldnames or [])
+    except OSError as error:
+        raise IntegrityError(f"{path}: not readable ({error.strerror}); train again") from error
+    if "step" not in names:
+        found = ", ".join(names) or "none"
+        raise IntegrityError(
+            f"{path}: found columns {found}, expected step among them; train again"
+        )
+    terms = [name for name in names if name not in {"step", "epoch"}]
+    try:
+        return Curve(
+            step=tuple(int(float(row["step"])) for row in rows),
+            terms={name: tuple(_cell(row[name]) for row in rows) for name in terms},
+        )
+    except (TypeError, ValueError) as error:
+        raise IntegrityError(f"{path}: a cell is no number ({error}); train again") from error
+
+
+def _cell(text: str | None) -> float | None:
+    """A number, or None for an empty cell and for what no plot can show."""
+    if text is None or not text.strip():
+        return None
+    value = float(text)
+    return value if math.isfinite(value) else None
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sort key with which layer 10 comes after layer 9."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split("/")]
+
+
+def _validate(kind: type[Model], path: Path, **defaults: Any) -> Model:
+    """Read a JSON file as a model, naming file and key when it does not fit."""
+    value = read_json(path)
+    if isinstance(value, dict):
+        value = defaults | value
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "the whole file"
+        raise IntegrityError(
+            f"{path}: {key}: {first['msg']}, found {first['input']!r:.80}; "
+            "run the stage that writes it again"
+        ) from error

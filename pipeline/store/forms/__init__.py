@@ -1,0 +1,1 @@
+"""Forms trade bytes for fidelity, one form a file."""

@@ -1,0 +1,34 @@
+"""Class logits of a whole example in float32: a handful of numbers, kept exactly."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from array_api_compat import array_namespace
+
+from pipeline.axes import Axis
+from pipeline.store.forms.form import Array, Channels, Geometry, Part
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Serves the output loss of classifiers at every temperature."""
+
+    name: ClassVar[str] = "dense"
+    version: ClassVar[int] = 1
+    kind: ClassVar[str] = "logits"
+    axis: ClassVar[Axis] = Axis.EXAMPLE
+    needs_channels: ClassVar[bool] = False
+
+    def parts(self, geometry: Geometry) -> dict[str, Part]:
+        """One float32 row of `vocab` (here: classes) logits an example."""
+        return {"logits": Part("float32", (geometry.vocab,))}
+
+    def encode(self, values: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
+        """Store `logits` (examples, classes) as they are."""
+        xp = array_namespace(values["logits"])
+        return {"logits": xp.astype(values["logits"], xp.float32)}
+
+    def decode(self, parts: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
+        """Return `logits` in float32."""
+        return {"logits": parts["logits"]}

@@ -1,0 +1,63 @@
+"""Where things lie inside a store directory."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.store.signals import dotted
+
+FORMAT = 1
+"""Version of the layout and conventions; part of every store's fingerprint."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths of one store, `data/stores/<fingerprint>`."""
+
+    root: Path
+
+    @property
+    def features(self) -> Path:
+        """The Zarr v3 group that any reader opens."""
+        return self.root / "features.zarr"
+
+    @property
+    def assets(self) -> Path:
+        """Tokenizer, teacher configuration, channel statistics, head and blocks."""
+        return self.root / "assets"
+
+    @property
+    def index(self) -> Path:
+        """The list of whole signals, replaced atomically."""
+        return self.root / "manifest.json"
+
+    @property
+    def plan(self) -> Path:
+        """What the planner wrote and its digests; written after all of it."""
+        return self.root / "manifests" / "plan.json"
+
+    @property
+    def staging(self) -> Path:
+        """Shards on their way; safe to delete when no capture runs."""
+        return self.root / "staging"
+
+    @property
+    def lock(self) -> Path:
+        """Held, by kernel lock, by the one process that writes."""
+        return self.root / "lock"
+
+    def array(self, signal: str, part: str) -> Path:
+        """The Zarr array of one part of a signal."""
+        return self.features / signal / part
+
+    def manifest(self, signal: str) -> Path:
+        """Written when all receipts of the signal are there."""
+        return self.root / "manifests" / f"{dotted(signal)}.json"
+
+    def receipt(self, signal: str, segment: int) -> Path:
+        """Written after the shards of one segment are durable."""
+        return self.root / "receipts" / dotted(signal) / f"{segment:06d}.json"
+
+    def channels(self, kind: str, layer: int | None) -> Path:
+        """Channel statistics of a hidden layer or of the head's input."""
+        name = kind if layer is None else f"{kind}.{layer}"
+        return self.assets / "channels" / f"{name}.safetensors"

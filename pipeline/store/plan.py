@@ -1,0 +1,135 @@
+"""The segment plan: which example lies where on the token axis, before any of it is written.
+
+Examples of a split are permuted once, seeded, then dealt in that order to segments of fixed capacity; a
+segment holds whole examples of one split. The plan is a pure function of the lengths, splits and options,
+so every later run, worker and reader agrees on it without talking.
+"""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.axes import SPLITS, TRAIN
+from pipeline.errors import ConfigError
+
+Ints: TypeAlias = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every example's place. Arrays are in store order: segment by segment, in order of `start`.
+
+    `split` holds codes, positions in `SPLITS`. `row` is the example's row in its tokenised split, `slot` its place
+    within its segment, `start` its first token on the token axis, `segment_split` a code for each segment.
+    """
+
+    segment_tokens: int
+    split: Ints
+    row: Ints
+    start: Ints
+    length: Ints
+    segment: Ints
+    slot: Ints
+    segment_split: Ints
+
+    @property
+    def segments(self) -> int:
+        """How many segments there are."""
+        return len(self.segment_split)
+
+    @property
+    def examples_per_segment(self) -> int:
+        """Room for examples in each segment of an example-axis signal."""
+        return int(self.slot.max()) + 1
+
+    def in_segment(self, segment: int) -> slice:
+        """Return the range of examples that lie in `segment`."""
+        first, last = np.searchsorted(self.segment, [segment, segment + 1])
+        return slice(int(first), int(last))
+
+    def segments_of(self, split: str) -> list[int]:
+        """Return the segments that hold examples of `split`."""
+        return np.flatnonzero(self.segment_split == SPLITS.index(split)).tolist()
+
+
+def _chosen(rows: int, split: str, fraction: float, limit: int | None, seed: int) -> Ints:
+    """Permute the rows of a split and, for training, keep the transfer set asked for."""
+    generator = np.random.default_rng([seed, SPLITS.index(split)])
+    order = generator.permutation(rows).astype(np.int64)
+    if split != TRAIN:
+        return order
+    keep = max(1, round(rows * fraction))
+    return order[: keep if limit is None else min(keep, limit)]
+
+
+def make_plan(
+    lengths: dict[str, Ints],
+    *,
+    segment_tokens: int,
+    seed: int,
+    fraction: float = 1.0,
+    limit: int | None = None,
+) -> Plan:
+    """Deal the examples of every split to segments.
+
+    Args:
+        lengths: Tokens of each example, by split.
+        segment_tokens: Capacity of a segment in tokens.
+        seed: Seed of the permutation.
+        fraction: Share of the training examples to capture.
+        limit: Most training examples to capture.
+
+    Raises:
+        ConfigError: If an example is longer than a segment, or there is no training example.
+    """
+    if not len(lengths.get(TRAIN, ())):
+        raise ConfigError("corpus: 0 training examples after tokenising; expected at least 1")
+    columns: dict[str, list[int]] = {
+        key: [] for key in ("split", "row", "start", "length", "segment", "slot")
+    }
+    segment_split: list[int] = []
+    for code, split in enumerate(SPLITS):
+        split_lengths = lengths.get(split)
+        if split_lengths is None or not len(split_lengths):
+            continue
+        longest = int(split_lengths.max())
+        if longest > segment_tokens:
+            raise ConfigError(
+                f"capture.segment_tokens: {segment_tokens}, but an example of {split} has {longest} "
+                "tokens; expected room for a whole example: raise segment_tokens"
+            )
+        used, slot = segment_tokens + 1, 0
+        for row in _chosen(len(split_lengths), split, fraction, limit, seed).tolist():
+            length = int(split_lengths[row])
+            if used + length > segment_tokens:
+                segment_split.append(code)
+                used, slot = 0, 0
+            segment = len(segment_split) - 1
+            place = (code, row, segment * segment_tokens + used, length, segment, slot)
+            for column, value in zip(columns.values(), place, strict=True):
+                column.append(value)
+            used, slot = used + length, slot + 1
+    arrays = {key: np.asarray(values, dtype=np.int64) for key, values in columns.items()}
+    return Plan(
+        segment_tokens=segment_tokens,
+        segment_split=np.asarray(segment_split, dtype=np.int64),
+        **arrays,
+    )
+
+
+def bucketed_batches(lengths: Ints, batch_tokens: int) -> list[Ints]:
+    """Group a segment's examples into batches of similar length, longest first.
+
+    A batch holds at most `batch_tokens` tokens, padding included, and at least one example. Pure
+    function of its arguments: the same segment always runs in the same batches.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    batches: list[Ints] = []
+    position = 0
+    while position < len(order):
+        size = max(1, batch_tokens // int(lengths[order[position]]))
+        batches.append(order[position : position + size])
+        position += size
+    return batches

@@ -1,0 +1,301 @@
+"""Reads a store: only whole signals, only files that match their manifest, rows joined by identity.
+
+Opening reads JSON and the small `examples/` table. A segment is read as a whole (one shard an
+array), checked by whole-file crc32c before its first use in this process.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load as load_safetensors
+
+from pipeline.axes import Axis
+from pipeline.errors import IncompatibleError, IntegrityError
+from pipeline.provenance import read_json
+from pipeline.store.forms.form import Channels, Part
+from pipeline.store.layout import FORMAT, Layout
+from pipeline.store.planner import (
+    EXAMPLE_DTYPES,
+    ROW_DIGEST_BYTES,
+    TOKEN_DTYPES,
+    row_digest,
+    rows_digest,
+)
+from pipeline.store.records import Declaration, Receipt
+from pipeline.store.shards import check_file, read_shard
+
+
+@dataclass(frozen=True)
+class StoredSignal:
+    """A whole signal: its declaration, its digest and the receipt of each segment that carries it."""
+
+    declaration: Declaration
+    digest: str
+    receipts: dict[int, Receipt]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes on disk, compressed."""
+        return sum(f["bytes"] for receipt in self.receipts.values() for f in receipt.files.values())
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that carry the signal."""
+        return sum(receipt.tokens for receipt in self.receipts.values())
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One segment in memory, still in stored dtypes.
+
+    `examples` are positions in the reader's example table whose features are usable; `offset` is the first row of each
+    of them within the segment's token rows, `slot` its row in example-axis arrays. `features` maps a signal's name to
+    its parts, each over the whole segment.
+    """
+
+    number: int
+    examples: NDArray[np.int64]
+    offset: NDArray[np.int64]
+    length: NDArray[np.int64]
+    slot: NDArray[np.int64]
+    tokens: dict[str, NDArray[Any]]
+    features: dict[str, dict[str, NDArray[Any]]] = field(default_factory=dict)
+
+
+class StoreReader:
+    """A store opened for reading, pinned to the digests of the signals it is asked for."""
+
+    def __init__(self, path: Path, pins: Mapping[str, str] | None = None) -> None:
+        """Open the store at `path`.
+
+        Args:
+            path: The store's directory.
+            pins: Signal name to the digest it must have. None accepts what is there.
+
+        Raises:
+            IntegrityError: If there is no whole store, or a record does not match its digest.
+            IncompatibleError: If the store is of another format or a pinned signal differs.
+        """
+        self.layout = Layout(path)
+        if not self.layout.index.exists():
+            raise IntegrityError(f"{path}: no whole store is here; run the capture stage first")
+        self.index = read_json(self.layout.index)
+        if self.index.get("format") != FORMAT:
+            raise IncompatibleError(
+                f"{path}: store format {self.index.get('format')}, this software reads {FORMAT}; "
+                "capture again with this version"
+            )
+        check_file(self.layout.plan, path, self.index["plan"])
+        self.plan: dict[str, Any] = read_json(self.layout.plan)
+        for signal, digest in (pins or {}).items():
+            self._check_pin(signal, digest)
+        self._signals: dict[str, StoredSignal] = {}
+        self._checked: set[tuple[str, int]] = set()
+
+    def _check_pin(self, signal: str, digest: str) -> None:
+        found = self.index["signals"].get(signal)
+        if found is None:
+            raise IncompatibleError(
+                f"{self.layout.root}: no signal {signal}; it has {', '.join(self.signals) or 'none'}; "
+                "run the capture stage again"
+            )
+        if found["digest"] != digest:
+            raise IncompatibleError(
+                f"{self.layout.root}: {signal} has digest {found['digest'][:16]}, expected "
+                f"{digest[:16]}; the store was captured anew: run the select stage again"
+            )
+
+    @property
+    def signals(self) -> list[str]:
+        """Names of the whole signals."""
+        return sorted(self.index["signals"])
+
+    def signal(self, name: str) -> StoredSignal:
+        """Return a signal's declaration and receipts, checked against the index."""
+        if name not in self._signals:
+            if name not in self.index["signals"]:
+                raise IncompatibleError(
+                    f"{self.layout.root}: no signal {name}; it has {', '.join(self.signals) or 'none'}"
+                )
+            path = self.layout.manifest(name)
+            check_file(path, self.layout.root, self.index["signals"][name]["manifest"])
+            manifest = read_json(path)
+            receipts = [Receipt.from_json(value) for value in manifest["receipts"]]
+            self._signals[name] = StoredSignal(
+                Declaration.from_json(manifest["declaration"]),
+                manifest["digest"],
+                {receipt.segment: receipt for receipt in receipts},
+            )
+        return self._signals[name]
+
+    @cached_property
+    def examples(self) -> dict[str, NDArray[Any]]:
+        """The example table, a column each; `digest` is each row's identity."""
+        count = self.plan["examples"]
+        return {
+            name: self._read(
+                f"examples/{name}",
+                Part(dtype, shape),
+                0,
+                count,
+                count,
+                self.plan["files"],
+            )
+            for name, dtype, shape in [
+                *((key, dtype, ()) for key, dtype in EXAMPLE_DTYPES.items()),
+                ("digest", "uint8", (ROW_DIGEST_BYTES,)),
+            ]
+        }
+
+    def segments(self, split: str) -> list[int]:
+        """Return the segments of a split, in order."""
+        return [i for i, name in enumerate(self.plan["segments"]) if name == split]
+
+    def _read(
+        self,
+        array: str,
+        part: Part,
+        segment: int,
+        shard_rows: int,
+        chunk_rows: int,
+        files: Mapping[str, dict[str, int]],
+    ) -> NDArray[Any]:
+        path = self.layout.features / array
+        name = "/".join(("features.zarr", array, "c", str(segment), *["0"] * len(part.row_shape)))
+        if name not in files:
+            raise IntegrityError(f"{path}: segment {segment} is in no receipt; capture it again")
+        first_use = (array, segment) not in self._checked
+        values = read_shard(
+            path,
+            self.layout.root,
+            segment=segment,
+            part=part,
+            shard_rows=shard_rows,
+            chunk_rows=chunk_rows,
+            expected=files[name] if first_use else None,
+        )
+        self._checked.add((array, segment))
+        return values
+
+    def examples_in(self, segment: int) -> NDArray[np.int64]:
+        """Return the positions in the example table of a segment's examples."""
+        return np.flatnonzero(self.examples["segment"] == segment)
+
+    def read_segment(self, segment: int, signals: Sequence[str] = ()) -> Segment:
+        """Read tokens and the given signals of one segment.
+
+        Raises:
+            IntegrityError: If a file is missing or altered, or if rows and features do not belong together.
+        """
+        chunk, capacity = self.plan["chunk_tokens"], self.plan["segment_tokens"]
+        tokens = {
+            column: self._read(
+                f"tokens/{column}",
+                Part(TOKEN_DTYPES[column], ()),
+                segment,
+                capacity,
+                chunk,
+                self.plan["files"],
+            )
+            for column in self.plan["columns"]
+        }
+        members = self.examples_in(segment)
+        offset = self.examples["start"][members] - segment * capacity
+        length = self.examples["length"][members].astype(np.int64)
+        self._check_rows(segment, members, offset, length, tokens)
+        identity = rows_digest(self.examples["digest"][members])
+        skipped: set[int] = set()
+        features = {}
+        for name in signals:
+            stored = self.signal(name)
+            receipt = stored.receipts.get(segment)
+            if receipt is None:
+                raise IncompatibleError(
+                    f"{name}: not captured for split {self.plan['segments'][segment]}; "
+                    f"it was for {', '.join(stored.declaration.splits)}"
+                )
+            if receipt.rows != identity:
+                raise IntegrityError(
+                    f"{name} segment {segment}: features of other rows ({receipt.rows[:12]}), expected "
+                    f"{identity[:12]}; capture this store again"
+                )
+            by_token = stored.declaration.axis == Axis.TOKEN
+            rows = capacity if by_token else self.plan["examples_per_segment"]
+            features[name] = {
+                part_name: self._read(
+                    f"{name}/{part_name}",
+                    part,
+                    segment,
+                    rows,
+                    chunk if by_token else rows,
+                    receipt.files,
+                )
+                for part_name, part in stored.declaration.parts().items()
+            }
+            skipped.update(receipt.skipped)
+        slot = self.examples["slot"][members].astype(np.int64)
+        usable = ~np.isin(slot, sorted(skipped))
+        return Segment(
+            segment, members[usable], offset[usable], length[usable], slot[usable], tokens, features
+        )
+
+    def _check_rows(
+        self,
+        segment: int,
+        members: NDArray[np.int64],
+        offset: NDArray[np.int64],
+        length: NDArray[np.int64],
+        tokens: dict[str, NDArray[Any]],
+    ) -> None:
+        if ("rows", segment) in self._checked:
+            return
+        table = self.examples
+        for i, start, count in zip(members.tolist(), offset.tolist(), length.tolist(), strict=True):
+            found = row_digest(
+                {column: values[start : start + count] for column, values in tokens.items()},
+                int(table["label"][i]),
+                int(table["source_row"][i]),
+                int(table["piece"][i]),
+            )
+            if found != table["digest"][i].tobytes():
+                raise IntegrityError(
+                    f"{self.layout.features}: example {i} of segment {segment} is not the row that was "
+                    "planned; the store was altered: delete it and capture again"
+                )
+        self._checked.add(("rows", segment))
+
+    def channels(self, signal: str) -> Channels | None:
+        """Return mean and deviation of a signal's channels as float32 numpy arrays, where it has them."""
+        declaration = self.signal(signal).declaration
+        if declaration.channels is None:
+            return None
+        path = self.layout.channels(declaration.kind, declaration.layer)
+        tensors = load_safetensors(check_file(path, self.layout.root, declaration.channels))
+        return Channels(tensors["mean"], tensors["deviation"])
+
+    def asset(self, name: str) -> Path:
+        """Return the path of an indexed asset file after checking it.
+
+        Raises:
+            IncompatibleError: If capture was not asked for it.
+        """
+        record = self.index["assets"].get(name)
+        if record is None:
+            raise IncompatibleError(
+                f"{self.layout.root}: no asset {name}; ask for it in the teacher's capture section"
+            )
+        path = self.layout.assets / record["file"]
+        check_file(path, self.layout.root, {key: record[key] for key in ("bytes", "crc32c")})
+        return path
+
+    def teacher_config(self) -> dict[str, Any]:
+        """Return the teacher's Hugging Face configuration."""
+        name = "assets/teacher/config.json"
+        path = self.layout.root / name
+        check_file(path, self.layout.root, self.plan["files"][name])
+        return read_json(path)

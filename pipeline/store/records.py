@@ -1,0 +1,161 @@
+"""The store's JSON records: plan, declaration, receipt, manifest, index.
+
+A *declaration* says what a signal is before any of it is written, a *receipt* that one segment of it is durable, a
+*manifest* that all of it is, the *index* which manifests count. Everything here except `software` enters a digest.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pipeline.axes import Axis
+from pipeline.errors import IntegrityError
+from pipeline.provenance import fingerprint
+from pipeline.store.forms.form import Form, Geometry, Part, options
+from pipeline.store.forms.registry import build_form
+from pipeline.store.signals import Signal
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What a signal is: its form and sizes, and what a reader must know to decode and use it.
+
+    `info` holds the mask rule and scaling of an attention layer, or scale and softcap of a head. `splits` names the
+    splits whose segments carry the signal. `channels` is the digest record of its statistics file.
+    """
+
+    signal: str
+    kind: str
+    layer: int | None
+    form: str
+    form_version: int
+    options: dict[str, Any]
+    geometry: Geometry
+    splits: tuple[str, ...]
+    info: dict[str, Any] = field(default_factory=dict)
+    channels: dict[str, int] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        signal: Signal,
+        geometry: Geometry,
+        splits: tuple[str, ...],
+        info: dict[str, Any],
+        channels: dict[str, int] | None,
+    ) -> "Declaration":
+        """Declare `signal`."""
+        form = signal.form
+        return cls(
+            signal.name,
+            signal.kind,
+            signal.layer,
+            form.name,
+            form.version,
+            options(form),
+            geometry,
+            splits,
+            info,
+            channels,
+        )
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Declaration":
+        """Read what `to_json` wrote.
+
+        Raises:
+            IntegrityError: If keys or types are not those of a declaration.
+        """
+        try:
+            return cls(
+                **{
+                    **value,
+                    "geometry": Geometry(**value["geometry"]),
+                    "splits": tuple(value["splits"]),
+                }
+            )
+        except (TypeError, KeyError) as error:
+            raise IntegrityError(f"declaration of a signal: {error}; capture it again") from error
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return asdict(self)
+
+    def build_form(self) -> Form:
+        """Return the form that decodes this signal.
+
+        Raises:
+            IntegrityError: If this software's form has another version.
+        """
+        form = build_form(self.kind, self.form, self.options)
+        if form.version != self.form_version:
+            raise IntegrityError(
+                f"{self.signal}: written by version {self.form_version} of form {self.form}, this software "
+                f"has version {form.version}; use the software that wrote it, or capture again"
+            )
+        return form
+
+    @property
+    def axis(self) -> Axis:
+        """The axis of the signal's rows."""
+        return self.build_form().axis
+
+    def parts(self) -> dict[str, Part]:
+        """Return the arrays of the signal."""
+        return self.build_form().parts(self.geometry)
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """One segment of one signal is durable.
+
+    `rows` is the digest of the identities of the segment's examples: features and tokens join by
+    it. `content` is the digest of the stored values in token order and alone feeds manifests; `files` holds
+    size and crc32c of each shard by its path in the store. `skipped` are slots whose features were not finite.
+    """
+
+    segment: int
+    tokens: int
+    examples: int
+    rows: str
+    content: str
+    skipped: tuple[int, ...]
+    files: dict[str, dict[str, int]]
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Receipt":
+        """Read what `asdict` wrote.
+
+        Raises:
+            IntegrityError: If keys or types are not those of a receipt.
+        """
+        try:
+            return cls(**{**value, "skipped": tuple(value["skipped"])})
+        except (TypeError, KeyError) as error:
+            raise IntegrityError(f"receipt: {error}; capture the segment again") from error
+
+
+def signal_digest(declaration: Declaration, receipts: list[Receipt]) -> str:
+    """Digest of everything a student can see of a signal; independent of host, time and compression."""
+    return fingerprint(
+        {
+            "declaration": declaration.to_json(),
+            "segments": [[r.segment, r.rows, r.content, list(r.skipped)] for r in receipts],
+        }
+    )
+
+
+def manifest_json(
+    declaration: Declaration, receipts: list[Receipt], software: dict[str, str]
+) -> dict[str, Any]:
+    """The manifest of a whole signal."""
+    return {
+        "declaration": declaration.to_json(),
+        "digest": signal_digest(declaration, receipts),
+        "receipts": [asdict(receipt) for receipt in receipts],
+        "software": software,
+    }
+
+
+def signal_bytes(receipts: list[Receipt]) -> int:
+    """Bytes of a signal on disk, compressed."""
+    return sum(entry["bytes"] for receipt in receipts for entry in receipt.files.values())

@@ -1,0 +1,1 @@
+"""Stage two: students trained from the store alone."""

@@ -1,0 +1,182 @@
+"""A new student: architecture by configuration or by checkpoint, start random or from the teacher.
+
+The teacher's `config.json` and weights come from the store's assets; the teacher is not loaded.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from pipeline.errors import ConfigError, IncompatibleError
+from pipeline.student.architecture import (
+    check_vocabulary,
+    student_configuration,
+    teacher_configuration,
+)
+from pipeline.student.blocks import check_sizes, load_blocks
+from pipeline.student.maps import block_choice
+
+logger = logging.getLogger(__name__)
+
+Task = Literal["causal-lm", "classification"]
+MODEL_CLASSES = {
+    "causal-lm": AutoModelForCausalLM,
+    "classification": AutoModelForSequenceClassification,
+}
+
+
+def build_student(
+    *,
+    architecture: Mapping[str, Any] | None,
+    checkpoint: str | None,
+    init: Literal["random", "teacher-layers"],
+    teacher_config: Mapping[str, Any],
+    vocab: int,
+    classes: tuple[str, ...],
+    task: Task,
+    seed: int,
+    blocks: Path | None = None,
+    layer_choice: Literal["uniform"] | Sequence[int] = "uniform",
+    revision: str | None = None,
+) -> PreTrainedModel:
+    """Build a student in float32 on the CPU, the same for the same arguments and versions.
+
+    The process's random state is left as it was.
+
+    Args:
+        architecture: Keys that replace those of the teacher's configuration; `{}` for none.
+        checkpoint: A directory or hub id of safetensors weights, instead of `architecture`.
+        init: `random` (what a checkpoint does not bring is random too), or `teacher-layers`.
+        teacher_config: The teacher's `config.json`.
+        vocab: Length of the teacher's tokenizer.
+        classes: Names of the classes; empty for `causal-lm`.
+        task: What the student's head is for.
+        seed: Of all random weights.
+        blocks: The teacher's blocks among the store's assets, for `teacher-layers`.
+        layer_choice: For each student block the teacher's block, counted from 1, or `uniform`.
+        revision: Revision of a hub checkpoint.
+
+    Raises:
+        ConfigError: If the choice contradicts itself, a key is unknown, or no model comes of it.
+        IncompatibleError: If vocabulary, special ids, sizes or blocks do not fit the teacher.
+        IntegrityError: If the file of blocks is missing or broken.
+    """
+    _check_choice(architecture, checkpoint, init, classes, task)
+    teacher = teacher_configuration(teacher_config)
+    if checkpoint is not None:
+        return _from_checkpoint(checkpoint, revision, teacher, vocab, classes, task, seed)
+    assert architecture is not None  # _check_choice: exactly one of the two is given
+    config = student_configuration(architecture, teacher, vocab=vocab, layer_choice=layer_choice)
+    _set_task(config, classes, task)
+    if init == "teacher-layers":
+        if blocks is None:
+            raise IncompatibleError(
+                "init teacher-layers: the store holds no blocks of the teacher; "
+                "name the blocks that capture keeps and run it again, or use init: random"
+            )
+        check_sizes(config, teacher)
+    try:
+        with _seeded(seed):
+            model = MODEL_CLASSES[task].from_config(config, dtype=torch.float32)
+    except (ValueError, RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(
+            f"model.architecture: no {task} model of type {config.model_type} comes of it "
+            f"({reason}); change the key it names, or the model_type"
+        ) from error
+    if init == "teacher-layers" and blocks is not None:
+        choice = block_choice(
+            layer_choice,
+            student_layers=config.num_hidden_layers,
+            teacher_layers=teacher.num_hidden_layers,
+        )
+        load_blocks(model, blocks, choice)
+        logger.info("student starts from teacher blocks %s", ", ".join(map(str, choice)))
+    return model
+
+
+def _check_choice(
+    architecture: Mapping[str, Any] | None,
+    checkpoint: str | None,
+    init: str,
+    classes: tuple[str, ...],
+    task: Task,
+) -> None:
+    """Refuse what contradicts itself before any file is read."""
+    if (architecture is None) == (checkpoint is None):
+        found = "neither" if architecture is None else "both"
+        raise ConfigError(
+            f"model: {found} of architecture and checkpoint given; give exactly one "
+            "(architecture: {} is the teacher's own)"
+        )
+    if checkpoint is not None and init != "random":
+        raise ConfigError(
+            f"model: checkpoint {checkpoint} and init: {init} both say where weights come from; "
+            "remove one"
+        )
+    if task == "classification" and len(classes) < 2:
+        raise ConfigError(f"classification needs at least 2 classes, the corpus has {len(classes)}")
+
+
+def _from_checkpoint(
+    checkpoint: str,
+    revision: str | None,
+    teacher: PreTrainedConfig,
+    vocab: int,
+    classes: tuple[str, ...],
+    task: Task,
+    seed: int,
+) -> PreTrainedModel:
+    """Load a student's weights; its special ids become the teacher's, whose tokenizer it gets."""
+    try:
+        config = AutoConfig.from_pretrained(checkpoint, revision=revision, trust_remote_code=False)
+        for key in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            setattr(config, key, getattr(teacher, key, None))
+        check_vocabulary(config, teacher, vocab, f"model.checkpoint {checkpoint}")
+        _set_task(config, classes, task)
+        with _seeded(seed):
+            # Safetensors only: a pickle would be executed.
+            return MODEL_CLASSES[task].from_pretrained(
+                checkpoint,
+                config=config,
+                revision=revision,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(
+            f"model.checkpoint {checkpoint}: no {task} model comes of it ({reason}); "
+            "expected a Hugging Face directory or hub id with safetensors weights"
+        ) from error
+
+
+def _set_task(config: PreTrainedConfig, classes: tuple[str, ...], task: Task) -> None:
+    """Give the configuration the corpus's classes; a language model keeps none of the teacher's."""
+    if task == "classification":
+        config.id2label = dict(enumerate(classes))
+        config.label2id = {name: index for index, name in enumerate(classes)}
+        config.problem_type = "single_label_classification"
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Draw weights from `seed`, and leave the CPU's and every GPU's generator as they were.
+
+    `torch.manual_seed` would also seed the GPUs, which `fork_rng(devices=[])` does not restore.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield

@@ -1,0 +1,42 @@
+"""Attention alignment: KL of the student's attention rows from the teacher's, over visible keys.
+
+It costs the memory of the [batch, heads, seq, seq] maps of one layer, twice over.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from pipeline.student.losses.counting import Count, sum_over_count
+
+
+def attention_kl(
+    student_log_probs: Float[Tensor, "batch heads seq seq"],
+    teacher_log_probs: Float[Tensor, "batch heads seq seq"],
+    rows: Bool[Tensor, "batch seq"],
+    visible: Bool[Tensor, "batch 1 seq seq"],
+    count: Count = None,
+) -> Float[Tensor, ""]:
+    """KL(teacher row ‖ student row), mean over heads, summed over live rows, divided by `count`.
+
+    Log-probabilities go in, so that softmax cannot be applied to probabilities by mistake. What
+    stands at invisible keys and in dead rows is never used, whether -inf, NaN or a large finite
+    negative, neither in the value nor in the gradient.
+
+    Args:
+        student_log_probs: Log of the student's attention of one layer.
+        teacher_log_probs: Log of the aligned teacher layer's attention. Gets no gradient.
+        rows: True where a query row counts; False on padding.
+        visible: True where a row may see a key; both sides share the rule.
+        count: Rows to divide by, over all accumulation steps and ranks. None: the live rows here.
+
+    Returns:
+        The loss in nats a row; 0 exactly when the sides agree or no row is live.
+    """
+    teacher = teacher_log_probs.detach().float()
+    # 0 * log 0 = 0: a key that the teacher gives no mass at all is no part of the sum.
+    kept = visible & rows[:, None, :, None] & (teacher > -torch.inf)
+    teacher = teacher.masked_fill(~kept, 0.0)
+    student = student_log_probs.float().masked_fill(~kept, 0.0)
+    per_row = (teacher.exp() * (teacher - student)).sum(dim=-1).mean(dim=1)
+    return sum_over_count(per_row[rows], count)

@@ -1,0 +1,181 @@
+"""Stage two: one student, from the store alone. The teacher is never loaded."""
+
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedModel, set_seed
+
+from pipeline.errors import IncompatibleError
+from pipeline.provenance import fingerprint, write_bytes_atomically, write_json
+from pipeline.store.reader import StoreReader
+from pipeline.student.build import build_student
+from pipeline.student.distiller import TERMS, Distiller
+from pipeline.student.features import TeacherFeatures
+from pipeline.student.objective import Objective
+from pipeline.student.stream import BatchOrder, StoreDataset
+from pipeline.student.trainer import DistillationTrainer
+from pipeline.training.checkpoints import last_complete_checkpoint
+from pipeline.training.options import TrainOptions, training_arguments
+
+logger = logging.getLogger(__name__)
+
+
+def train_student(
+    *,
+    name: str,
+    selected: Mapping[str, Any],
+    stores: Path,
+    output: Path,
+    curve: Path,
+    work: Path,
+    architecture: Mapping[str, Any] | None,
+    checkpoint: str | None,
+    init: Literal["random", "teacher-layers"],
+    objective: Objective,
+    options: TrainOptions,
+    pool_segments: int,
+    gradient_norms: bool,
+    device: str,
+) -> None:
+    """Train a student and export it as a plain Hugging Face directory.
+
+    Args:
+        name: The student's name.
+        selected: What the select stage wrote: store, signals with digests, layer maps.
+        stores: Directory of stores.
+        output: Where the student goes; replaced when training is done.
+        curve: CSV of every logged term.
+        work: Directory for checkpoints; the same parameters and features continue there.
+        architecture: Configuration keys that differ from the teacher's.
+        checkpoint: Directory or hub id to start from instead.
+        init: Random weights, or the teacher's blocks from the store's assets.
+        objective: The terms of the loss.
+        options: The optimisation.
+        pool_segments: Segments mixed together in memory.
+        gradient_norms: Log the norm of each term's gradient.
+        device: A torch device.
+
+    Raises:
+        IncompatibleError: If store and student do not fit; before the first step.
+        IntegrityError: If the store is not whole.
+    """
+    store = stores / selected["store"]
+    reader = StoreReader(store, selected["signals"])
+    plan = reader.plan
+    maps = {
+        term: {int(s): int(t) for s, t in pairs.items()}
+        for term, pairs in selected["maps"].items()
+    }
+    with torch.random.fork_rng():
+        set_seed(options.seed)
+        student = build_student(
+            architecture=None if architecture is None else dict(architecture),
+            checkpoint=checkpoint,
+            init=init,
+            teacher_config=reader.teacher_config(),
+            vocab=plan["vocab"],
+            classes=tuple(plan["classes"]),
+            task=plan["task"],
+            seed=options.seed,
+            blocks=_blocks(reader, selected) if init == "teacher-layers" else None,
+            layer_choice=selected["assets"].get("blocks", {}).get("layers", "uniform"),
+        )
+        _check_length(student, plan["max_length"], name)
+        signals = list(selected["signals"])
+        features = TeacherFeatures(
+            reader, signals, temperature=objective.output.temperature
+        )
+        distiller = Distiller(student, features, objective, maps, task=plan["task"])
+    dataset = StoreDataset(reader, signals, cached_segments=pool_segments)
+    order = BatchOrder(
+        dataset.segment,
+        dataset.length,
+        batch_size=options.batch_size,
+        pool_segments=pool_segments,
+        seed=options.seed,
+    )
+    identity = fingerprint(
+        {
+            "selected": dict(selected),
+            "architecture": dict(architecture or {}),
+            "checkpoint": checkpoint,
+            "init": init,
+            "objective": objective.model_dump(mode="json"),
+            "options": options.model_dump(mode="json"),
+            "pool_segments": pool_segments,
+        }
+    )
+    directory = work / "train" / f"{name}-{identity[:16]}"
+    if options.gradient_checkpointing:
+        student.activation_checkpointing_enable({"use_reentrant": False})
+    trainer = DistillationTrainer(
+        distiller,
+        dataset,
+        order,
+        training_arguments(
+            options.model_copy(update={"gradient_checkpointing": False}), directory, device
+        ),
+        description=f"train {name}",
+        gradient_norms=gradient_norms,
+    )
+    resumed = last_complete_checkpoint(directory)
+    if resumed is not None:
+        logger.info("%s: going on from %s", name, resumed)
+    trainer.train(resume_from_checkpoint=resumed)
+    if not trainer.is_world_process_zero():
+        return
+    export(student, reader, output)
+    write_json(
+        output / "distillation.json",
+        {"student": name, **selected, "objective": objective.model_dump(mode="json")},
+    )
+    write_curve(trainer.state.log_history, curve)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _blocks(reader: StoreReader, selected: Mapping[str, Any]) -> Path:
+    path = reader.asset("blocks")
+    record = reader.index["assets"]["blocks"]
+    found = f"{record['bytes']}-{record['crc32c']:08x}"
+    wanted = selected["assets"]["blocks"]["digest"]
+    if found != wanted:
+        raise IncompatibleError(
+            f"{path}: blocks {found}, expected {wanted}; run the select stage again"
+        )
+    return path
+
+
+def _check_length(student: PreTrainedModel, max_length: int, name: str) -> None:
+    positions = getattr(student.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and positions < max_length:
+        raise IncompatibleError(
+            f"students.{name}.model: {positions} positions, the corpus has rows of up to {max_length} tokens; "
+            "raise max_position_embeddings or tokenize with a smaller corpus.tokens.max_length"
+        )
+
+
+def export(student: PreTrainedModel, reader: StoreReader, output: Path) -> None:
+    """Write the student, with the tokenizer, where any Hugging Face loader finds it."""
+    staging = output.with_name(f".{output.name}.writing")
+    shutil.rmtree(staging, ignore_errors=True)
+    student.set_attn_implementation("sdpa")
+    student.save_pretrained(staging)
+    for file in sorted((reader.layout.assets / "tokenizer").iterdir()):
+        shutil.copyfile(file, staging / file.name)
+    shutil.rmtree(output, ignore_errors=True)
+    staging.rename(output)
+
+
+def write_curve(history: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Write the logged values, a row a logged step, columns in a fixed order."""
+    rows = [row for row in history if "loss" in row]
+    norms = sorted({key for row in rows for key in row if key.startswith("gradient_")})
+    wanted = ["step", "epoch", "loss", *TERMS, *norms, "grad_norm", "learning_rate"]
+    columns = [key for key in wanted if any(key in row for row in rows)]
+    lines = [",".join(columns)]
+    lines += [",".join(f"{row[key]:.6g}" if key in row else "" for key in columns) for row in rows]
+    write_bytes_atomically(path, ("\n".join(lines) + "\n").encode())

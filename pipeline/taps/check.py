@@ -1,0 +1,245 @@
+"""Proof by value, before anything is written, that the taps say what the model does.
+
+One batch is run tapped and, as reference, as the model came. What differs is refused by layer, so
+no list of supported architectures exists. Costs four to six forward passes of one batch.
+"""
+
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pipeline.errors import IncompatibleError
+from pipeline.taps.anatomy import Anatomy, find_anatomy
+from pipeline.taps.comparison import BOUNDS, FLOAT32_BOUND, Comparison
+from pipeline.taps.head import HeadSpec, apply_head, head_parameters, read_head_spec
+from pipeline.taps.inputs import model_inputs, run_base
+from pipeline.taps.maps import check_maps, check_masks
+from pipeline.taps.scores import Rule
+from pipeline.taps.tap import AttentionCall, Record, tap
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TapReport:
+    """What the check found; `rule` and `scaling` by attention layer.
+
+    `causal` says that padding on the right changes no live position when the mask is left out.
+    `heads`, `kv_heads` and `d_head` are those of the recorded tensors, or the configuration's when
+    no attention was asked for. `head` rebuilds the model's logits, or is None when not asked for.
+    """
+
+    model_class: str
+    depth: int
+    d_teacher: int
+    causal: bool
+    heads: int
+    kv_heads: int
+    d_head: int
+    rule: dict[int, Rule]
+    scaling: dict[int, float]
+    head: HeadSpec | None
+
+
+def check_taps(
+    model: PreTrainedModel,
+    inputs: Mapping[str, Tensor],
+    *,
+    hidden: Collection[int] = (),
+    attention: Collection[int] = (),
+    head: bool = False,
+    max_length: int | None = None,
+) -> TapReport:
+    """Compare every asked tap with the model itself on one batch, and report what was found.
+
+    Afterwards the model has our attention implementation if attention was asked for, else the one
+    it came with; without attention nothing of its attention is touched.
+
+    Args:
+        model: The model, on its device, in its dtype.
+        inputs: A right-padded batch with `input_ids`, `attention_mask` and whatever else the model
+            takes.
+        hidden: Layers whose hidden states will be tapped.
+        attention: Layers whose query and key will be tapped.
+        head: Whether the head's input will be tapped.
+        max_length: Longest row that will ever be run, in tokens. A row of that length is run too,
+            for windows which the batch is too short to show.
+
+    Raises:
+        IncompatibleError: If a tap differs from the model, by layer, with the difference and the
+            bound.
+        ValueError: If the batch is not right-padded or has no row of two tokens.
+    """
+    anatomy = find_anatomy(model)
+    anatomy.require_layers(hidden=hidden, attention=attention)
+    live = _live_positions(inputs["attention_mask"])
+    if attention and live.sum(1).max() < 2:
+        raise ValueError("one token says nothing about masks; check a batch with a longer row")
+    bound = BOUNDS.get(model.dtype, FLOAT32_BOUND)
+    comparison = Comparison(anatomy.model_class, live, bound)
+    was_training, original = model.training, model.config._attn_implementation
+    model.eval()
+    try:
+        with torch.no_grad():
+            report = _check(model, anatomy, inputs, comparison, hidden, attention, head, max_length)
+    except BaseException as error:
+        if original is not None and model.config._attn_implementation != original:
+            model.set_attn_implementation(original)
+        if isinstance(error, IncompatibleError) and anatomy.model_class not in str(error):
+            raise IncompatibleError(f"{anatomy.model_class}: {error}") from error
+        raise
+    finally:
+        model.train(was_training)
+    logger.info("taps agree with the model: %s", report)
+    return report
+
+
+def _check(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    inputs: Mapping[str, Tensor],
+    comparison: Comparison,
+    hidden: Collection[int],
+    attention: Collection[int],
+    head: bool,
+    max_length: int | None,
+) -> TapReport:
+    """Run the comparisons in the order of their cost; the model is in evaluation mode."""
+    states, norms, logits = _reference(model, anatomy, inputs)
+    modules: dict[int, nn.Module] = {}
+
+    def remember(layer: int, call: AttentionCall) -> None:
+        modules[layer] = call.module
+
+    with tap(model, hidden=hidden, attention=attention, head=head, watch=remember) as record:
+        tapped = model(**inputs).logits
+    _check_hidden(record, anatomy, states, norms, comparison)
+    remedy = "leave attention out for this model"
+    comparison.require_equal("logits under tapped attention", tapped, logits, remedy)
+    spec = _check_head(model, record, logits, comparison) if head else None
+    rules = check_maps(model, inputs, record, modules, comparison) if modules else {}
+    causal = "full" not in rules.values() and _is_causal(model, anatomy, inputs, comparison)
+    if rules and max_length is not None:
+        check_masks(model, inputs, rules, max_length, is_causal=causal)
+    heads, kv_heads, d_head = _sizes(record, anatomy)
+    return TapReport(
+        model_class=anatomy.model_class,
+        depth=anatomy.depth,
+        d_teacher=anatomy.width,
+        causal=causal,
+        heads=heads,
+        kv_heads=kv_heads,
+        d_head=d_head,
+        rule=rules,
+        scaling=dict(sorted(record.scaling.items())),
+        head=spec,
+    )
+
+
+def _reference(
+    model: PreTrainedModel, anatomy: Anatomy, inputs: Mapping[str, Tensor]
+) -> tuple[tuple[Tensor, ...], list[tuple[Tensor, Tensor]], Tensor]:
+    """Run the model as it came: hidden states, what the parts beside its blocks did, and logits."""
+    beside: list[tuple[Tensor, Tensor]] = []
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
+            beside.append((args[0], output))
+
+    handles = [
+        part.register_forward_hook(keep)
+        for part in anatomy.owner.children()
+        if not isinstance(part, nn.ModuleList)
+    ]
+    try:
+        output = model(**inputs, output_hidden_states=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return output.hidden_states or (), beside, output.logits
+
+
+def _check_hidden(
+    record: Record,
+    anatomy: Anatomy,
+    states: tuple[Tensor, ...],
+    beside: list[tuple[Tensor, Tensor]],
+    comparison: Comparison,
+) -> None:
+    """Compare with the model's own states, whose last may stand after a norm that ours precedes."""
+    if record.hidden and len(states) != anatomy.depth + 1:
+        raise IncompatibleError(
+            f"{anatomy.model_class} returns {len(states)} hidden states, expected "
+            f"{anatomy.depth + 1} to verify its layers; choose another model"
+        )
+    for layer, state in record.hidden.items():
+        theirs = states[layer]
+        if layer == anatomy.depth:
+            norms = [
+                given
+                for given, result in beside
+                if result.shape == theirs.shape == given.shape and torch.equal(result, theirs)
+            ]
+            theirs = norms[-1] if norms else theirs
+        comparison.require_equal(f"hidden layer {layer}", state, theirs, "leave this layer out")
+
+
+def _check_head(
+    model: PreTrainedModel, record: Record, logits: Tensor, comparison: Comparison
+) -> HeadSpec:
+    """Rebuild the logits from the head's input alone."""
+    spec = read_head_spec(model)
+    weight, bias = head_parameters(model)
+    assert record.head_input is not None  # the tap was asked for it
+    rebuilt = apply_head(record.head_input, weight, bias, spec)
+    remedy = "leave the head out and keep its logits in another form"
+    comparison.require_equal(f"logits rebuilt with {spec}", rebuilt, logits, remedy)
+    return spec
+
+
+def _is_causal(
+    model: PreTrainedModel, anatomy: Anatomy, inputs: Mapping[str, Tensor], comparison: Comparison
+) -> bool:
+    """See whether each row's last token, hidden behind the mask or not, leaves all before it alone.
+
+    Only asked of models that claim it: in half precision the bound alone could not tell.
+    """
+    lengths = comparison.live.sum(1, keepdim=True)
+    position = torch.arange(comparison.live.shape[1], device=lengths.device)
+    before = position < lengths - 1
+    if not anatomy.is_causal or not before.any():
+        return anatomy.is_causal
+    # A row of one token keeps it: attention over nothing is undefined.
+    mask = (before | (position == 0)).to(inputs["attention_mask"].dtype)
+    batch = dict(inputs) | {"attention_mask": mask}
+    with_mask = run_base(model, batch)
+    without = run_base(model, model_inputs(batch, is_causal=True))
+    return comparison.difference(without, with_mask, before) <= comparison.bound
+
+
+def _sizes(record: Record, anatomy: Anatomy) -> tuple[int, int, int]:
+    """Heads, key heads and head width, which one store keeps for all layers."""
+    found = {
+        (query.shape[1], record.key[layer].shape[1], query.shape[3])
+        for layer, query in record.query.items()
+    }
+    if len(found) > 1:
+        raise IncompatibleError(
+            f"{anatomy.model_class} has attention layers of the shapes {sorted(found)} (heads, key "
+            "heads, width), expected one; ask for layers of one shape"
+        )
+    return found.pop() if found else (anatomy.heads, anatomy.kv_heads, anatomy.head_dim)
+
+
+def _live_positions(attention_mask: Tensor) -> Bool[Tensor, "batch seq"]:
+    """Turn the mask into booleans; taps and store know right padding only."""
+    live = attention_mask.bool()
+    if not torch.equal(live, live.cumprod(1).bool()) or not live[:, 0].all():
+        raise ValueError("attention_mask has gaps, left padding or an empty row; pad on the right")
+    return live

@@ -1,0 +1,278 @@
+"""Listening to a model at full speed: hidden states by hooks, query and key by its attention.
+
+The registered attention function is SDPA that first hands query (after rotary) and key (before head
+repetition) to whoever taps the calling module. Recorded tensors belong to the model's own graph, so
+gradients flow through them.
+"""
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from pipeline.errors import IncompatibleError
+from pipeline.taps.anatomy import Anatomy, find_anatomy
+
+IMPLEMENTATION = "decant_tap"
+"""Name of our attention function among transformers' implementations."""
+
+SCORE_CHANGERS = {
+    "softcap": "a soft cap",
+    "s_aux": "attention sinks",
+    "position_bias": "a position bias",
+}
+"""Arguments that change scores beyond scaling and mask; SDPA drops some without a word."""
+
+
+@dataclass
+class Record:
+    """What the latest forward pass left, by layer; each pass replaces it."""
+
+    hidden: dict[int, Float[Tensor, "batch seq d"]] = field(default_factory=dict)
+    query: dict[int, Float[Tensor, "batch heads seq d_head"]] = field(default_factory=dict)
+    key: dict[int, Float[Tensor, "batch kv_heads seq d_head"]] = field(default_factory=dict)
+    scaling: dict[int, float] = field(default_factory=dict)
+    head_input: Float[Tensor, "batch seq d"] | None = None
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One call of the attention function, as the layer check wants to see it."""
+
+    module: nn.Module
+    mask: Tensor | None
+
+
+Watch = Callable[[int, AttentionCall], None]
+
+
+def prepare_attention(model: PreTrainedModel) -> None:
+    """Make `model` compute attention through our function, which gives what SDPA gives.
+
+    Raises:
+        IncompatibleError: If the model computes attention in its own way.
+    """
+    if model.config._attn_implementation == IMPLEMENTATION:
+        return
+    # Asked before setting: transformers only logs a warning and leaves the model as it was.
+    if model._can_set_attn_implementation():
+        model.set_attn_implementation(IMPLEMENTATION)
+    if model.config._attn_implementation != IMPLEMENTATION:
+        raise IncompatibleError(
+            f"{type(model).__name__} computes attention outside transformers' AttentionInterface, "
+            "expected a model that uses it; leave attention out for this model (hidden states and "
+            "logits can be tapped)"
+        )
+
+
+@contextmanager
+def tap(
+    model: PreTrainedModel,
+    *,
+    hidden: Collection[int] = (),
+    attention: Collection[int] = (),
+    head: bool = False,
+    watch: Watch | None = None,
+) -> Iterator[Record]:
+    """Record the asked layers of each forward pass of `model` or of its base model.
+
+    Passes count, not calls: what gradient checkpointing recomputes in the backward pass is not
+    recorded again. Taps of different models may run in different threads; one model has one tap at
+    a time. Tapping attention leaves the model with our attention implementation.
+
+    Args:
+        model: The model; with checkpointing, the non-reentrant kind.
+        hidden: Layers 0..L; 0 is the input of the first block, L the raw output of the last, before
+            any final norm.
+        attention: Layers 1..L whose query, key and scaling are wanted.
+        head: Keep the input of the head, which is the base model's output, also when no logits are
+            computed.
+        watch: Called with each tapped layer's attention call, for checks.
+
+    Raises:
+        IncompatibleError: If a layer does not exist, or the model does not hand its attention over.
+    """
+    anatomy = find_anatomy(model)
+    anatomy.require_layers(hidden=hidden, attention=attention)
+    if attention:
+        prepare_attention(model)
+    record = Record()
+    recorder = _Recorder(anatomy, record, frozenset(attention), head, watch)
+    handles = [
+        anatomy.base.register_forward_pre_hook(recorder.begin),
+        anatomy.base.register_forward_hook(recorder.end, always_call=True),
+    ]
+    if 0 in hidden:
+        handles.append(
+            anatomy.blocks[0].register_forward_pre_hook(recorder.block_input, with_kwargs=True)
+        )
+    handles += [
+        anatomy.blocks[layer - 1].register_forward_hook(recorder.block_output(layer))
+        for layer in set(hidden) - {0}
+    ]
+    listened = [
+        (part, _Listener(recorder, layer))
+        for layer in set(attention)
+        for part in anatomy.blocks[layer - 1].modules()
+    ]
+    try:
+        for part, listener in listened:
+            if part in _LISTENERS:
+                raise RuntimeError(f"{anatomy.model_class} is tapped already; end that tap first")
+            _LISTENERS[part] = listener
+        yield record
+    finally:
+        for handle in handles:
+            handle.remove()
+        for part, listener in listened:
+            if _LISTENERS.get(part) is listener:
+                del _LISTENERS[part]
+
+
+class _Recorder:
+    """State of one tap: whether a forward pass is under way, and where its tensors go."""
+
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        record: Record,
+        attention: frozenset[int],
+        head: bool,
+        watch: Watch | None,
+    ) -> None:
+        self.model_class = anatomy.model_class
+        self.record = record
+        self.attention = attention
+        self.head = head
+        self.watch = watch
+        self.is_open = False
+        self.has_gradients = False
+        self.versions: dict[int, int] = {}
+
+    def begin(self, module: nn.Module, args: Any) -> None:
+        self.record.hidden, self.record.query, self.record.key = {}, {}, {}
+        self.record.scaling, self.record.head_input = {}, None
+        self.versions = {}
+        self.is_open, self.has_gradients = True, torch.is_grad_enabled()
+
+    def end(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.is_open = False
+        if output is None:  # the pass failed; its own error is on the way
+            return
+        if self.head:
+            self.record.head_input = _first(output)
+        missing = sorted(self.attention - self.record.query.keys())
+        if missing:
+            raise IncompatibleError(
+                f"{self.model_class}: layers {missing} computed attention outside transformers' "
+                "AttentionInterface, expected one call a layer; leave attention out for these "
+                "layers"
+            )
+        for layer, version in self.versions.items():
+            if self.record.hidden[layer]._version != version:
+                raise IncompatibleError(
+                    f"{self.model_class} changes hidden layer {layer} in place after its block, "
+                    "expected it to stay; leave that layer out"
+                )
+
+    def block_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.keep(0, args[0] if args else kwargs["hidden_states"])
+
+    def block_output(self, layer: int) -> Callable[[nn.Module, Any, Any], None]:
+        return lambda module, args, output: self.keep(layer, _first(output))
+
+    def keep(self, layer: int, state: Tensor) -> None:
+        if self.is_open:
+            self.record.hidden[layer] = state
+            if not state.is_inference():  # inference tensors carry no version
+                self.versions[layer] = state._version
+
+
+@dataclass(frozen=True)
+class _Listener:
+    """Ties an attention module to the tap and the layer it belongs to."""
+
+    recorder: _Recorder
+    layer: int
+
+    def hear(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        mask: Tensor | None,
+        scaling: float | None,
+        window: int | None,
+    ) -> None:
+        recorder, layer = self.recorder, self.layer
+        if not recorder.is_open:
+            return
+        where = f"{recorder.model_class} layer {layer}"
+        if layer in recorder.record.query:
+            raise IncompatibleError(
+                f"{where} computes attention twice (cross-attention?), expected once; leave "
+                "attention out for this layer"
+            )
+        if recorder.has_gradients and not torch.is_grad_enabled():
+            raise IncompatibleError(
+                f"{where} runs without gradients inside reentrant checkpointing, which would cut "
+                'them; expected the non-reentrant kind, checkpoint with {"use_reentrant": False}'
+            )
+        if window is not None and key.shape[2] > window:
+            raise IncompatibleError(
+                f"{where} attends through a sliding window of {window} tokens, found a row of "
+                f"{key.shape[2]}; leave attention out for this layer or tokenize with max_length "
+                "within the window"
+            )
+        recorder.record.query[layer], recorder.record.key[layer] = query, key
+        recorder.record.scaling[layer] = (
+            query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+        )
+        if recorder.watch is not None:
+            recorder.watch(layer, AttentionCall(module, mask))
+
+
+_LISTENERS: WeakKeyDictionary[nn.Module, _Listener] = WeakKeyDictionary()
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """SDPA that can be overheard. Refuses what SDPA would leave out, in any layer."""
+    for name, what in SCORE_CHANGERS.items():
+        if kwargs.get(name) is not None:
+            number = getattr(module, "layer_idx", None)
+            place = type(module).__name__ + ("" if number is None else f" (layer {number + 1})")
+            raise IncompatibleError(
+                f"{place} uses {what}, expected softmax of scaled query-key products and a mask; "
+                "leave attention out for this model (hidden states and logits can be tapped)"
+            )
+    listener = _LISTENERS.get(module)
+    if listener is not None:
+        listener.hear(module, query, key, attention_mask, scaling, kwargs.get("sliding_window"))
+    return sdpa_attention_forward(
+        module, query, key, value, attention_mask, scaling=scaling, **kwargs
+    )
+
+
+def _first(output: Any) -> Tensor:
+    """Blocks and base models return a tensor or a sequence that the hidden state leads."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+AttentionInterface.register(IMPLEMENTATION, _attend)
+AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)

@@ -1,0 +1,54 @@
+"""What students need of the teacher besides features: its configuration, tokenizer, head, and blocks if asked for."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pipeline.provenance import write_bytes_atomically, write_json
+from pipeline.store.index import index_asset
+from pipeline.store.layout import Layout
+from pipeline.store.shards import file_digest
+from pipeline.taps.anatomy import find_anatomy
+
+HEAD = "lm_head"
+BLOCKS = "blocks"
+
+
+def write_descriptions(layout: Layout, config: dict[str, Any], tokenizer: Path) -> None:
+    """Write the teacher's configuration and tokenizer; before the plan, which lists their digests."""
+    write_json(layout.assets / "teacher" / "config.json", config)
+    target = layout.assets / "tokenizer"
+    target.mkdir(parents=True, exist_ok=True)
+    for file in sorted(tokenizer.iterdir()):
+        shutil.copyfile(file, target / file.name)
+
+
+def _write(layout: Layout, name: str, tensors: dict[str, Tensor], **record: Any) -> dict[str, Any]:
+    path = layout.assets / f"{name}.safetensors"
+    contiguous = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    write_bytes_atomically(path, save(contiguous))
+    entry = {"file": path.name, **file_digest(path, layout.root), **record}
+    index_asset(layout, name, entry)
+    return entry
+
+
+def write_head(layout: Layout, model: PreTrainedModel) -> dict[str, Any]:
+    """Write weight and bias of the output embeddings; return the index's entry."""
+    head = model.get_output_embeddings()
+    return _write(layout, HEAD, dict(head.state_dict()))
+
+
+def write_blocks(layout: Layout, model: PreTrainedModel, layers: list[int]) -> dict[str, Any]:
+    """Write the chosen blocks and everything outside the blocks, under the teacher's own names."""
+    prefix = f"{find_anatomy(model).path}."
+    wanted = tuple(f"{prefix}{layer - 1}." for layer in layers)
+    tensors = {
+        name: value
+        for name, value in model.state_dict().items()
+        if not name.startswith(prefix) or name.startswith(wanted)
+    }
+    return _write(layout, BLOCKS, tensors, layers=layers)

@@ -1,0 +1,58 @@
+"""Which teacher: a reference to weights that stay where they are, never a copy of them.
+
+`teach` writes it as `teacher.json`; every later stage identifies the teacher by it, without loading torch.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import IntegrityError
+from pipeline.provenance import fingerprint, read_json, write_json
+
+
+@dataclass(frozen=True)
+class TeacherReference:
+    """Where a teacher's weights are and what they are.
+
+    `model` is a hub id, or a directory (relative to `teacher.json` when it was trained here). `layers` is its depth in
+    blocks. `config` is the Hugging Face configuration.
+    """
+
+    model: str
+    revision: str | None
+    trust_remote_code: bool
+    weights_sha256: str
+    layers: int
+    config: dict[str, Any]
+    trained: bool
+
+    @classmethod
+    def load(cls, directory: Path) -> "TeacherReference":
+        """Read `teacher.json` of a teacher's directory.
+
+        Raises:
+            IntegrityError: If it is missing or not a teacher's reference.
+        """
+        try:
+            return cls(**read_json(directory / "teacher.json"))
+        except TypeError as error:
+            raise IntegrityError(
+                f"{directory / 'teacher.json'}: {error}; run the teach stage again"
+            ) from error
+
+    def save(self, directory: Path) -> None:
+        """Write `teacher.json` into `directory`."""
+        write_json(directory / "teacher.json", asdict(self))
+
+    def location(self, directory: Path) -> str:
+        """Return what `from_pretrained` takes: a directory or a hub id."""
+        return str(directory / self.model) if self.trained else self.model
+
+    def identity(self) -> dict[str, Any]:
+        """Return what enters a store's fingerprint: weights and configuration, not their place."""
+        return {
+            "weights_sha256": self.weights_sha256,
+            "config": fingerprint(self.config),
+            "revision": self.revision if self.trust_remote_code else None,
+        }

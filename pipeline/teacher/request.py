@@ -1,0 +1,81 @@
+"""From what a user asks of a capture to the signals that answer it. Needs neither torch nor the teacher."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from pipeline.axes import SPLITS, TRAIN, Axis
+from pipeline.errors import ConfigError, IncompatibleError
+from pipeline.store.forms.form import Form
+from pipeline.store.signals import Signal
+
+Layers: TypeAlias = Literal["all"] | Sequence[int] | dict[Literal["every"], int]
+"""Layers by name: a list, `all`, or `{every: n}`, counted back from the last."""
+
+
+@dataclass(frozen=True)
+class LayerRequest:
+    """Layers of one kind in one form."""
+
+    kind: Literal["hidden", "attention"]
+    layers: Layers
+    form: Form
+
+
+def resolve_layers(layers: Layers, *, first: int, depth: int, key: str) -> list[int]:
+    """Return layer numbers in order.
+
+    Args:
+        layers: What the user wrote.
+        first: 0 for hidden states (the input of block 0), 1 for attention.
+        depth: Blocks of the teacher.
+        key: The parameter's name, for the error.
+
+    Raises:
+        IncompatibleError: If the teacher does not have one of the layers.
+        ConfigError: If no layer is asked for, or one twice.
+    """
+    if layers == "all":
+        return list(range(first, depth + 1))
+    if isinstance(layers, dict):
+        return sorted(range(depth, first - 1, -layers["every"]))
+    numbers = [int(layer) for layer in layers]
+    if not numbers or len(set(numbers)) < len(numbers):
+        raise ConfigError(f"{key}: {numbers} is empty or repeats a layer; expected each layer once")
+    for layer in numbers:
+        if not first <= layer <= depth:
+            raise IncompatibleError(
+                f"{key}: layer {layer} asked for, the teacher has {first} to {depth}; remove it"
+            )
+    return sorted(numbers)
+
+
+def resolve_signals(
+    requests: Sequence[LayerRequest], logits: Form | None, *, depth: int, task: str, key: str
+) -> list[Signal]:
+    """Return the signals asked for, hidden states first, then attention, then logits.
+
+    Raises:
+        ConfigError: If the logits' form does not fit the task.
+        IncompatibleError: If the teacher does not have a layer.
+    """
+    signals = []
+    for request in requests:
+        first = 0 if request.kind == "hidden" else 1
+        numbers = resolve_layers(
+            request.layers, first=first, depth=depth, key=f"{key}.{request.kind}.layers"
+        )
+        signals += [Signal(request.kind, layer, request.form) for layer in numbers]
+    if logits is not None:
+        if (logits.axis == Axis.EXAMPLE) != (task == "classification"):
+            fitting = "dense" if task == "classification" else "head or topk"
+            raise ConfigError(
+                f"{key}.logits.form: {logits.name} does not fit the task {task}; use {fitting}"
+            )
+        signals.append(Signal("logits", None, logits))
+    return list({signal.name: signal for signal in signals}.values())
+
+
+def splits_of(signal: Signal) -> tuple[str, ...]:
+    """Return the splits that carry a signal: features for training, logits also to measure agreement."""
+    return SPLITS if signal.kind == "logits" else (TRAIN,)

@@ -1,0 +1,1 @@
+"""What teaching a teacher and training a student share around `transformers.Trainer`."""

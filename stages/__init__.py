@@ -1,0 +1,1 @@
+"""One click command a stage: params and paths become keyword arguments, errors become exit codes."""

@@ -1,0 +1,64 @@
+"""tokenize@T: text becomes ids with teacher T's tokenizer, or with one trained on the corpus."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import click
+from pydantic import Field
+
+from pipeline.corpus.examples import read_split
+from pipeline.corpus.tokenize import tokenize_corpus
+from pipeline.corpus.tokenizer import load_tokenizer, train_tokenizer
+from pipeline.errors import ConfigError
+from stages.command import params_option, stage
+from stages.project import DATA, Section, section
+
+
+class TokenParams(Section):
+    """Section `teachers.T.tokens`. `vocab` trains a tokenizer; `tokenizer` names another than the teacher's."""
+
+    max_length: Annotated[int, Field(ge=4)]
+    overlong: Literal["split", "truncate", "error"] | None = None
+    vocab: Annotated[int, Field(ge=258)] | None = None
+    tokenizer: str | None = None
+
+
+@click.command("tokenize")
+@click.argument("teacher")
+@params_option
+@stage
+def tokenize(teacher: str, params: Path) -> None:
+    """Tokenise the corpus for TEACHER into data/corpus/tokens/TEACHER.
+
+    \b
+    Example:
+      decant tokenize main
+    """
+    options = section(params, f"teachers.{teacher}.tokens", TokenParams)
+    model = section(params, f"teachers.{teacher}.model", dict[str, Any])
+    corpus = DATA / "corpus" / "text"
+    if options.vocab is not None:
+        tokenizer = train_tokenizer(read_split(corpus, "train")["text"], vocab=options.vocab)
+    else:
+        source = options.tokenizer or model.get("path")
+        if source is None:
+            raise ConfigError(
+                f"{params}: teachers.{teacher}.tokens: no tokenizer; give vocab to train one, or "
+                "tokenizer with a directory or hub id"
+            )
+        tokenizer = load_tokenizer(
+            source,
+            revision=model.get("revision"),
+            trust_remote_code=bool(model.get("trust_remote_code", False)),
+        )
+    tokenize_corpus(
+        corpus=corpus,
+        tokenizer=tokenizer,
+        max_length=options.max_length,
+        overlong=options.overlong,
+        output=DATA / "corpus" / "tokens" / teacher,
+    )
+
+
+if __name__ == "__main__":
+    tokenize()

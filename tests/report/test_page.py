@@ -1,0 +1,134 @@
+"""The page stands alone, names everything, and survives a run of which little is known."""
+
+import json
+from html.parser import HTMLParser
+
+import pytest
+
+from pipeline.errors import ConfigError
+from pipeline.report.page import write_report
+from pipeline.report.results import StudentResult, TeacherResult
+from tests.report.examples import classifier, corpus, student, teacher
+
+VERSIONS = {"torch": "2.13.0"}
+
+
+class Loads(HTMLParser):
+    """Collects what a browser would fetch, and checks that tags nest."""
+
+    VOID = frozenset({"meta", "link", "br", "img", "input"})
+
+    def __init__(self, text):
+        super().__init__()
+        self.urls, self.tags, self.open, self.text = [], set(), [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.urls += [value for name, value in attrs if name in {"src", "href", "data", "srcset"}]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def write(path, **changes):
+    values = {
+        "teachers": [teacher()],
+        "students": [
+            student("labels-only", 180.0),
+            student("aligned", 50.0, terms=("loss", "feature", "attention", "output")),
+        ],
+        "corpus": corpus(),
+        "seconds": {"prepare": 3.0, "teach@big": 188.0, "train@aligned": 30.0},
+        "versions": VERSIONS,
+    }
+    metrics = write_report(output=path, **values | changes)
+    assert json.loads((path / "metrics.json").read_text()) == metrics
+    return metrics, (path / "index.html").read_text()
+
+
+def test_the_page_names_all_models_numbers_and_fingerprints(tmp_path):
+    metrics, page = write(tmp_path)
+    text = " ".join(" ".join(Loads(page).text).split())
+    for expected in (
+        *("labels-only", "aligned", "big", "50.00", "80.0%", "22.2%"),
+        *("777 texts", "2 MB of text", "8.12 K tokens", "4 M parameters", "374 kB in the store"),
+        *("5 segments", "3 min 08 s", "30 s taken", "2 students", "0.250", "62.5%", "12.5 ms"),
+        *("hidden/3/bfloat16-1a2b3c4d", "374.0", "f00dface", "corpus1", "tokens1", "2.13.0"),
+        *("feature", "attention", "output", "labels"),
+    ):
+        assert expected in text
+    assert set(metrics["students"]) == {"labels-only", "aligned"}
+    assert metrics["students"]["aligned"]["retention"] == pytest.approx(0.8)
+
+
+def test_the_page_loads_nothing_and_runs_nothing(tmp_path):
+    _, page = write(tmp_path)
+    parsed = Loads(page)
+    assert all(url == "data:," or url.startswith("#") for url in parsed.urls)
+    assert not parsed.tags & {"script", "iframe", "img", "object", "embed", "a"}
+    assert "http://" not in page
+    assert "https://" not in page
+    assert "@import" not in page
+
+
+def test_an_unchanged_run_gives_the_same_bytes(tmp_path):
+    assert write(tmp_path / "a") == write(tmp_path / "b")
+
+
+def test_names_are_escaped(tmp_path):
+    _, page = write(tmp_path, students=[student("<script>alert(1)</script>")])
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_no_student_no_store_no_corpus(tmp_path):
+    bare = TeacherResult(name="t", metrics=classifier("t", 0.9, 0.8, 0.7))
+    metrics, page = write(tmp_path, teachers=[bare], students=[], corpus=None, seconds={})
+    Loads(page)
+    assert metrics["students"] == {}
+    assert "No student has been trained from it yet." in page
+    assert "Nothing was captured." in page
+    assert "No student, no curve." in page
+
+
+def test_one_classifier_without_a_curve(tmp_path):
+    metrics, page = write(
+        tmp_path,
+        teachers=[TeacherResult(name="t", metrics=classifier("t", 0.9, 0.8, 0.7))],
+        students=[StudentResult(name="s", teacher="t", metrics=classifier("s", 0.45, 0.4, 0.1))],
+        corpus=None,
+        score="f1",
+    )
+    assert metrics["students"]["s"]["retention"] == pytest.approx(0.5)
+    assert "One student trained from that store alone" in page
+    assert "No curve was recorded for s." in page
+    assert "test accuracy" in page
+    assert "student's test F1 over" in page
+
+
+def test_several_teachers_have_a_flow_and_a_store_each(tmp_path):
+    metrics, page = write(
+        tmp_path, teachers=[teacher(), teacher("wide")], students=[student("a", of="wide")]
+    )
+    Loads(page)
+    assert set(metrics["teachers"]) == {"big", "wide"}
+    assert page.count('<ol class="flow">') == 2
+    assert page.count("store of ") == 2
+
+
+def test_nothing_is_written_when_the_results_do_not_fit(tmp_path):
+    with pytest.raises(ConfigError, match="teachers: found none"):
+        write_report(output=tmp_path / "out", teachers=[], students=[])
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,43 @@
+import pytest
+import torch
+
+from pipeline.errors import ConfigError
+from pipeline.student.projectors import LinearProjector, Projectors
+
+
+def build(seed: int) -> Projectors:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Projectors("linear", {2: 4, 0: 0, 1: 2}, d_student=3, d_teacher=5)
+
+
+def test_each_pair_has_a_projector_of_its_own():
+    projectors = build(0)
+    assert list(projectors.by_pair) == ["0->0", "1->2", "2->4"]
+    hidden = torch.ones(7, 3)
+    first, second = projectors(1, 2, hidden), projectors(2, 4, hidden)
+    assert first.shape == (7, 5)
+    assert not torch.equal(first, second)
+    weights = projectors.state_dict()
+    torch.testing.assert_close(
+        first,
+        hidden @ weights["by_pair.1->2.linear.weight"].T + weights["by_pair.1->2.linear.bias"],
+    )
+    first.sum().backward()
+    assert projectors.get_parameter("by_pair.1->2.linear.weight").grad is not None
+    assert projectors.get_parameter("by_pair.2->4.linear.weight").grad is None
+
+
+def test_the_start_is_the_seeds():
+    one, same, other = (build(seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_half_precision_states_are_projected_in_the_weights_precision():
+    assert LinearProjector(3, 5)(torch.ones(2, 4, 3, dtype=torch.bfloat16)).dtype == torch.float32
+
+
+def test_an_unknown_name_is_refused_with_the_names():
+    with pytest.raises(ConfigError, match="'mlp' is no projector; use one of: linear"):
+        Projectors("mlp", {1: 1}, d_student=3, d_teacher=5)
