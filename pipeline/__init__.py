@@ -1,1 +1,1 @@
-"""The library behind `decant`: offline feature-aligned distillation, in layers that import only downwards."""
+"""The library behind `decant`: offline feature-aligned distillation, in layers."""

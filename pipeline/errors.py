@@ -23,7 +23,7 @@ class IntegrityError(DecantError):
 
 
 class IncompatibleError(DecantError):
-    """Two good things do not fit each other: teacher and form, store and student, tokenizer and corpus."""
+    """Two good things do not fit: teacher and form, store and student, tokenizer and corpus."""
 
     exit_code = 4
 

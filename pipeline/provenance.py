@@ -1,4 +1,4 @@
-"""Identity and durability: fingerprints of inputs, digests of files, and writes that are whole or absent.
+"""Identity and durability: fingerprints, digests, and writes that are whole or absent.
 
 A fingerprint is the SHA-256 of sorted JSON, so it does not depend on key order, host or time.
 """
@@ -61,8 +61,8 @@ def write_bytes_atomically(path: Path, data: bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise

@@ -1,1 +1,1 @@
-"""One click command a stage: params and paths become keyword arguments, errors become exit codes."""
+"""One click command a stage: parameters become keyword arguments, errors exit codes."""

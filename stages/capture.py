@@ -56,8 +56,8 @@ class LogitsIn(Section):
 class CaptureParams(Section):
     """Section `teachers.T.capture`."""
 
-    hidden: LayersIn | list[LayersIn] = []
-    attention: LayersIn | list[LayersIn] = []
+    hidden: LayersIn | tuple[LayersIn, ...] = ()
+    attention: LayersIn | tuple[LayersIn, ...] = ()
     logits: LogitsIn | None = None
     blocks: Layers | None = None
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -71,8 +71,8 @@ class CaptureParams(Section):
 
     def requests(self) -> list[LayerRequest]:
         """Return hidden states, then attention."""
-        hidden = self.hidden if isinstance(self.hidden, list) else [self.hidden]
-        attention = self.attention if isinstance(self.attention, list) else [self.attention]
+        hidden = self.hidden if isinstance(self.hidden, tuple) else [self.hidden]
+        attention = self.attention if isinstance(self.attention, tuple) else [self.attention]
         return [
             *(one.request("hidden") for one in hidden),
             *(one.request("attention") for one in attention),
@@ -97,7 +97,8 @@ def capture(teacher: str, params: Path, no_wait: bool) -> None:
     options = section(params, key, CaptureParams)
     if options.segment_tokens % options.chunk_tokens:
         raise ConfigError(
-            f"{params}: {key}.segment_tokens: {options.segment_tokens} is no multiple of chunk_tokens "
+            f"{params}: {key}.segment_tokens: {options.segment_tokens} is no multiple of "
+            f"chunk_tokens "
             f"{options.chunk_tokens}; change one of them"
         )
     tokens, directory = DATA / "corpus" / "tokens" / teacher, DATA / "teachers" / teacher

@@ -36,10 +36,10 @@ class _Stages(click.Group):
 @click.group(cls=_Stages, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="decant-kd")
 def main() -> None:
-    """Distil small models from a large one, offline: pour the teacher into a store once, train many students from it.
+    """Distil small models from a large one, offline: one store, many students.
 
-    The commands are the stages of dvc.yaml; `dvc repro` runs them in order. Each reads params.yaml in the current directory
-    and writes below data/.
+    The commands are the stages of dvc.yaml; `dvc repro` runs them in order. Each reads params.yaml
+    in the current directory and writes below data/.
 
     \b
     Example:

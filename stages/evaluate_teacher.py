@@ -1,4 +1,4 @@
-"""evaluate-teacher@T: what teacher T scores and costs; the only stage after capture that loads a teacher."""
+"""evaluate-teacher@T: what teacher T scores and costs; it alone loads the teacher again."""
 
 from pathlib import Path
 

@@ -39,7 +39,11 @@ def inspect(store: Path) -> None:
         console.print(f"  {key:16} {value}")
     table = Table(box=None, header_style="bold")
     for column in ("signal", "splits", "tokens", "bytes", "bytes/token", "skipped", "digest"):
-        table.add_column(column, justify="right" if column in {"tokens", "bytes", "bytes/token", "skipped"} else "left", no_wrap=True)
+        table.add_column(
+            column,
+            justify="right" if column in {"tokens", "bytes", "bytes/token", "skipped"} else "left",
+            no_wrap=True,
+        )
     for name in reader.signals:
         signal = reader.signal(name)
         skipped = sum(len(receipt.skipped) for receipt in signal.receipts.values())

@@ -24,7 +24,7 @@ class Section(BaseModel):
 
 
 class Runtime(Section):
-    """How this machine runs the stages: `runtime.yaml` (not in git) and `DECANT_*`; changes no result.
+    """How this machine runs stages: `runtime.yaml` (not in git), `DECANT_*`; no result changes.
 
     Attributes:
         device: A torch device; `auto` takes CUDA where there is one.
@@ -131,12 +131,14 @@ def prepare_torch(settings: Runtime) -> str:
         torch.empty(0, device=settings.device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"runtime device {settings.device!r}: {reason}; use cpu or auto") from error
+        raise ConfigError(
+            f"runtime device {settings.device!r}: {reason}; use cpu or auto"
+        ) from error
     return settings.device
 
 
 def shared_root() -> Path:
-    """Return the project that owns stores and checkpoints: experiments in temporary copies share them."""
+    """Return the project that owns stores and checkpoints; queued experiments share them."""
     return Path(os.environ.get("DVC_ROOT", Path.cwd()))
 
 

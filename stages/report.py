@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-
 from rich.console import Console
 
 from pipeline.provenance import read_json

@@ -1,4 +1,4 @@
-"""select@S: the digests of just the signals student S uses, so that no other signal can re-run it."""
+"""select@S: the digests of just the signals student S uses; no other can re-run it."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from stages.project import DATA, Section, section
 
 
 class SelectParams(Section):
-    """What select reads of section `students.S`; how the student is optimised is not its business."""
+    """What select reads of section `students.S`; how it is optimised is not its business."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 

@@ -6,12 +6,13 @@ from typing import Any, Self
 import click
 from pydantic import model_validator
 
+from pipeline.training.options import TrainOptions
 from stages.command import params_option, stage
 from stages.project import DATA, Section, prepare_torch, runtime, section, work
 
 
 class TeacherModel(Section):
-    """Section `teachers.T.model`: a directory or hub id (`path`), or the configuration of a new model (`scratch`)."""
+    """Section `teachers.T.model`: a directory or hub id (`path`), or a new model (`scratch`)."""
 
     path: str | None = None
     revision: str | None = None
@@ -41,7 +42,6 @@ def teach(teacher: str, params: Path) -> None:
       decant teach main
     """
     from pipeline.teacher.teach import teach as run
-    from pipeline.training.options import TrainOptions
 
     model = section(params, f"teachers.{teacher}.model", TeacherModel)
     fit = section(params, f"teachers.{teacher}.fit", TrainOptions | None)

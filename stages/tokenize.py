@@ -15,7 +15,10 @@ from stages.project import DATA, Section, section
 
 
 class TokenParams(Section):
-    """Section `teachers.T.tokens`. `vocab` trains a tokenizer; `tokenizer` names another than the teacher's."""
+    """Section `teachers.T.tokens`.
+
+    `vocab` trains a tokenizer; `tokenizer` names another than the teacher's.
+    """
 
     max_length: Annotated[int, Field(ge=4)]
     overlong: Literal["split", "truncate", "error"] | None = None

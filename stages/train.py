@@ -9,6 +9,7 @@ from pydantic import Field
 from pipeline.provenance import read_json
 from pipeline.student.objective import Alignment, Objective
 from pipeline.student.origin import StudentModel
+from pipeline.training.options import TrainOptions
 from stages.command import params_option, stage
 from stages.project import DATA, Section, prepare_torch, runtime, section, stores, work
 
@@ -20,7 +21,7 @@ class StudentParams(Section):
     model: StudentModel
     align: Alignment = Alignment()
     loss: Objective = Objective()
-    train: dict = {}
+    train: TrainOptions = Field(default_factory=TrainOptions)
     pool_segments: Annotated[int, Field(ge=1)] = 4
     gradient_norms: bool = False
 
@@ -37,7 +38,6 @@ def train(student: str, params: Path) -> None:
       decant train aligned
     """
     from pipeline.student.train import train_student
-    from pipeline.training.options import TrainOptions
 
     options = section(params, f"students.{student}", StudentParams)
     train_student(
@@ -51,7 +51,7 @@ def train(student: str, params: Path) -> None:
         checkpoint=options.model.checkpoint,
         init=options.model.init,
         objective=options.loss,
-        options=section(params, f"students.{student}.train", TrainOptions),
+        options=options.train,
         pool_segments=options.pool_segments,
         gradient_norms=options.gradient_norms,
         device=prepare_torch(runtime()),

@@ -1,4 +1,4 @@
-"""How close a student's output is to its teacher's, from the logits in the store; no teacher is loaded."""
+"""How close a student's output is to its teacher's, from the logits in the store."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,8 +37,9 @@ def agreement(
     """Compare a student with the teacher's stored logits.
 
     Returns:
-        `kl`: mean KL(teacher ‖ student) at temperature 1, in nats a position (for the form topk over the top k and the
-        rest, a lower bound). `top1`: share of positions where both find the same output likeliest.
+        `kl`: mean KL(teacher ‖ student) at temperature 1, in nats a position (for the form topk
+        over the top k and the rest, a lower bound). `top1`: share of positions where both find the
+        same output likeliest.
 
     Raises:
         IntegrityError: If the store is not what the digest says, or holds no example of the split.

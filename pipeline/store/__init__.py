@@ -1,1 +1,1 @@
-"""The feature store: plan, forms, shards, receipts, manifests, reader. Knows no model and no torch."""
+"""The feature store: plan, forms, shards, receipts, manifests, reader; no model, no torch."""

@@ -1,8 +1,8 @@
 """The commit protocol: declare, write shards, leave receipts, and only then let readers know.
 
 Order on disk: declaration; for each segment its shards, then its receipt; when all receipts are
-there the manifest, then the index. A crash between any two steps leaves a store that readers see as it was before,
-and that a later capture completes from the receipts.
+there the manifest, then the index. A crash between any two steps leaves a store that readers see as
+it was before, and that a later capture completes from the receipts.
 """
 
 import hashlib
@@ -10,7 +10,6 @@ import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,7 +38,7 @@ def content_digest(parts: Mapping[str, NDArray[Any]], live_rows: int) -> str:
 
 
 class SignalWriter:
-    """Writes one signal segment by segment; safe to share between threads that own their `ShardWriter`."""
+    """Writes one signal, segment by segment; threads may share it if each has its `ShardWriter`."""
 
     def __init__(
         self, layout: Layout, plan: Plan, chunk_tokens: int, declared: Declaration
@@ -60,7 +59,7 @@ class SignalWriter:
         return np.flatnonzero(np.isin(self._plan.segment_split, codes)).tolist()
 
     def declare(self) -> None:
-        """Write declaration and array metadata; a declaration that changed discards old receipts."""
+        """Write declaration and array metadata; a changed declaration discards old receipts."""
         path = self.layout.receipt(self.declared.signal, 0).parent / "declaration.json"
         if path.exists() and read_json(path) != self.declared.to_json():
             logger.warning("%s: declared anew, its receipts are discarded", self.declared.signal)

@@ -1,6 +1,7 @@
 """The index, `manifest.json`: which signals and assets of a store count. Replaced atomically.
 
-Readers open only what it lists, so a signal that is being written, or half removed, does not exist for them.
+Readers open only what it lists, so a signal that is being written, or half removed, does not exist
+for them.
 """
 
 from typing import Any

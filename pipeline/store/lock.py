@@ -32,7 +32,8 @@ def writer_lock(path: Path, *, wait: bool = True) -> Iterator[None]:
             holder = file.read().strip() or "another process"
             if not wait:
                 raise ResourceError(
-                    f"{path.parent}: {holder} is writing this store; wait for it to finish or stop it"
+                    f"{path.parent}: {holder} is writing this store; wait for it to finish or "
+                    f"stop it"
                 ) from None
             logger.warning("%s: waiting for %s, which is writing this store", path.parent, holder)
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,8 +1,8 @@
 """The segment plan: which example lies where on the token axis, before any of it is written.
 
-Examples of a split are permuted once, seeded, then dealt in that order to segments of fixed capacity; a
-segment holds whole examples of one split. The plan is a pure function of the lengths, splits and options,
-so every later run, worker and reader agrees on it without talking.
+Examples of a split are permuted once, seeded, then dealt in that order to segments of fixed
+capacity; a segment holds whole examples of one split. The plan is a pure function of the lengths,
+splits and options, so every later run, worker and reader agrees on it without talking.
 """
 
 from dataclasses import dataclass
@@ -21,8 +21,9 @@ Ints: TypeAlias = NDArray[np.int64]
 class Plan:
     """Every example's place. Arrays are in store order: segment by segment, in order of `start`.
 
-    `split` holds codes, positions in `SPLITS`. `row` is the example's row in its tokenised split, `slot` its place
-    within its segment, `start` its first token on the token axis, `segment_split` a code for each segment.
+    `split` holds codes, positions in `SPLITS`. `row` is the example's row in its tokenised split,
+    `slot` its place within its segment, `start` its first token on the token axis, `segment_split`
+    a code for each segment.
     """
 
     segment_tokens: int
@@ -97,7 +98,8 @@ def make_plan(
         longest = int(split_lengths.max())
         if longest > segment_tokens:
             raise ConfigError(
-                f"capture.segment_tokens: {segment_tokens}, but an example of {split} has {longest} "
+                f"capture.segment_tokens: {segment_tokens}, but an example of {split} has "
+                f"{longest} "
                 "tokens; expected room for a whole example: raise segment_tokens"
             )
         used, slot = segment_tokens + 1, 0

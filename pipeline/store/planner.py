@@ -1,7 +1,7 @@
 """Writes what every signal refers to: `tokens/`, `examples/` and the description of the plan.
 
-The planner runs alone, under the store's lock, before any segment; its record is written last and lists
-every file with size and crc32c.
+The planner runs alone, under the store's lock, before any segment; its record is written last and
+lists every file with size and crc32c.
 """
 
 import hashlib
@@ -17,8 +17,8 @@ from pipeline.axes import SPLITS
 from pipeline.errors import IntegrityError
 from pipeline.provenance import read_json, write_json
 from pipeline.store.forms.form import Part
-from pipeline.store.layout import Layout
 from pipeline.store.index import read_index, write_index
+from pipeline.store.layout import Layout
 from pipeline.store.plan import Plan
 from pipeline.store.shards import create_array, file_digest, shard_file, shard_writer
 
@@ -73,7 +73,8 @@ def write_plan(layout: Layout, plan: Plan, rows: Rows, description: dict[str, An
         layout: The store.
         plan: Where every example lies.
         rows: The examples' tokens and labels, in plan order.
-        description: What readers must know: spec, task, classes, vocabulary, chunk_tokens; JSON values.
+        description: What readers must know: spec, task, classes, vocabulary, chunk_tokens; JSON
+            values.
     """
     if layout.plan.exists():
         record = read_json(layout.plan)
@@ -84,7 +85,8 @@ def write_plan(layout: Layout, plan: Plan, rows: Rows, description: dict[str, An
         ) and all((layout.root / name).exists() for name in record["files"]):
             return
         raise IntegrityError(
-            f"{layout.root}: a file of tokens/, examples/ or assets/ is missing or altered; delete the "
+            f"{layout.root}: a file of tokens/, examples/ or assets/ is missing or altered; "
+            f"delete the "
             "store's directory and capture again"
         )
     layout.root.mkdir(parents=True, exist_ok=True)

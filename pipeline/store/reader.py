@@ -32,7 +32,7 @@ from pipeline.store.shards import check_file, read_shard
 
 @dataclass(frozen=True)
 class StoredSignal:
-    """A whole signal: its declaration, its digest and the receipt of each segment that carries it."""
+    """A whole signal: its declaration, its digest and the receipts of its segments."""
 
     declaration: Declaration
     digest: str
@@ -53,9 +53,9 @@ class StoredSignal:
 class Segment:
     """One segment in memory, still in stored dtypes.
 
-    `examples` are positions in the reader's example table whose features are usable; `offset` is the first row of each
-    of them within the segment's token rows, `slot` its row in example-axis arrays. `features` maps a signal's name to
-    its parts, each over the whole segment.
+    `examples` are positions in the reader's example table whose features are usable; `offset` is
+    the first row of each of them within the segment's token rows, `slot` its row in example-axis
+    arrays. `features` maps a signal's name to its parts, each over the whole segment.
     """
 
     number: int
@@ -101,7 +101,8 @@ class StoreReader:
         found = self.index["signals"].get(signal)
         if found is None:
             raise IncompatibleError(
-                f"{self.layout.root}: no signal {signal}; it has {', '.join(self.signals) or 'none'}; "
+                f"{self.layout.root}: no signal {signal}; it has "
+                f"{', '.join(self.signals) or 'none'}; "
                 "run the capture stage again"
             )
         if found["digest"] != digest:
@@ -120,7 +121,8 @@ class StoreReader:
         if name not in self._signals:
             if name not in self.index["signals"]:
                 raise IncompatibleError(
-                    f"{self.layout.root}: no signal {name}; it has {', '.join(self.signals) or 'none'}"
+                    f"{self.layout.root}: no signal {name}; it has "
+                    f"{', '.join(self.signals) or 'none'}"
                 )
             path = self.layout.manifest(name)
             check_file(path, self.layout.root, self.index["signals"][name]["manifest"])
@@ -190,7 +192,8 @@ class StoreReader:
         """Read tokens and the given signals of one segment.
 
         Raises:
-            IntegrityError: If a file is missing or altered, or if rows and features do not belong together.
+            IntegrityError: If a file is missing or altered, or if rows and features do not belong
+                together.
         """
         chunk, capacity = self.plan["chunk_tokens"], self.plan["segment_tokens"]
         tokens = {
@@ -221,7 +224,8 @@ class StoreReader:
                 )
             if receipt.rows != identity:
                 raise IntegrityError(
-                    f"{name} segment {segment}: features of other rows ({receipt.rows[:12]}), expected "
+                    f"{name} segment {segment}: features of other rows ({receipt.rows[:12]}), "
+                    f"expected "
                     f"{identity[:12]}; capture this store again"
                 )
             by_token = stored.declaration.axis == Axis.TOKEN
@@ -264,13 +268,14 @@ class StoreReader:
             )
             if found != table["digest"][i].tobytes():
                 raise IntegrityError(
-                    f"{self.layout.features}: example {i} of segment {segment} is not the row that was "
+                    f"{self.layout.features}: example {i} of segment {segment} is not the row "
+                    f"that was "
                     "planned; the store was altered: delete it and capture again"
                 )
         self._checked.add(("rows", segment))
 
     def channels(self, signal: str) -> Channels | None:
-        """Return mean and deviation of a signal's channels as float32 numpy arrays, where it has them."""
+        """Return mean and deviation of a signal's channels, float32, where it has them."""
         declaration = self.signal(signal).declaration
         if declaration.channels is None:
             return None

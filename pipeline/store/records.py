@@ -1,7 +1,8 @@
 """The store's JSON records: plan, declaration, receipt, manifest, index.
 
-A *declaration* says what a signal is before any of it is written, a *receipt* that one segment of it is durable, a
-*manifest* that all of it is, the *index* which manifests count. Everything here except `software` enters a digest.
+A *declaration* says what a signal is before any of it is written, a *receipt* that one segment of
+it is durable, a *manifest* that all of it is, the *index* which manifests count. Everything here
+except `software` enters a digest.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -19,8 +20,9 @@ from pipeline.store.signals import Signal
 class Declaration:
     """What a signal is: its form and sizes, and what a reader must know to decode and use it.
 
-    `info` holds the mask rule and scaling of an attention layer, or scale and softcap of a head. `splits` names the
-    splits whose segments carry the signal. `channels` is the digest record of its statistics file.
+    `info` holds the mask rule and scaling of an attention layer, or scale and softcap of a head.
+    `splits` names the splits whose segments carry the signal. `channels` is the digest record of
+    its statistics file.
     """
 
     signal: str
@@ -89,7 +91,8 @@ class Declaration:
         form = build_form(self.kind, self.form, self.options)
         if form.version != self.form_version:
             raise IntegrityError(
-                f"{self.signal}: written by version {self.form_version} of form {self.form}, this software "
+                f"{self.signal}: written by version {self.form_version} of form {self.form}, "
+                f"this software "
                 f"has version {form.version}; use the software that wrote it, or capture again"
             )
         return form
@@ -109,8 +112,9 @@ class Receipt:
     """One segment of one signal is durable.
 
     `rows` is the digest of the identities of the segment's examples: features and tokens join by
-    it. `content` is the digest of the stored values in token order and alone feeds manifests; `files` holds
-    size and crc32c of each shard by its path in the store. `skipped` are slots whose features were not finite.
+    it. `content` is the digest of the stored values in token order and alone feeds manifests;
+    `files` holds size and crc32c of each shard by its path in the store. `skipped` are slots whose
+    features were not finite.
     """
 
     segment: int
@@ -135,7 +139,7 @@ class Receipt:
 
 
 def signal_digest(declaration: Declaration, receipts: list[Receipt]) -> str:
-    """Digest of everything a student can see of a signal; independent of host, time and compression."""
+    """Digest of all a student can see of a signal, whatever host, time and compression."""
     return fingerprint(
         {
             "declaration": declaration.to_json(),

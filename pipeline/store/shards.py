@@ -1,8 +1,9 @@
-"""Whole shards on disk: written aside, made durable, renamed; checked as whole files before they are read.
+"""Whole shards on disk: written aside, made durable, renamed; checked whole before use.
 
-One segment is one shard of every array, and a shard is one file. Zarr's own writers neither sync nor (zarrs) rename, so
-a shard is encoded into a staging array of the same metadata and its file is moved into place. Zarr's chunk
-checksums do not see a missing chunk, a zero-length shard or two swapped files; the whole-file CRC does.
+One segment is one shard of every array, and a shard is one file. Zarr's own writers neither sync
+nor (zarrs) rename, so a shard is encoded into a staging array of the same metadata and its file is
+moved into place. Zarr's chunk checksums do not see a missing chunk, a zero-length shard or two
+swapped files; the whole-file CRC does.
 """
 
 import math
@@ -29,7 +30,7 @@ from pipeline.store.forms.form import Part
 READER = "zarrs.ZarrsCodecPipeline"
 """1.5 to 4 times less CPU than zarr's own codec pipeline."""
 WRITER = "zarr.core.codec_pipeline.BatchedCodecPipeline"
-"""zarr's own: zarrs leaves out chunks of zeros, whatever `write_empty_chunks` says, and then a lost chunk
+"""zarr's own: zarrs leaves out chunks of zeros whatever is asked, and then a lost chunk
 looks like an empty one."""
 OPENING = threading.Lock()
 BLOSC_HEADER = struct.Struct("<4xIII")  # decoded bytes, block size, encoded bytes
@@ -167,7 +168,8 @@ def read_inside(path: Path, root: Path) -> bytes:
         real = path.resolve(strict=True)
         if not real.is_relative_to(root.resolve()) or path.is_symlink():
             raise IntegrityError(
-                f"{path}: a link leads to {real}, outside the store; expected a file of the store itself"
+                f"{path}: a link leads to {real}, outside the store; expected a file of the "
+                f"store itself"
             )
         return real.read_bytes()
     except OSError as error:
@@ -193,7 +195,7 @@ def check_file(path: Path, root: Path, expected: dict[str, int]) -> bytes:
 
 
 def check_chunk_sizes(data: bytes, path: Path, *, chunks: int, chunk_bytes: int) -> None:
-    """Check, before anything is allocated, that every chunk of a shard is there and decodes to its size.
+    """Check, before anything is allocated, that each chunk is there and claims its size.
 
     Raises:
         IntegrityError: If a chunk is missing, outside the file, or claims another size.
@@ -246,8 +248,10 @@ def read_shard(
             or array.chunks != (chunk_rows, *part.row_shape)
         ):
             raise IntegrityError(
-                f"{array_path}: found {array.dtype}{array.shape} in shards of {array.shards}, expected "
-                f"{part.dtype} rows of {part.row_shape} in shards of {shard_rows}; the store was altered"
+                f"{array_path}: found {array.dtype}{array.shape} in shards of {array.shards}, "
+                f"expected "
+                f"{part.dtype} rows of {part.row_shape} in shards of {shard_rows}; the store "
+                f"was altered"
             )
         return np.asarray(array[segment * shard_rows : (segment + 1) * shard_rows])
     except (RuntimeError, ValueError, OSError, KeyError) as error:

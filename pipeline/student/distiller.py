@@ -1,7 +1,7 @@
-"""Student and projectors as one module: a batch from the store goes in, the terms of the loss come out.
+"""Student and projectors as one module: a stored batch goes in, terms of the loss come out.
 
-Nothing here knows the teacher as a model. Every term is divided by the count it is given, so that its value is
-right under gradient accumulation and on several ranks.
+Nothing here knows the teacher as a model. Every term is divided by the count it is given, so that
+its value is right under gradient accumulation and on several ranks.
 """
 
 from collections.abc import Mapping
@@ -39,7 +39,8 @@ def active_terms(objective: Objective) -> tuple[str, ...]:
 def term_counts(batch: Mapping[str, Any], objective: Objective, *, task: str) -> dict[str, int]:
     """Return how many units of each active term a batch holds.
 
-    Feature: live tokens (but the first where the option says so). Attention: live query rows. Output and labels: target
+    Feature: live tokens (but the first where the option says so). Attention: live query rows.
+        Output and labels: target
     positions of a language model, examples of a classifier.
     """
     live = batch["attention_mask"]
@@ -66,7 +67,8 @@ class Distiller(nn.Module):
         task: `causal-lm` or `classification`.
 
     Raises:
-        IncompatibleError: If attention is to be matched between unequal head counts, or vocabularies or class
+        IncompatibleError: If attention is to be matched between unequal head counts, or
+            vocabularies or class
             counts differ.
     """
 
@@ -106,14 +108,17 @@ class Distiller(nn.Module):
             heads = self.features.declaration("attention", teacher_layer).geometry.heads
             if heads != self._anatomy.heads:
                 raise IncompatibleError(
-                    f"loss.attention: teacher layer {teacher_layer} has {heads} attention heads, student layer "
-                    f"{student_layer} has {self._anatomy.heads}; give the student {heads} heads or set the "
+                    f"loss.attention: teacher layer {teacher_layer} has {heads} attention "
+                    f"heads, student layer "
+                    f"{student_layer} has {self._anatomy.heads}; give the student {heads} heads "
+                    f"or set the "
                     "term's weight to 0"
                 )
             rule = self.features.declaration("attention", teacher_layer).info["rule"]
             if (rule == "causal") != self._is_causal:
                 raise IncompatibleError(
-                    f"loss.attention: teacher layer {teacher_layer} is {rule}, the student is not; choose a "
+                    f"loss.attention: teacher layer {teacher_layer} is {rule}, the student is "
+                    f"not; choose a "
                     "student of the teacher's kind"
                 )
         if "output" in self.terms:
@@ -122,7 +127,8 @@ class Distiller(nn.Module):
             found = self.student.config.num_labels if head is None else head.weight.shape[0]
             if vocab != found:
                 raise IncompatibleError(
-                    f"loss.output: the teacher has {vocab} outputs, the student {found}; give the student the "
+                    f"loss.output: the teacher has {vocab} outputs, the student {found}; give "
+                    f"the student the "
                     "teacher's vocabulary or classes"
                 )
 
@@ -255,7 +261,8 @@ class Distiller(nn.Module):
             return loss.full(logits, teacher.full, options.temperature, count)
         if loss.topk is None:
             raise IncompatibleError(
-                f"loss.output.loss: {options.loss} needs the whole vocabulary; capture logits as head"
+                f"loss.output.loss: {options.loss} needs the whole vocabulary; capture logits "
+                f"as head"
             )
         return loss.topk(
             logits,

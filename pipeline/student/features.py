@@ -27,16 +27,20 @@ class TeacherLogits:
 
 
 class TeacherFeatures(nn.Module):
-    """Decodes the signals a student uses. Its buffers (statistics, head) move with it and are not trained.
+    """Decodes the signals a student uses; its buffers (statistics, head) are not trained.
 
     Args:
         reader: The store, pinned to the student's signals.
         signals: Names of the signals.
-        temperature: The temperature of the output term; a form that keeps only some is checked for it.
+        temperature: The temperature of the output term; a form that keeps only some is checked for
+            it.
 
     Raises:
         IncompatibleError: If `topk` was not captured at this temperature.
     """
+
+    head_weight: Tensor
+    head_bias: Tensor | None
 
     def __init__(
         self, reader: StoreReader, signals: list[str], *, temperature: float = 1.0
@@ -118,7 +122,7 @@ class TeacherFeatures(nn.Module):
         features: Mapping[str, Mapping[str, Tensor]],
         rows: Bool[Tensor, " tokens"] | None,
     ) -> tuple[Tensor, ...]:
-        """Return the output signal's decoded tensors at the kept rows, as `logits` takes them in chunks."""
+        """Return the output signal's tensors at the kept rows, as `logits` takes them in chunks."""
         parts = self._decode("logits", None, features)
         if rows is not None:
             parts = {key: value[rows] for key, value in parts.items()}
@@ -145,7 +149,8 @@ def _temperature_index(declared: Declaration, temperature: float) -> int:
     captured = [float(t) for t in declared.options["temperatures"]]
     if float(temperature) not in captured:
         raise IncompatibleError(
-            f"loss.output.temperature: {temperature}, but {declared.signal} was captured at {captured}; "
+            f"loss.output.temperature: {temperature}, but {declared.signal} was captured at "
+            f"{captured}; "
             "choose one of these, capture at this one too, or use the form head"
         )
     return captured.index(float(temperature))

@@ -1,6 +1,7 @@
-"""Which signals of a teacher's store a student needs; decided from JSON alone, before anything is trained.
+"""Which signals of a store a student needs; decided from JSON, before anything is trained.
 
-The answer holds digests of just these signals, so a layer captured for another student changes nothing here.
+The answer holds digests of just these signals, so a layer captured for another student changes
+nothing here.
 """
 
 from collections.abc import Sequence
@@ -121,7 +122,8 @@ def _one(
         what = f" in form {form}" if form and there else ""
         raise IncompatibleError(
             f"{key}: needs {place}{what}, which is not in the store "
-            f"(it has {kind} {', '.join(has) or 'none' if layer is not None else 'none'}); add it under the "
+            f"(it has {kind} {', '.join(has) or 'none' if layer is not None else 'none'}); add "
+            f"it under the "
             "teacher's capture section and run `dvc repro`"
         )
     if len(fitting) > 1:
@@ -148,7 +150,8 @@ def _blocks(
     have = found["layers"] if found else []
     if not set(wanted) <= set(have):
         raise IncompatibleError(
-            f"{key}.model: starts from teacher blocks {wanted}, the store's assets have {have or 'none'}; "
+            f"{key}.model: starts from teacher blocks {wanted}, the store's assets have "
+            f"{have or 'none'}; "
             "add them to the teacher's capture.blocks and run `dvc repro`"
         )
     assert found is not None

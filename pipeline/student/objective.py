@@ -1,4 +1,4 @@
-"""What a student is asked to match: the terms of the loss, their weights, and the layers they meet at.
+"""What a student is asked to match: terms of the loss, weights, and layers they meet at.
 
 L = w_feature · L_feature + w_attention · L_attention + w_output · L_output + w_label · L_label
 """
@@ -17,7 +17,7 @@ class Section(BaseModel):
 
 
 class FeatureTerm(Section):
-    """Hidden states of aligned layers through a projector, in units of the teacher's channel deviation."""
+    """Hidden states through a projector, in units of the teacher's channel deviation."""
 
     loss: Literal["mse"] = "mse"
     weight: Weight = Weight(0.0)
@@ -61,8 +61,9 @@ class Objective(Section):
 class Alignment(Section):
     """Which student layer learns from which teacher layer.
 
-    `uniform` spreads the student's layers over the teacher's depth; a mapping names pairs, student layer first.
-    `embeddings` adds the pair 0: 0, the input of the first block, to a uniform map of hidden states.
+    `uniform` spreads the student's layers over the teacher's depth; a mapping names pairs, student
+    layer first. `embeddings` adds the pair 0: 0, the input of the first block, to a uniform map of
+    hidden states.
     """
 
     layers: Literal["uniform"] | dict[int, int] = "uniform"

@@ -1,4 +1,4 @@
-"""What a student starts as: an architecture or a checkpoint, and where its first weights come from."""
+"""What a student starts as: an architecture or a checkpoint, and its first weights."""
 
 from typing import Any, Literal, Self
 
@@ -10,9 +10,10 @@ from pipeline.student.objective import Section
 class StudentModel(Section):
     """Section `students.S.model`.
 
-    `architecture` holds Hugging Face configuration keys that differ from the teacher's; `checkpoint` is a directory or
-    hub id instead. With `init: teacher-layers` the first weights are those of the teacher's `blocks`, counted from 1
-    (None: spread evenly), which capture put into the store's assets.
+    `architecture` holds Hugging Face configuration keys that differ from the teacher's;
+    `checkpoint` is a directory or hub id instead. With `init: teacher-layers` the first weights are
+    those of the teacher's `blocks`, counted from 1 (None: spread evenly), which capture put into
+    the store's assets.
     """
 
     architecture: dict[str, Any] | None = None

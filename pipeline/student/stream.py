@@ -1,8 +1,8 @@
 """Batches from the store: segments in random order, a pool of a few, length-bucketed batches.
 
-The order is a pure function of (seed, epoch), written down as lists of examples before anything is read, so a
-resumed run skips batches without decoding them. Segments of the next pool are read ahead in a thread; what leaves here is
-still in stored dtypes and is widened on the device.
+The order is a pure function of (seed, epoch), written down as lists of examples before anything is
+read, so a resumed run skips batches without decoding them. Segments of the next pool are read ahead
+in a thread; what leaves here is still in stored dtypes and is widened on the device.
 """
 
 from collections import OrderedDict
@@ -25,9 +25,10 @@ WINDOW_BATCHES = 8
 
 
 class BatchOrder(Sampler[list[int]]):
-    """The batches of an epoch as lists of examples. A batch sampler for `torch.utils.data.DataLoader`.
+    """The batches of an epoch as lists of examples: a batch sampler for a `DataLoader`.
 
-    Every epoch has the same number of batches: what does not fill a batch is carried to the next pool.
+    Every epoch has the same number of batches: what does not fill a batch is carried to the next
+    pool.
     """
 
     def __init__(
@@ -95,8 +96,8 @@ class BatchOrder(Sampler[list[int]]):
 class StoreDataset(Dataset[dict[str, Any]]):
     """Looks up batches of examples of one split, with their features, in a store.
 
-    A batch is right-padded. Token-axis features hold live tokens only, flat, in the order of the padded batch's live
-    positions; example-axis features one row an example.
+    A batch is right-padded. Token-axis features hold live tokens only, flat, in the order of the
+    padded batch's live positions; example-axis features one row an example.
     """
 
     def __init__(
@@ -195,7 +196,7 @@ def _rows(segment: Segment, position: int, values: NDArray[Any]) -> NDArray[Any]
 
 
 def target_positions(batch: dict[str, Tensor]) -> Tensor:
-    """Return where a causal model's prediction counts: position t iff its target t + 1 is in `loss_mask`."""
+    """Return where a prediction counts: position t iff its target t + 1 is in `loss_mask`."""
     positions = torch.zeros_like(batch["loss_mask"])
     positions[:, :-1] = batch["loss_mask"][:, 1:] & batch["attention_mask"][:, 1:].bool()
     return positions

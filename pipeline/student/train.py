@@ -67,8 +67,7 @@ def train_student(
     reader = StoreReader(store, selected["signals"])
     plan = reader.plan
     maps = {
-        term: {int(s): int(t) for s, t in pairs.items()}
-        for term, pairs in selected["maps"].items()
+        term: {int(s): int(t) for s, t in pairs.items()} for term, pairs in selected["maps"].items()
     }
     with torch.random.fork_rng():
         set_seed(options.seed)
@@ -86,9 +85,7 @@ def train_student(
         )
         _check_length(student, plan["max_length"], name)
         signals = list(selected["signals"])
-        features = TeacherFeatures(
-            reader, signals, temperature=objective.output.temperature
-        )
+        features = TeacherFeatures(reader, signals, temperature=objective.output.temperature)
         distiller = Distiller(student, features, objective, maps, task=plan["task"])
     dataset = StoreDataset(reader, signals, cached_segments=pool_segments)
     order = BatchOrder(
@@ -153,7 +150,8 @@ def _check_length(student: PreTrainedModel, max_length: int, name: str) -> None:
     positions = getattr(student.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and positions < max_length:
         raise IncompatibleError(
-            f"students.{name}.model: {positions} positions, the corpus has rows of up to {max_length} tokens; "
+            f"students.{name}.model: {positions} positions, the corpus has rows of up to "
+            f"{max_length} tokens; "
             "raise max_position_embeddings or tokenize with a smaller corpus.tokens.max_length"
         )
 

@@ -1,7 +1,7 @@
 """`transformers.Trainer` where distillation differs: batches from a store, a loss of several terms.
 
-Each term is divided by its own count over all accumulation steps and ranks, and logged apart. The order of batches is
-known before anything is read, so resuming skips without decoding.
+Each term is divided by its own count over all accumulation steps and ranks, and logged apart. The
+order of batches is known before anything is read, so resuming skips without decoding.
 """
 
 from collections import defaultdict
@@ -48,7 +48,8 @@ class DistillationTrainer(Trainer):
             callbacks=[CompletionMarker(), Progress(description), _Epochs(order, dataset)],
         )
         self.remove_callback(PrinterCallback)
-        # The loss is already divided by counts over the accumulation; Trainer must not divide again.
+        # The loss is already divided by counts over the accumulation; Trainer must not divide
+        # again.
         self.model_accepts_loss_kwargs = True
         self.distiller = distiller
         self._order = order
@@ -77,7 +78,7 @@ class DistillationTrainer(Trainer):
                 samples.append(next(epoch_iterator))
             except StopIteration:
                 break
-        totals = {term: 0 for term in self.distiller.terms}
+        totals = dict.fromkeys(self.distiller.terms, 0)
         for sample in samples:
             found = term_counts(sample, self.distiller.objective, task=self.distiller.task)
             for term in totals:
@@ -95,8 +96,8 @@ class DistillationTrainer(Trainer):
     ) -> Any:
         """Return the weighted sum of the terms.
 
-        On several ranks it is multiplied by their number, because gradients are averaged over ranks while the
-        counts are already those of all.
+        On several ranks it is multiplied by their number, because gradients are averaged over ranks
+        while the counts are already those of all.
         """
         terms = model(inputs, num_items_in_batch)
         progress = self.state.global_step / max(1, self.state.max_steps)
@@ -113,12 +114,10 @@ class DistillationTrainer(Trainer):
         return (total, terms) if return_outputs else total
 
     def _measure_gradients(self, weighted: Mapping[str, Tensor]) -> None:
-        """Keep the norm of each weighted term's gradient in the student's parameters, for the next log."""
+        """Keep the norm of each weighted term's gradient in the student, for the next log."""
         parameters = [p for p in self.distiller.student.parameters() if p.requires_grad]
         for term, value in weighted.items():
-            gradients = torch.autograd.grad(
-                value, parameters, retain_graph=True, allow_unused=True
-            )
+            gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
             squares = [g.float().square().sum() for g in gradients if g is not None]
             self._norms[f"gradient_{term}"] = float(torch.stack(squares).sum().sqrt())
 
@@ -127,7 +126,7 @@ class DistillationTrainer(Trainer):
         if "loss" in logs:
             steps = self.state.global_step - self._logged_step
             for term, total in self._sums.items():
-                value = self.accelerator.reduce(total, reduction="sum")
+                value: Any = self.accelerator.reduce(total, reduction="sum")
                 logs[term] = float(value) / max(1, steps)
             self._sums.clear()
             logs |= self._norms
@@ -138,7 +137,7 @@ class DistillationTrainer(Trainer):
     _logged_step = 0
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Write student and projectors; `save_model` knows tied weights, and nothing here is a pickle."""
+        """Write student and projectors; `save_model` knows tied weights. Nothing is pickled."""
         directory = Path(output_dir or str(self.args.output_dir))
         directory.mkdir(parents=True, exist_ok=True)
         save_model(self.distiller, str(directory / SAFE_WEIGHTS_NAME))
@@ -161,7 +160,9 @@ class _Epochs(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         # The state counts epochs as a float that may fall short of a whole number by rounding.
-        self._order.set_epoch(round(state.epoch or 0) if _is_whole(state.epoch) else int(state.epoch or 0))
+        self._order.set_epoch(
+            round(state.epoch or 0) if _is_whole(state.epoch) else int(state.epoch or 0)
+        )
         self._dataset.read_ahead(self._order.segment_order().tolist())
 
 

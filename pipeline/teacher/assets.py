@@ -1,4 +1,4 @@
-"""What students need of the teacher besides features: its configuration, tokenizer, head, and blocks if asked for."""
+"""What students need besides features: configuration, tokenizer, head, blocks if asked for."""
 
 import shutil
 from pathlib import Path
@@ -13,13 +13,14 @@ from pipeline.store.index import index_asset
 from pipeline.store.layout import Layout
 from pipeline.store.shards import file_digest
 from pipeline.taps.anatomy import find_anatomy
+from pipeline.taps.head import head_parameters
 
 HEAD = "lm_head"
 BLOCKS = "blocks"
 
 
 def write_descriptions(layout: Layout, config: dict[str, Any], tokenizer: Path) -> None:
-    """Write the teacher's configuration and tokenizer; before the plan, which lists their digests."""
+    """Write configuration and tokenizer; before the plan, which lists their digests."""
     write_json(layout.assets / "teacher" / "config.json", config)
     target = layout.assets / "tokenizer"
     target.mkdir(parents=True, exist_ok=True)
@@ -38,8 +39,9 @@ def _write(layout: Layout, name: str, tensors: dict[str, Tensor], **record: Any)
 
 def write_head(layout: Layout, model: PreTrainedModel) -> dict[str, Any]:
     """Write weight and bias of the output embeddings; return the index's entry."""
-    head = model.get_output_embeddings()
-    return _write(layout, HEAD, dict(head.state_dict()))
+    weight, bias = head_parameters(model)
+    tensors = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+    return _write(layout, HEAD, tensors)
 
 
 def write_blocks(layout: Layout, model: PreTrainedModel, layers: list[int]) -> dict[str, Any]:

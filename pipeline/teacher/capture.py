@@ -1,7 +1,8 @@
 """Stage one: the teacher runs once over the corpus and its features go to the store.
 
-What is whole is found from receipts; only missing (segment, signal) pairs are computed, as one Dask graph of
-segments. A capture that has nothing to do needs neither teacher nor torch, see `pipeline.teacher.whole`.
+What is whole is found from receipts; only missing (segment, signal) pairs are computed, as one Dask
+graph of segments. A capture that has nothing to do needs neither teacher nor torch, see
+`pipeline.teacher.whole`.
 """
 
 import logging
@@ -12,15 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import dask
 import numpy as np
 import pyarrow.compute as pc
 import torch
+from dask.base import compute
 from dask.callbacks import Callback
+from dask.delayed import delayed
+from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from pipeline.axes import SPLITS, TRAIN
+from pipeline.corpus.examples import Split
 from pipeline.corpus.tokens import TokenSet
 from pipeline.errors import ResourceError
 from pipeline.store.background import BackgroundWriter
@@ -36,6 +40,7 @@ from pipeline.store.records import Declaration
 from pipeline.store.shards import file_digest
 from pipeline.store.signals import Signal
 from pipeline.taps.check import TapReport, check_taps
+from pipeline.taps.head import head_parameters
 from pipeline.teacher.assets import BLOCKS, HEAD, write_blocks, write_descriptions, write_head
 from pipeline.teacher.forward import TappedTeacher, collate, segment_batches
 from pipeline.teacher.load import load_teacher
@@ -78,7 +83,8 @@ def capture(
         ConfigError: If the corpus does not fit the segments.
         IncompatibleError: If the teacher cannot be tapped as asked.
         IntegrityError: If features are not finite and `nonfinite` is `stop`.
-        ResourceError: If disk space does not suffice, or another process writes (`runtime.wait` false).
+        ResourceError: If disk space does not suffice, or another process writes (`runtime.wait`
+            false).
     """
     token_set = TokenSet.load(tokens)
     reference = TeacherReference.load(teacher)
@@ -108,12 +114,7 @@ def capture(
 
 
 def _plan(token_set: TokenSet, options: SegmentOptions) -> Plan:
-    lengths = {
-        split: pc.list_value_length(token_set.split(split).data.column("input_ids"))
-        .to_numpy()
-        .astype(np.int64)
-        for split in SPLITS
-    }
+    lengths = {split: _lengths(token_set, split) for split in SPLITS}
     return make_plan(
         lengths,
         segment_tokens=options.segment_tokens,
@@ -121,6 +122,11 @@ def _plan(token_set: TokenSet, options: SegmentOptions) -> Plan:
         fraction=options.fraction,
         limit=options.limit,
     )
+
+
+def _lengths(token_set: TokenSet, split: Split) -> NDArray[np.int64]:
+    column = token_set.split(split).data.column("input_ids")
+    return pc.call_function("list_value_length", [column]).to_numpy().astype(np.int64)
 
 
 def _rows(token_set: TokenSet, plan: Plan) -> Rows:
@@ -165,7 +171,7 @@ class _Capture:
         return SignalWriter(self.layout, self.plan, self.options.chunk_tokens, declared)
 
     def _missing(self) -> dict[int, tuple[str, ...]]:
-        """Return the signals that each segment still lacks; reads and checks every file there is."""
+        """Return the signals each segment still lacks; reads and checks every file there is."""
         missing: dict[int, list[str]] = {}
         for name, writer in self.writers.items():
             done = writer.receipts(verify=True)
@@ -175,7 +181,7 @@ class _Capture:
         return {segment: tuple(names) for segment, names in sorted(missing.items())}
 
     def _load_declared(self) -> list[Signal]:
-        """Take up signals an earlier run declared; return those not declared or without their statistics."""
+        """Take up signals declared before; return those not declared, or without statistics."""
         undeclared = []
         for signal in self.signals:
             writer = declared_writer(self.layout, self.plan, self.options.chunk_tokens, signal)
@@ -296,10 +302,9 @@ class _Capture:
         if signal.kind == "attention":
             return Geometry(heads=report.heads, kv_heads=report.kv_heads, d_head=report.d_head)
         if signal.form.name == "dense":
-            return Geometry(vocab=model.config.num_labels)
+            return Geometry(vocab=int(model.config.num_labels or 0))
         if signal.kind == "logits":
-            head = model.get_output_embeddings()
-            rows, width = head.weight.shape
+            rows, width = head_parameters(model)[0].shape
             return Geometry(width=int(width), vocab=int(rows))
         return Geometry(width=report.d_teacher)
 
@@ -348,13 +353,13 @@ class _Capture:
                 background=background,
             )
             graph = {
-                ("segment", number): dask.delayed(run, pure=False)(
+                ("segment", number): delayed(run, pure=False)(
                     number, names, dask_key_name=f"segment-{number}"
                 )
                 for number, names in missing.items()
             }
             with _Progress(len(graph)):
-                dask.compute(
+                compute(
                     *graph.values(),
                     scheduler=self.runtime.scheduler,
                     num_workers=min(self.runtime.workers, os.cpu_count() or 1),

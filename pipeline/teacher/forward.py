@@ -1,4 +1,4 @@
-"""One batch through the tapped teacher: live rows of every signal, flat, in store order of the batch."""
+"""One batch through the tapped teacher: live rows of every signal, flat, in batch order."""
 
 import threading
 from collections.abc import Iterable, Sequence
@@ -22,8 +22,9 @@ from pipeline.taps.tap import Record, tap
 class Batch:
     """Examples that run together.
 
-    `members` are positions within the segment's examples, `rows` the rows of their live tokens in the segment, in the order
-    of the padded batch's live positions; `inputs` is right-padded with `attention_mask`.
+    `members` are positions within the segment's examples, `rows` the rows of their live tokens in
+    the segment, in the order of the padded batch's live positions; `inputs` is right-padded with
+    `attention_mask`.
     """
 
     members: NDArray[np.int64]
@@ -36,13 +37,14 @@ class Batch:
         return self.inputs["attention_mask"].bool()
 
 
-def collate(segment: Segment, members: NDArray[np.int64], pad_id: int, device: torch.device) -> Batch:
+def collate(
+    segment: Segment, members: NDArray[np.int64], pad_id: int, device: torch.device
+) -> Batch:
     """Right-pad examples of a segment to the longest of them."""
     lengths = segment.length[members]
     live = np.arange(lengths.max())[None, :] < lengths[:, None]
-    rows = np.concatenate(
-        [np.arange(segment.offset[m], segment.offset[m] + segment.length[m]) for m in members]
-    )
+    starts = segment.offset[members]
+    rows = (starts[:, None] + np.arange(lengths.max())[None, :])[live]
     inputs: dict[str, Tensor] = {"attention_mask": torch.from_numpy(live.astype(np.int64))}
     for column, values in segment.tokens.items():
         if column == "loss_mask":
@@ -64,11 +66,15 @@ def segment_batches(
 class TappedTeacher:
     """A teacher with the taps that a set of signals needs."""
 
-    def __init__(self, model: PreTrainedModel, report: TapReport, signals: Sequence[Signal]) -> None:
+    def __init__(
+        self, model: PreTrainedModel, report: TapReport, signals: Sequence[Signal]
+    ) -> None:
         self._turn = threading.Lock()
         self.model = model
         self.report = report
-        self._hidden = sorted({s.layer for s in signals if s.kind == "hidden" and s.layer is not None})
+        self._hidden = sorted(
+            {s.layer for s in signals if s.kind == "hidden" and s.layer is not None}
+        )
         self._attention = sorted(
             {s.layer for s in signals if s.kind == "attention" and s.layer is not None}
         )
@@ -83,9 +89,15 @@ class TappedTeacher:
         live = batch.live
         inputs = model_inputs(batch.inputs, is_causal=self.report.causal)
         # One model has one set of hooks, so tasks of a threaded scheduler take turns here.
-        with self._turn, tap(
-            self.model, hidden=self._hidden, attention=self._attention, head="head" in self._logits
-        ) as record:
+        with (
+            self._turn,
+            tap(
+                self.model,
+                hidden=self._hidden,
+                attention=self._attention,
+                head="head" in self._logits,
+            ) as record,
+        ):
             output = self._run(inputs)
         values: dict[tuple[str, int | None], dict[str, Tensor]] = {}
         for layer in self._hidden:
@@ -105,7 +117,9 @@ class TappedTeacher:
             return None
         return self.model(**inputs).logits
 
-    def _logit_values(self, record: Record, logits: Tensor | None, live: Tensor) -> dict[str, Tensor]:
+    def _logit_values(
+        self, record: Record, logits: Tensor | None, live: Tensor
+    ) -> dict[str, Tensor]:
         assert logits is not None
         values = {}
         if "head" in self._logits:

@@ -51,14 +51,16 @@ def load_pretrained(
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"teacher {model}: cannot be loaded ({reason}); expected a directory with config.json and "
+            f"teacher {model}: cannot be loaded ({reason}); expected a directory with "
+            f"config.json and "
             "safetensors weights, or a hub id in the local cache"
         ) from error
     except ValueError as error:
         reason = str(error).splitlines()[0]
         if "trust_remote_code" in str(error):
             raise ConfigError(
-                f"teacher {model}: needs code from its repository; set model.trust_remote_code: true and "
+                f"teacher {model}: needs code from its repository; set model.trust_remote_code: "
+                f"true and "
                 "pin model.revision if you trust it"
             ) from error
         raise IncompatibleError(f"teacher {model}: no {task} model ({reason})") from error
@@ -81,7 +83,8 @@ def load_teacher(
         dtype=dtype,
     )
     model.config.use_cache = False
-    return model.to(device).eval().requires_grad_(False)
+    model.to(device)  # pyright: ignore[reportArgumentType]
+    return model.eval().requires_grad_(False)
 
 
 def load_config(model: str, *, revision: str | None, trust_remote_code: bool) -> dict:
@@ -96,7 +99,8 @@ def load_config(model: str, *, revision: str | None, trust_remote_code: bool) ->
         )
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"teacher {model}: no configuration to be had ({str(error).splitlines()[0]}); expected a "
+            f"teacher {model}: no configuration to be had ({str(error).splitlines()[0]}); "
+            f"expected a "
             "directory with config.json, or a hub id in the local cache"
         ) from error
     return config.to_dict()

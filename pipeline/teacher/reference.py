@@ -1,6 +1,7 @@
 """Which teacher: a reference to weights that stay where they are, never a copy of them.
 
-`teach` writes it as `teacher.json`; every later stage identifies the teacher by it, without loading torch.
+`teach` writes it as `teacher.json`; every later stage identifies the teacher by it, without loading
+torch.
 """
 
 from dataclasses import asdict, dataclass
@@ -15,8 +16,8 @@ from pipeline.provenance import fingerprint, read_json, write_json
 class TeacherReference:
     """Where a teacher's weights are and what they are.
 
-    `model` is a hub id, or a directory (relative to `teacher.json` when it was trained here). `layers` is its depth in
-    blocks. `config` is the Hugging Face configuration.
+    `model` is a hub id, or a directory (relative to `teacher.json` when it was trained here).
+    `layers` is its depth in blocks. `config` is the Hugging Face configuration.
     """
 
     model: str

@@ -1,4 +1,7 @@
-"""From what a user asks of a capture to the signals that answer it. Needs neither torch nor the teacher."""
+"""From what a user asks of a capture to the signals that answer it.
+
+Needs neither torch nor the teacher.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,5 +80,5 @@ def resolve_signals(
 
 
 def splits_of(signal: Signal) -> tuple[str, ...]:
-    """Return the splits that carry a signal: features for training, logits also to measure agreement."""
+    """Return the splits that carry a signal: logits serve agreement too, so they are in all."""
     return SPLITS if signal.kind == "logits" else (TRAIN,)

@@ -1,4 +1,4 @@
-"""One segment: every missing signal of it in one pass of the teacher, encoded on the teacher's device."""
+"""One segment: all its missing signals in one pass of the teacher, encoded on its device."""
 
 import logging
 from collections.abc import Mapping
@@ -54,7 +54,7 @@ class SegmentCapture:
         self._background = background
 
     def __call__(self, number: int, signals: tuple[str, ...]) -> int:
-        """Capture `signals` of one segment; return its tokens. Durable only once the writer is done.
+        """Capture `signals` of one segment; return its tokens. Durable when the writer is done.
 
         Raises:
             IntegrityError: If a feature is not finite and the policy is `stop`.
@@ -102,8 +102,10 @@ class SegmentCapture:
         for value in (*values.values(), *encoded.values()):
             if value.is_floating_point():
                 # NaN compares false, so one comparison finds it and both infinities.
-                finite &= (value.abs() <= LARGEST).flatten(1).all(-1) if value.ndim > 1 else (
-                    value.abs() <= LARGEST
+                finite &= (
+                    (value.abs() <= LARGEST).flatten(1).all(-1)
+                    if value.ndim > 1
+                    else (value.abs() <= LARGEST)
                 )
         bad = np.unique(owners[~finite.cpu().numpy()])
         keep = ~np.isin(owners, bad)
@@ -114,7 +116,8 @@ class SegmentCapture:
     def _refuse(self, name: str, number: int, slots: list[int]) -> None:
         if self._nonfinite == "stop":
             raise IntegrityError(
-                f"{name} segment {number}: values that are not finite in example slots {slots}; check the "
+                f"{name} segment {number}: values that are not finite in example slots {slots}; "
+                f"check the "
                 "teacher, choose a form of wider range, or set capture.nonfinite: skip"
             )
         logger.warning("%s segment %d: skipped slots %s, not finite", name, number, slots)

@@ -1,6 +1,7 @@
 """Mean and deviation of every channel over a fixed sample of the corpus, one file a layer.
 
-They standardise the feature loss and the int8 form: raw hidden states have outlier channels that would own both.
+They standardise the feature loss and the int8 form: raw hidden states have outlier channels that
+would own both.
 """
 
 from collections.abc import Iterable, Sequence

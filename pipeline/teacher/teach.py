@@ -1,6 +1,7 @@
-"""A teacher: taken as it is (then only a reference is kept), fine-tuned on the corpus, or built from scratch on it.
+"""A teacher: referenced as it is, fine-tuned on the corpus, or built from scratch on it.
 
-A teacher built here exists so that the whole pipeline runs without a download; its training is plain `Trainer`.
+A teacher built here exists so that the whole pipeline runs without a download; its training is
+plain `Trainer`.
 """
 
 import logging
@@ -22,7 +23,7 @@ from transformers import (
     Trainer,
     set_seed,
 )
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from pipeline.axes import TRAIN
 from pipeline.corpus.tokens import TokenMeta, TokenSet
@@ -63,12 +64,14 @@ def teach(
         path: Directory or hub id of a pretrained one instead.
         revision: Revision of a hub id.
         trust_remote_code: Run code from the model's repository.
-        fit: How to train; needed for `scratch`, fine-tuning for `path`, None to leave weights alone.
+        fit: How to train; needed for `scratch`, fine-tuning for `path`, None to leave weights
+            alone.
         device: A torch device.
 
     Raises:
         ConfigError: If the model cannot be found or the configuration is not one.
-        IncompatibleError: If model and tokenizer do not fit, or the rows are longer than its context.
+        IncompatibleError: If model and tokenizer do not fit, or the rows are longer than its
+            context.
     """
     token_set = TokenSet.load(tokens)
     meta = token_set.meta
@@ -154,14 +157,16 @@ def _scratch(scratch: Mapping[str, Any], meta: TokenMeta, name: str) -> PreTrain
         )
     except (KeyError, ValueError, TypeError) as error:
         raise ConfigError(
-            f"teachers.{name}.model.scratch: no configuration ({str(error).splitlines()[0]}); expected "
+            f"teachers.{name}.model.scratch: no configuration ({str(error).splitlines()[0]}); "
+            f"expected "
             "model_type and its Hugging Face keys"
         ) from error
     plain = type(config)().to_dict()
     for key in known:
         if key not in plain and key not in config.attribute_map:
             raise ConfigError(
-                f"teachers.{name}.model.scratch.{key}: {type(config).__name__} has no such key; remove it"
+                f"teachers.{name}.model.scratch.{key}: {type(config).__name__} has no such key; "
+                f"remove it"
             )
     if meta.task == "classification":
         config.num_labels = len(meta.classes)
@@ -183,7 +188,8 @@ def _refuse_untrained_head(config: Mapping[str, Any], meta: TokenMeta, name: str
     architectures = config.get("architectures") or [""]
     if not architectures[0].endswith("ForSequenceClassification"):
         raise IncompatibleError(
-            f"teachers.{name}: {architectures[0] or 'the model'} has no trained classification head; add a "
+            f"teachers.{name}: {architectures[0] or 'the model'} has no trained classification "
+            f"head; add a "
             "fit section to fine-tune it on the task"
         )
     labels = len(config.get("id2label") or {})
@@ -195,22 +201,24 @@ def _refuse_untrained_head(config: Mapping[str, Any], meta: TokenMeta, name: str
 
 
 def _check_fit(model: PreTrainedModel, meta: TokenMeta, name: str) -> None:
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = model.get_input_embeddings().weight.shape[0]  # pyright: ignore[reportIndexIssue]
     if rows < meta.vocab:
         raise IncompatibleError(
-            f"teachers.{name}: the model has {rows} embeddings, the tokenizer {meta.vocab} ids; use the "
+            f"teachers.{name}: the model has {rows} embeddings, the tokenizer {meta.vocab} ids; "
+            f"use the "
             "tokenizer the model was trained with"
         )
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and positions < meta.max_length:
         raise IncompatibleError(
-            f"teachers.{name}: the model has a context of {positions} tokens, corpus.tokens.max_length is "
+            f"teachers.{name}: the model has a context of {positions} tokens, "
+            f"corpus.tokens.max_length is "
             f"{meta.max_length}; lower max_length"
         )
 
 
 class PaddedRows:
-    """Collates token rows for plain training: right-padded, labels only where the loss mask allows."""
+    """Collates token rows for plain training: right-padded, labels where the loss mask is."""
 
     def __init__(self, meta: TokenMeta) -> None:
         self._meta = meta

@@ -1,7 +1,7 @@
-"""Is the store whole? Answered in a moment from parameters, tokens.json, teacher.json and the store's records.
+"""Is the store whole? Answered in a moment from parameters and JSON records.
 
-DVC keeps what this module writes, `data/manifests/<teacher>/`: digests of values, free of host, time and
-bytes on disk, so a store that was lost and captured again equal re-runs no student.
+DVC keeps what this module writes, `data/manifests/<teacher>/`: digests of values, free of host,
+time and bytes on disk, so a store that was lost and captured again equal re-runs no student.
 """
 
 from collections.abc import Sequence

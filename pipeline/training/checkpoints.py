@@ -1,7 +1,8 @@
 """Checkpoints that count only when they are whole, and a progress bar with an ETA.
 
-`Trainer` takes the newest checkpoint directory, written to the end or not. Here the last thing written, after
-every file is durable, is a marker, and only a checkpoint that has it is resumed from.
+`Trainer` takes the newest checkpoint directory, written to the end or not. Here the last thing
+written, after every file is durable, is a marker, and only a checkpoint that has it is resumed
+from.
 """
 
 import math
@@ -50,7 +51,10 @@ def last_complete_checkpoint(directory: Path) -> str | None:
 
 
 class Progress(TrainerCallback):
-    """One bar a run, on stderr, with steps, ETA and the latest loss. Stops a run whose loss is not finite."""
+    """One bar a run, on stderr, with steps, ETA and the latest loss.
+
+    Stops a run whose loss is not finite.
+    """
 
     def __init__(self, description: str) -> None:
         self._description = description

@@ -12,8 +12,8 @@ Positive = Annotated[int, Field(ge=1)]
 class TrainOptions(BaseModel):
     """One optimisation: AdamW with warm-up, a schedule and gradient clipping.
 
-    `batch_size` counts examples of one micro-batch on one device; `steps`, if given, replaces `epochs`.
-    `warmup` is a share of the run. Intervals are in optimiser steps.
+    `batch_size` counts examples of one micro-batch on one device; `steps`, if given, replaces
+    `epochs`. `warmup` is a share of the run. Intervals are in optimiser steps.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -37,7 +37,8 @@ class TrainOptions(BaseModel):
 def training_arguments(options: TrainOptions, directory: Path, device: str) -> TrainingArguments:
     """Return the arguments of `transformers.Trainer` for these options.
 
-    Checkpoints go to `directory`; the newest two are kept, because only one with its completion marker counts.
+    Checkpoints go to `directory`; the newest two are kept, because only one with its completion
+    marker counts.
     """
     return TrainingArguments(
         output_dir=str(directory),

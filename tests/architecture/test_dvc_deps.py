@@ -1,6 +1,7 @@
 """The code dependencies of each DVC stage are exactly the files its module imports, however far.
 
-Too few, and DVC keeps a stale result after a change; too many, and editing the report re-runs the teacher.
+Too few, and DVC keeps a stale result after a change; too many, and editing the report re-runs the
+teacher.
 """
 
 from pathlib import Path

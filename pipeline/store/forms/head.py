@@ -1,7 +1,8 @@
 """Logits as the input of the language-model head; the head itself is stored once, in the assets.
 
-The whole vocabulary at any temperature for `width + 2` bytes a token (form int8): per-token gradient cosine
-0.9998 to 0.9999 against the full logits. The error is that of the inner hidden form, seen through the head.
+The whole vocabulary at any temperature for `width + 2` bytes a token (form int8): per-token
+gradient cosine 0.9998 to 0.9999 against the full logits. The error is that of the inner hidden
+form, seen through the head.
 """
 
 from collections.abc import Mapping

@@ -1,9 +1,9 @@
 """Hidden states as int8: standardised by stored channel statistics, then scaled per token.
 
 Outlier channels are real in transformers, so a scale for a whole tensor loses whole tokens.
-Standardising first and scaling per token costs one byte a value and two a token. The error is at most half a step,
-`0.505 * max|z| / 127` of a channel's deviation, where `max|z|` is the token's largest standardised value
-(0.7e-2 relative L2 on a pretrained encoder).
+Standardising first and scaling per token costs one byte a value and two a token. The error is at
+most half a step, `0.505 * max|z| / 127` of a channel's deviation, where `max|z|` is the token's
+largest standardised value (0.7e-2 relative L2 on a pretrained encoder).
 """
 
 from collections.abc import Mapping

@@ -1,8 +1,9 @@
 """Attention as its query and key: O(tokens · width) bytes instead of O(tokens²).
 
-Query (after rotary) and key (after rotary, before head repetition) are quantised to int8 per token and head;
-the map is rebuilt as softmax(Q Kᵀ · scaling + mask). On a pretrained encoder the decoded rows differ
-from the true ones by a KL of 4e-5 to 8e-5. Query and key each err by at most half a step of their row's scale.
+Query (after rotary) and key (after rotary, before head repetition) are quantised to int8 per token
+and head; the map is rebuilt as softmax(Q Kᵀ · scaling + mask). On a pretrained encoder the decoded
+rows differ from the true ones by a KL of 4e-5 to 8e-5. Query and key each err by at most half a
+step of their row's scale.
 """
 
 from collections.abc import Mapping

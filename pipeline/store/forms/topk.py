@@ -1,9 +1,10 @@
 """Logits as the k most probable tokens, with the true mass of the rest kept as one ghost class.
 
-Stored log-probabilities are of the whole vocabulary and are never renormalised: with
-top-32 renormalised the gradient points half away (cosine 0.486), with the ghost class it is 0.973 to 0.9995.
-The logsumexp of the whole vocabulary is stored for every temperature asked for, because it cannot be derived from one another.
-Log-probabilities err by at most 2^-11 of their size (float16). Ids fit 16 bits up to a vocabulary of 65,536; beyond, compression packs them.
+Stored log-probabilities are of the whole vocabulary and are never renormalised: with top-32
+renormalised the gradient points half away (cosine 0.486), with the ghost class it is 0.973 to
+0.9995. The logsumexp of the whole vocabulary is stored for every temperature asked for, because it
+cannot be derived from one another. Log-probabilities err by at most 2^-11 of their size (float16).
+Ids fit 16 bits up to a vocabulary of 65,536; beyond, compression packs them.
 """
 
 from collections.abc import Mapping
