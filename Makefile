@@ -3,24 +3,30 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 VENV := .venv
 STAMP := $(VENV)/.installed
+# make 3.81 looks a command up in its own PATH, not in the exported one, unless a shell of another name
+# than its default runs it.
+SHELL := /bin/bash
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: install repro test check style bench clean
+.PHONY: install git repro test check style bench clean
 
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "error: Python %d.%d found, 3.11 or newer expected; run make PYTHON=python3.12" % v[:2])'
+	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON) on PATH, Python 3.11 or newer expected; run make PYTHON=/path/to/python3.12" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "error: Python %d.%d found, 3.11 or newer expected; run make PYTHON=python3.12" % v[:2])' || exit 2
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (once)"
 	@$(VENV)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	@$(VENV)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-repro: $(STAMP)
+git:
 	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "error: no .git here, and DVC needs one; git clone the project, or run git init" >&2; exit 2; }
+
+repro: git $(STAMP)
 	dvc repro
-	@python -c 'import pathlib; print("report:", pathlib.Path("data/reports/index.html").resolve())'
+	@echo "report: $(CURDIR)/data/reports/index.html"
 
 test: check
 	python -m pytest

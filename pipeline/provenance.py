@@ -47,15 +47,30 @@ def fsync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_bytes_atomically(path: Path, data: bytes) -> None:
+def _make_directory(path: Path) -> None:
+    """Create a directory and what is above it, each made durable in its parent."""
+    if not path.is_dir():
+        _make_directory(path.parent)
+        path.mkdir(exist_ok=True)
+        fsync_directory(path.parent)
+
+
+def write_bytes_atomically(path: Path, data: bytes, *, aside: Path | None = None) -> None:
     """Write `data` so that after a crash `path` holds all of it or what it held before.
+
+    Args:
+        path: The file; directories above it are created.
+        data: Its content.
+        aside: Directory for the unfinished file, on the same file system; by default beside `path`.
 
     Raises:
         ResourceError: If the file system refuses, for example because no space is left.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = aside or path.parent
     try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        _make_directory(path.parent)
+        _make_directory(aside)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=aside)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
@@ -70,7 +85,7 @@ def write_bytes_atomically(path: Path, data: bytes) -> None:
     except OSError as error:
         raise ResourceError(
             f"{path}: cannot be written ({error.strerror}); free space or fix permissions, "
-            "then run the same command again"
+            "then run the same command again: what is finished is kept"
         ) from error
 
 
@@ -90,7 +105,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise IntegrityError(f"{path}: missing; run the stage that writes it again") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise IntegrityError(
             f"{path}: not readable as JSON ({error}); run the stage that writes it again"
         ) from error
@@ -98,6 +113,8 @@ def read_json(path: Path) -> Any:
 
 def software() -> dict[str, str]:
     """Versions of what computes values. Recorded beside results, never part of a digest."""
-    names = ("torch", "transformers", "zarr", "zarrs", "numcodecs", "dask", "numpy")
-    found = {name: metadata.version(name) for name in names}
+    names = ("torch", "transformers", "numcodecs", "dask", "numpy")
+    found = {
+        dist.name: dist.version for name in names for dist in metadata.distributions(name=name)
+    }
     return {"python": platform.python_version(), "machine": platform.machine(), **found}

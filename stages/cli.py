@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 COMMANDS = {
+    "check": "check",
     "prepare": "prepare",
     "tokenize": "tokenize",
     "teach": "teach",
@@ -16,6 +17,7 @@ COMMANDS = {
     "evaluate": "evaluate",
     "report": "report",
     "inspect": "inspect",
+    "gc": "gc",
 }
 """Commands in the order of the pipeline, and the module of `stages` each lives in."""
 

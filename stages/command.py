@@ -1,5 +1,6 @@
 """What every stage's command shares: logging to stderr, one-line errors, exit codes."""
 
+import errno
 import functools
 import logging
 import os
@@ -9,11 +10,17 @@ from pathlib import Path
 from typing import ParamSpec
 
 import click
+from tqdm import tqdm
 
-from pipeline.errors import DecantError
+from pipeline.errors import DecantError, ResourceError
 
 Arguments = ParamSpec("Arguments")
 INTERRUPTED = 130
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
+NO_SPACE_WORDS = ("No space left on device", "File too large", "file write failed")
+"""How safetensors and torch, which raise errors of their own, say that a write was refused."""
 
 params_option = click.option(
     "--params",
@@ -37,10 +44,50 @@ def stage(run: Callable[Arguments, None]) -> Callable[Arguments, None]:
         try:
             run(*args, **kwargs)
         except DecantError as error:
-            click.echo(f"error: {error}", err=True)
-            sys.exit(error.exit_code)
+            _fail(error)
         except KeyboardInterrupt:
+            _end_progress()
             click.echo("interrupted; the same command goes on where this one was", err=True)
             sys.exit(INTERRUPTED)
+        except Exception as error:
+            # Not only OSError: torch and safetensors have classes of their own for a full disk.
+            resource = resource_error(error)
+            if resource is None:
+                raise
+            _fail(resource)
 
     return wrapped
+
+
+def resource_error(error: BaseException) -> ResourceError | None:
+    """Return what a library's error says of disk or memory; None if it is about something else."""
+    text = " ".join(str(error).split())
+    number = error.errno if isinstance(error, OSError) else None
+    place = getattr(error, "filename", None) or "data"
+    if number in NO_SPACE or any(words in text for words in NO_SPACE_WORDS):
+        return ResourceError(
+            f"{place}: cannot be written ({text}); free space, then run the same command again: "
+            "what was written stays valid"
+        )
+    if number in NO_ACCESS:
+        return ResourceError(
+            f"{place}: no access ({text}); correct its permissions, then run the same command again"
+        )
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return ResourceError(
+            f"out of memory ({text or 'no more said'}); lower batch_size or batch_tokens, then run "
+            "the same command again"
+        )
+    return None
+
+
+def _fail(error: DecantError) -> None:
+    _end_progress()
+    click.echo(f"error: {' '.join(str(error).split())}", err=True)
+    sys.exit(error.exit_code)
+
+
+def _end_progress() -> None:
+    """End the line of a progress bar; what is said next would stand behind it otherwise."""
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()

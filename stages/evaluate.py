@@ -6,7 +6,8 @@ import click
 
 from pipeline.provenance import read_json, write_json
 from stages.command import params_option, stage
-from stages.project import DATA, prepare_torch, runtime, section, stores
+from stages.parameters import section
+from stages.project import DATA, prepare_torch, runtime, stores
 
 BATCH_TOKENS = 8192
 
@@ -37,14 +38,13 @@ def evaluate(student: str, params: Path) -> None:
     metrics = evaluate_model(
         model, tokens, batch_tokens=BATCH_TOKENS, device=device, directory=directory
     )
-    logits = next((DATA / "manifests" / teacher).glob("logits.*.json"), None)
-    if logits is not None:
-        record = read_json(logits)
+    reference = read_json(DATA / "selected" / f"{student}.agreement.json")
+    if reference is not None:
         metrics["agreement"] = agreement(
             model,
-            stores() / record["store"],
-            record["signal"],
-            record["digest"],
+            stores() / reference["store"],
+            reference["signal"],
+            reference["digest"],
             batch_tokens=BATCH_TOKENS,
             device=device,
         )

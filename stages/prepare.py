@@ -1,27 +1,14 @@
 """prepare: raw sources become text examples with splits, the same for every teacher."""
 
 from pathlib import Path
-from typing import Annotated, Literal
 
 import click
-from pydantic import Field
 
-from pipeline.corpus.prepare import CorpusSource, prepare_corpus
+from pipeline.corpus.prepare import prepare_corpus
 from stages.command import params_option, stage
-from stages.project import DATA, Section, section
-
-Share = Annotated[float, Field(gt=0, lt=0.5)]
-
-
-class CorpusParams(Section):
-    """Section `corpus`."""
-
-    source: CorpusSource
-    task: Literal["causal-lm", "classification"]
-    classes: list[str] | None = None
-    validation_share: Share = 0.05
-    test_share: Share = 0.05
-    seed: int = 0
+from stages.parameters import section
+from stages.project import DATA
+from stages.sections.corpus import CorpusParams
 
 
 @click.command()

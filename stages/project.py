@@ -1,26 +1,14 @@
-"""Where a project's files are, what its parameters say, and how this machine runs them."""
+"""Where a project's files are, and how this machine runs its stages."""
 
 import os
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from typing import Literal
 
 from pipeline.errors import ConfigError
-from pipeline.provenance import canonical_json
+from stages.parameters import Section, read_yaml, validate
 
 DATA = Path("data")
 """Everything stages write, relative to the directory that holds `params.yaml`."""
-
-SectionType = TypeVar("SectionType")
-
-
-class Section(BaseModel):
-    """A frozen section of parameters: unknown keys and NaN are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Runtime(Section):
@@ -41,62 +29,6 @@ class Runtime(Section):
     threads: int = 0
 
 
-def read_yaml(path: Path) -> Any:
-    """Read YAML 1.2 exactly as DVC does, so that `1e-4` is the number DVC recorded.
-
-    Raises:
-        ConfigError: If the file is missing or is not YAML.
-    """
-    try:
-        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: {error.strerror}; run the command in the directory that holds it"
-        ) from error
-    except YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{path}: not YAML ({reason}); correct the file") from error
-
-
-def section(params: Path, key: str, kind: type[SectionType] | Any) -> Any:
-    """Return the section of `params.yaml` at a dotted key, validated as JSON.
-
-    Raises:
-        ConfigError: If the section is missing, or a key of it is unknown or of another type; the
-            message names file and key.
-    """
-    value = read_yaml(params)
-    done: list[str] = []
-    for part in key.split("."):
-        if not isinstance(value, dict) or part not in value:
-            there = ", ".join(map(str, value)) if isinstance(value, dict) else "nothing"
-            place = ".".join(done) or "the file"
-            raise ConfigError(f"{params}: {place} has no {part!r}; it has {there}")
-        value = value[part]
-        done.append(part)
-    return validate(value, kind, where=f"{params}: {key}")
-
-
-def validate(value: Any, kind: Any, *, where: str) -> Any:
-    """Validate plain YAML values as JSON.
-
-    Raises:
-        ConfigError: On the first key that does not fit.
-    """
-    try:
-        return TypeAdapter(kind).validate_json(canonical_json(value))
-    except ValueError as error:
-        if not isinstance(error, ValidationError):
-            raise ConfigError(f"{where}: {error}; use finite numbers") from error
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        found = "" if first["type"] == "missing" else f" (found {first['input']!r:.60})"
-        more = len(error.errors()) - 1
-        rest = f" and {more} more" if more else ""
-        message = first["msg"].replace("Extra inputs are not permitted", "unknown key; remove it")
-        raise ConfigError(f"{where}{'.' if key else ''}{key}: {message}{found}{rest}") from error
-
-
 def runtime() -> Runtime:
     """Read `runtime.yaml`, then `DECANT_DEVICE`, `DECANT_SCHEDULER` and so on, which win.
 
@@ -109,7 +41,7 @@ def runtime() -> Runtime:
         text = os.environ.get(f"DECANT_{key.upper()}")
         if text is not None:
             values[key] = int(text) if text.isdigit() else text
-    return validate(values, Runtime, where="runtime.yaml or DECANT_*")
+    return validate(values, Runtime, file="runtime.yaml or DECANT_*")
 
 
 def prepare_torch(settings: Runtime) -> str:

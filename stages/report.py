@@ -19,7 +19,8 @@ from pipeline.report.results import (
 from pipeline.report.table import results_table
 from pipeline.store.reader import StoreReader
 from stages.command import params_option, stage
-from stages.project import DATA, section, stores
+from stages.parameters import section
+from stages.project import DATA, stores
 
 
 @click.command()
@@ -67,7 +68,8 @@ def _teacher(name: str) -> TeacherResult:
         store = record["store"]
         if "kind" in record:
             stored = StoreReader(stores() / store).signal(record["signal"])
-            signals.append(SignalResult(**record, bytes=stored.bytes))
+            splits = stored.declaration.splits
+            signals.append(SignalResult(**record, bytes=stored.bytes, splits=splits))
     return result.model_copy(update={"signals": tuple(signals), "fingerprint": store})
 
 

@@ -1,4 +1,8 @@
-"""select@S: the digests of just the signals student S uses; no other can re-run it."""
+"""select@S: the digests of just the signals student S uses; no other can re-run it.
+
+What it trains from and what it is compared with are two files: logits captured in another form
+re-run its evaluation, not its training.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -6,12 +10,14 @@ from typing import Any
 import click
 from pydantic import ConfigDict
 
+from pipeline.evaluate.reference import reference_logits
 from pipeline.provenance import write_json
 from pipeline.student.needs import select_signals
 from pipeline.student.objective import Alignment, Objective
 from pipeline.student.origin import StudentModel
 from stages.command import params_option, stage
-from stages.project import DATA, Section, section
+from stages.parameters import Section, section
+from stages.project import DATA
 
 
 class SelectParams(Section):
@@ -32,13 +38,16 @@ class SelectParams(Section):
 def select(student: str, params: Path) -> None:
     """Write data/selected/STUDENT.json: the signals STUDENT needs, with their digests.
 
+    STUDENT.agreement.json beside it names the teacher's logits that evaluation compares with.
+
     \b
     Example:
       decant select aligned
     """
     options: Any = section(params, f"students.{student}", SelectParams)
+    manifests = DATA / "manifests" / options.teacher
     selected = select_signals(
-        DATA / "manifests" / options.teacher,
+        manifests,
         name=student,
         objective=options.loss,
         align=options.align,
@@ -48,6 +57,7 @@ def select(student: str, params: Path) -> None:
         blocks=options.model.blocks,
     )
     write_json(DATA / "selected" / f"{student}.json", selected)
+    write_json(DATA / "selected" / f"{student}.agreement.json", reference_logits(manifests))
 
 
 if __name__ == "__main__":

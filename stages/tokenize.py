@@ -1,29 +1,18 @@
 """tokenize@T: text becomes ids with teacher T's tokenizer, or with one trained on the corpus."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import click
-from pydantic import Field
 
 from pipeline.corpus.examples import read_split
 from pipeline.corpus.tokenize import tokenize_corpus
 from pipeline.corpus.tokenizer import load_tokenizer, train_tokenizer
 from pipeline.errors import ConfigError
 from stages.command import params_option, stage
-from stages.project import DATA, Section, section
-
-
-class TokenParams(Section):
-    """Section `teachers.T.tokens`.
-
-    `vocab` trains a tokenizer; `tokenizer` names another than the teacher's.
-    """
-
-    max_length: Annotated[int, Field(ge=4)]
-    overlong: Literal["split", "truncate", "error"] | None = None
-    vocab: Annotated[int, Field(ge=258)] | None = None
-    tokenizer: str | None = None
+from stages.parameters import section
+from stages.project import DATA
+from stages.sections.tokens import TokenParams
 
 
 @click.command("tokenize")

@@ -1,29 +1,14 @@
 """train@S: student S learns from the store alone."""
 
 from pathlib import Path
-from typing import Annotated
 
 import click
-from pydantic import Field
 
 from pipeline.provenance import read_json
-from pipeline.student.objective import Alignment, Objective
-from pipeline.student.origin import StudentModel
-from pipeline.training.options import TrainOptions
 from stages.command import params_option, stage
-from stages.project import DATA, Section, prepare_torch, runtime, section, stores, work
-
-
-class StudentParams(Section):
-    """Section `students.S`, all of it."""
-
-    teacher: str
-    model: StudentModel
-    align: Alignment = Alignment()
-    loss: Objective = Objective()
-    train: TrainOptions = Field(default_factory=TrainOptions)
-    pool_segments: Annotated[int, Field(ge=1)] = 4
-    gradient_norms: bool = False
+from stages.parameters import section
+from stages.project import DATA, prepare_torch, runtime, stores, work
+from stages.sections.student import StudentParams
 
 
 @click.command()

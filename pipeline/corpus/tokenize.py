@@ -103,6 +103,9 @@ def tokenize_corpus(
         # The padding and truncation of the last call would be saved with the tokenizer.
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
+        if tokenizer.model_max_length > SANE_LENGTH:
+            # Trained here, it knows no context; models taught on these rows know this one.
+            tokenizer.model_max_length = max_length
         tokenizer.save_pretrained(temporary / "tokenizer")
         write_tokens(temporary, splits, found)
     for split in SPLITS:

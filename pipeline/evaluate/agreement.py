@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -18,7 +19,7 @@ from pipeline.student.losses.forward_kl import forward_kl
 from pipeline.student.losses.forward_kl_topk import forward_kl_topk
 from pipeline.student.stream import StoreDataset, target_positions
 from pipeline.taps.anatomy import find_anatomy
-from pipeline.taps.inputs import model_inputs
+from pipeline.taps.inputs import model_columns, model_inputs
 
 CHUNK_ROWS = 1024
 
@@ -51,19 +52,15 @@ def agreement(
     dataset = StoreDataset(reader, [signal], split=split)
     if not len(dataset):
         raise IntegrityError(f"{store}: no {split} example; capture with a corpus that has some")
-    model = model.to(device).eval()
+    model = model.to(device).eval()  # pyright: ignore[reportCallIssue, reportArgumentType]
     is_causal = find_anatomy(model).is_causal
     divergence, same, positions = 0.0, 0, 0
-    batches = bucketed_batches(dataset.length, batch_tokens)
-    dataset.read_ahead(reader.segments(split))
-    for members in tqdm(batches, desc="agreement", unit="batch", mininterval=1.0):
-        batch = _to(dataset.__getitems__(members.tolist()), device)
-        inputs = {
-            key: batch[key]
-            for key in ("input_ids", "attention_mask", "token_type_ids")
-            if key in batch and not (key == "token_type_ids" and is_causal)
-        }
-        logits = model(**model_inputs(inputs, is_causal=is_causal)).logits
+    for members in tqdm(
+        _batches(dataset, batch_tokens), desc="agreement", unit="batch", mininterval=1.0
+    ):
+        batch = _to(dataset.__getitems__(members), device)
+        inputs = model_inputs(model_columns(model, batch), is_causal=is_causal)
+        logits = model(**inputs).logits
         live = batch["attention_mask"].bool()
         kept = target_positions(batch) if is_causal_lm else None
         rows = logits[kept] if kept is not None else logits
@@ -74,7 +71,22 @@ def agreement(
             divergence += float(_divergence(rows[chunk], teacher))
             same += int((rows[chunk].argmax(-1) == _likeliest(teacher)).sum())
             positions += len(rows[chunk])
+    if not positions:
+        raise IntegrityError(
+            f"{store}: no target among {len(dataset)} {split} examples; expected a corpus whose "
+            "loss mask keeps some"
+        )
     return {"kl": divergence / positions, "top1": same / positions}
+
+
+def _batches(dataset: StoreDataset, batch_tokens: int) -> list[list[int]]:
+    """Bucket each segment by itself, so that each is read once."""
+    by_segment = [np.flatnonzero(dataset.segment == s) for s in np.unique(dataset.segment)]
+    return [
+        members[chosen].tolist()
+        for members in by_segment
+        for chosen in bucketed_batches(dataset.length[members], batch_tokens)
+    ]
 
 
 def _divergence(student: Tensor, teacher: TeacherLogits) -> Tensor:

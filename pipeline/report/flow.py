@@ -1,11 +1,13 @@
 """The pipeline as it ran: one box a stage, with its real numbers."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from pipeline.report import words
 from pipeline.report.compare import Comparison
-from pipeline.report.results import CorpusSummary, TeacherResult
+from pipeline.report.results import CorpusSummary, TeacherResult, TokensSummary
+
+Facts: TypeAlias = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,106 +22,79 @@ class Box:
 
     stage: str
     what: str
-    facts: tuple[tuple[str, str], ...]
+    facts: Facts
 
 
 def flow(
-    comparison: Comparison,
-    teacher: TeacherResult,
-    *,
-    corpus: CorpusSummary | None,
-    seconds: Mapping[str, words.Number],
+    comparison: Comparison, teacher: TeacherResult, *, corpus: CorpusSummary | None
 ) -> list[Box]:
     """Describe the stages that led from the corpus to one teacher's students.
+
+    Durations are not shown: DVC keeps none, and a stage that was not run again has none.
 
     Args:
         comparison: All models of the run.
         teacher: The teacher whose flow it is.
         corpus: What prepare made, where known.
-        seconds: Duration of stages by their name (`prepare`, `tokenize@T`, `teach@T`,
-            `capture@T`, `train@S`, `evaluate@S`), where known.
     """
     students = [row for row in comparison.students if row.teacher == teacher.name]
-
-    def box(
-        stage: str, what: str, facts: Sequence[tuple[str, str] | None], keys: Sequence[str]
-    ) -> Box:
-        took = [seconds[key] for key in keys if key in seconds]
-        known = [fact for fact in facts if fact is not None]
-        if took:
-            known.append((words.seconds(sum(took)), "in all" if len(took) > 1 else "taken"))
-        return Box(stage=stage, what=what, facts=tuple(known))
-
-    name, metrics, tokens = teacher.name, teacher.metrics, teacher.tokens
-    signals = teacher.signals
+    parameters = teacher.metrics.parameters
     return [
-        box(
-            "prepare",
-            "text with fixed splits",
-            []
-            if corpus is None
-            else [
-                (words.whole(sum(corpus.rows.values())), "texts"),
-                (words.data(sum(corpus.text_bytes.values())), "of text")
-                if corpus.text_bytes
-                else None,
-            ],
-            ["prepare"],
-        ),
-        box(
-            "tokenize",
-            "the teacher's tokens",
-            []
-            if tokens is None
-            else [
-                (words.count(sum(tokens.tokens.values())), "tokens"),
-                (words.whole(sum(tokens.rows.values())), "rows"),
-                (words.whole(tokens.vocab), "vocabulary"),
-            ],
-            [f"tokenize@{name}"],
-        ),
-        box(
+        Box("prepare", "text with fixed splits", _text(corpus)),
+        Box("tokenize", "the teacher's tokens", _tokens(teacher.tokens)),
+        Box(
             "teach",
-            f"teacher {name}",
-            [(words.count(metrics.parameters), "parameters") if metrics.parameters else None],
-            [f"teach@{name}"],
+            f"teacher {teacher.name}",
+            ((words.count(parameters), "parameters"),) if parameters else (),
         ),
-        box(
-            "capture",
-            "one pass, then the teacher rests",
-            [
-                (words.count(max(signal.tokens for signal in signals)), "tokens"),
-                (words.data(sum(signal.bytes for signal in signals)), "in the store"),
-                (words.whole(len(signals)), "signals" if len(signals) > 1 else "signal"),
-                (words.whole(max(signal.segments for signal in signals)), "segments"),
-            ]
-            if signals
-            else [("0", "signals")],
-            [f"capture@{name}"],
-        ),
-        box(
+        Box("capture", "one pass, then the teacher rests", _captured(teacher)),
+        Box(
             "train",
             "from the store alone",
-            [(words.whole(len(students)), "student" if len(students) == 1 else "students")],
-            [f"train@{row.name}" for row in students],
+            ((words.whole(len(students)), "student" if len(students) == 1 else "students"),),
         ),
-        box("evaluate", "on the test split", _best(comparison, name), _evaluated(comparison, name)),
+        Box("evaluate", "on the test split", _best(comparison, teacher.name)),
     ]
 
 
-def _best(comparison: Comparison, teacher: str) -> list[tuple[str, str] | None]:
+def _text(corpus: CorpusSummary | None) -> Facts:
+    """How much text there is."""
+    if corpus is None:
+        return ()
+    texts = (words.whole(sum(corpus.rows.values())), "texts")
+    if not corpus.text_bytes:
+        return (texts,)
+    return texts, (words.data(sum(corpus.text_bytes.values())), "of text")
+
+
+def _tokens(tokens: TokensSummary | None) -> Facts:
+    """How many tokens that makes."""
+    if tokens is None:
+        return ()
+    return (
+        (words.count(sum(tokens.tokens.values())), "tokens"),
+        (words.whole(sum(tokens.rows.values())), "rows"),
+        (words.whole(tokens.vocab), "vocabulary"),
+    )
+
+
+def _captured(teacher: TeacherResult) -> Facts:
+    """What the teacher left in the store."""
+    signals = teacher.signals
+    if not signals:
+        return (("0", "signals"),)
+    return (
+        (words.count(max(signal.tokens for signal in signals)), "tokens"),
+        (words.data(sum(signal.bytes for signal in signals)), "in the store"),
+        (words.whole(len(signals)), "signals" if len(signals) > 1 else "signal"),
+        (words.whole(max(signal.segments for signal in signals)), "segments"),
+    )
+
+
+def _best(comparison: Comparison, teacher: str) -> Facts:
     """What evaluation found best: the retention and size of the student that keeps most."""
     best = comparison.best_student(teacher)
     if best is None:
-        return []
-    return [
-        (words.percent(best.retention), "of quality kept"),
-        (words.times(best.size_ratio), "smaller") if best.size_ratio else None,
-    ]
-
-
-def _evaluated(comparison: Comparison, teacher: str) -> list[str]:
-    """The names under which evaluation of a teacher and its students may be timed."""
-    return [f"evaluate-teacher@{teacher}"] + [
-        f"evaluate@{row.name}" for row in comparison.students if row.teacher == teacher
-    ]
+        return ()
+    kept = (words.percent(best.retention), "of quality kept")
+    return (kept, (words.times(best.size_ratio), "smaller")) if best.size_ratio else (kept,)

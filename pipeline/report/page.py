@@ -16,7 +16,7 @@ from pipeline.report import plots, words
 from pipeline.report.compare import Comparison, Score, compare, report_metrics
 from pipeline.report.figures import mark
 from pipeline.report.flow import flow
-from pipeline.report.results import CorpusSummary, StudentResult, TeacherResult
+from pipeline.report.results import CorpusSummary, StudentResult, TeacherResult, in_order
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,6 @@ def write_report(
     teachers: Sequence[TeacherResult],
     students: Sequence[StudentResult],
     corpus: CorpusSummary | None = None,
-    seconds: Mapping[str, words.Number] | None = None,
     versions: Mapping[str, str] | None = None,
     score: Score = "accuracy",
     title: str = "decant report",
@@ -39,7 +38,6 @@ def write_report(
         teachers: At least one.
         students: Any number, in the order they shall appear.
         corpus: What prepare made, for the flow.
-        seconds: Durations of stages, by name as in `flow`, where known.
         versions: Software to name in the footer; by default what is installed.
         score: Which test score is a classifier's quality.
         title: The page's heading.
@@ -53,12 +51,14 @@ def write_report(
         ResourceError: If the files cannot be written.
     """
     comparison = compare(teachers, students, score=score)
+    teachers = [
+        teacher.model_copy(update={"signals": in_order(teacher.signals)}) for teacher in teachers
+    ]
     page = render_page(
         comparison,
         teachers=teachers,
         students=students,
         corpus=corpus,
-        seconds=seconds or {},
         versions=software() if versions is None else versions,
         title=title,
     )
@@ -75,7 +75,6 @@ def render_page(
     teachers: Sequence[TeacherResult],
     students: Sequence[StudentResult],
     corpus: CorpusSummary | None,
-    seconds: Mapping[str, words.Number],
     versions: Mapping[str, str],
     title: str,
 ) -> str:
@@ -86,7 +85,6 @@ def render_page(
         teachers: Their tokens and signals.
         students: Their curves.
         corpus: What prepare made, where known.
-        seconds: Durations of stages, where known.
         versions: Software to name in the footer.
         title: The page's heading.
     """
@@ -110,10 +108,7 @@ def render_page(
         words=words,
         comparison=comparison,
         summary=summary(comparison, teachers, corpus),
-        flows=[
-            (teacher.name, flow(comparison, teacher, corpus=corpus, seconds=seconds))
-            for teacher in teachers
-        ],
+        flows=[(teacher.name, flow(comparison, teacher, corpus=corpus)) for teacher in teachers],
         legend=[(name, *mark(order.index(name))) for name in order if name in curves],
         curves=[
             Markup(plots.plot_term(term, curves, order))  # our own SVG, nothing of a user unescaped
@@ -149,8 +144,8 @@ def summary(
             many = len(teacher.signals)
             sentence += (
                 f" ran once over {words.count(tokens)} tokens and left {words.data(stored)}"
-                + (f", {words.data(stored / tokens)} a token," if tokens else "")
-                + f" in {many} signal{'s' if many > 1 else ''}."
+                + f" in {many} signal{'s' if many > 1 else ''}"
+                + f" ({words.data(teacher.stored_bytes_per_token)} a token of training)."
             )
         else:
             sentence += " left no signals in a store."
@@ -159,8 +154,11 @@ def summary(
         if not mine:
             sentences.append("No student has been trained from it yet.")
             continue
-        trained = "One student" if len(mine) == 1 else f"{len(mine)} students"
-        sentences.append(f"{trained} trained from that store alone, without the teacher.")
+        trained = "student" if len(mine) == 1 else "students"
+        sentences.append(
+            f"{words.spelled(len(mine)).capitalize()} {trained} trained from that store alone, "
+            "without the teacher."
+        )
         best = comparison.best_student(teacher.name)
         if best is not None:
             reached = words.quality(best.quality, is_perplexity=comparison.is_lower_better)

@@ -9,7 +9,7 @@ from matplotlib.axis import Axis
 from pipeline.report import words
 from pipeline.report.compare import Comparison
 from pipeline.report.figures import INK, axes, mark, svg
-from pipeline.report.results import Curve, SignalResult
+from pipeline.report.results import Curve, SignalResult, labels
 
 # More points than pixels only make the page heavy.
 MAX_POINTS = 160
@@ -133,24 +133,24 @@ def plot_quality(comparison: Comparison, order: Sequence[str]) -> str | None:
 def plot_bytes(teacher: str, signals: Sequence[SignalResult]) -> str | None:
     """Draw the bytes a token of every signal of a teacher; None where nothing was captured."""
     known = [
-        (signal.label, signal.bytes_per_token)
-        for signal in signals
+        (label, signal.signal.split("/")[0], signal.bytes_per_token)
+        for label, signal in zip(labels(signals), signals, strict=True)
         if signal.bytes_per_token is not None
     ]
     if not known:
         return None
-    kinds = sorted({label.split("/")[0] for label, _ in known})
+    kinds = list(dict.fromkeys(kind for _, kind, _ in known))
     with axes(f"bytes-{teacher}", width=5.8, height=0.7 + 0.27 * len(known)) as drawn:
         places = range(len(known))
-        sizes = [size for _, size in known]
+        sizes = [size for _, _, size in known]
         bars = drawn.barh(
             places,
             sizes,
             height=0.66,
-            color=[mark(kinds.index(label.split("/")[0]))[0] for label, _ in known],
+            color=[mark(kinds.index(kind))[0] for _, kind, _ in known],
         )
         drawn.bar_label(bars, labels=[words.data(size) for size in sizes], padding=4)
-        drawn.set_yticks(places, [label for label, _ in known], parse_math=False)
+        drawn.set_yticks(places, [label for label, _, _ in known], parse_math=False)
         drawn.tick_params(axis="y", length=0)
         drawn.invert_yaxis()
         drawn.margins(x=0.12, y=0.02)

@@ -5,6 +5,7 @@ Unknown keys pass through, so a new metric reaches `metrics.json` without a chan
 
 import csv
 import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -15,6 +16,7 @@ from pipeline.provenance import read_json
 
 Task = Literal["causal-lm", "classification"]
 Model = TypeVar("Model", bound=BaseModel)
+KINDS = ("hidden", "attention", "logits")
 
 
 class Agreement(BaseModel):
@@ -55,7 +57,13 @@ class ModelMetrics(BaseModel):
 
 
 class SignalResult(BaseModel):
-    """One captured signal, as its manifest says."""
+    """One captured signal, as its manifest and the store say.
+
+    Attributes:
+        tokens: Tokens that carry it, over all its splits.
+        bytes: What it takes in the store, compressed.
+        splits: The splits it was captured for; empty where not said.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
@@ -66,6 +74,7 @@ class SignalResult(BaseModel):
     bytes: int = Field(ge=0)
     segments: int = Field(ge=0)
     store: str
+    splits: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -120,7 +129,11 @@ class Curve(BaseModel):
 
 
 class TeacherResult(BaseModel):
-    """A teacher with its tokens and what was captured of it."""
+    """A teacher with its tokens and what was captured of it.
+
+    Attributes:
+        fingerprint: Of its store; empty where nothing was captured.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -129,6 +142,15 @@ class TeacherResult(BaseModel):
     tokens: TokensSummary | None = None
     signals: tuple[SignalResult, ...] = ()
     fingerprint: str = ""
+
+    @property
+    def stored_bytes_per_token(self) -> float:
+        """Bytes that a token carrying every signal takes.
+
+        Not all bytes over all tokens: hidden states and attention are kept for training alone,
+        logits for every split.
+        """
+        return sum(signal.bytes_per_token or 0.0 for signal in self.signals)
 
 
 class StudentResult(BaseModel):
@@ -163,8 +185,19 @@ def load_teacher(
         name=name,
         metrics=_validate(ModelMetrics, metrics, name=name),
         tokens=None if tokens is None else _validate(TokensSummary, tokens),
-        signals=tuple(sorted(signals, key=lambda signal: _natural(signal.signal))),
+        signals=in_order(signals),
     )
+
+
+def in_order(signals: Iterable[SignalResult]) -> tuple[SignalResult, ...]:
+    """Signals as the teacher makes them: hidden states, attention, logits; layers ascending."""
+    return tuple(sorted(signals, key=lambda signal: _natural(signal.signal)))
+
+
+def labels(signals: Sequence[SignalResult]) -> list[str]:
+    """Short names, and full ones where two signals differ in nothing but a form's options."""
+    short = [signal.label for signal in signals]
+    return [signal.signal if short.count(signal.label) > 1 else signal.label for signal in signals]
 
 
 def load_student(
@@ -228,9 +261,11 @@ def _cell(text: str | None) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sort key with which layer 10 comes after layer 9."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split("/")]
+def _natural(name: str) -> tuple[int, list[tuple[int, str]]]:
+    """Sort key: the kind's place, then parts with layer 10 after layer 9."""
+    kind, *parts = name.split("/")
+    place = KINDS.index(kind) if kind in KINDS else len(KINDS)
+    return place, [(int(part), "") if part.isdigit() else (-1, part) for part in [*parts, kind]]
 
 
 def _validate(kind: type[Model], path: Path, **defaults: Any) -> Model:

@@ -3,6 +3,7 @@
 UNKNOWN = "–"
 # Said in full: type checks at run time do not take an int for a float.
 Number = float | int
+LETTERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 def number(value: Number | None, digits: int = 2) -> str:
@@ -13,6 +14,11 @@ def number(value: Number | None, digits: int = 2) -> str:
 def whole(value: int | None) -> str:
     """A whole number with thousands separated."""
     return UNKNOWN if value is None else f"{value:,}"
+
+
+def spelled(value: int) -> str:
+    """A count as a sentence has it: in letters below ten."""
+    return LETTERS[value] if value < len(LETTERS) else whole(value)
 
 
 def quality(value: Number | None, *, is_perplexity: bool) -> str:

@@ -2,16 +2,15 @@
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Self
 
 
 class BackgroundWriter:
     """Runs write jobs in a few threads; at most `pending` jobs wait or run at once.
 
-    The first failure is raised by the next `submit` or at the end of the block; jobs that were
-    already running finish, so what they committed stays whole.
+    The first failure is raised by the next `submit` or at the end of the block. After it no waiting
+    job is begun; one that was already running finishes, so what it committed stays whole.
     """
 
     def __init__(self, *, threads: int = 1, pending: int = 2) -> None:
@@ -24,20 +23,31 @@ class BackgroundWriter:
 
         Raises:
             BaseException: What an earlier job raised.
+            RuntimeError: If the block has ended.
         """
         self._slots.acquire()
         if self._failure is not None:
             self._slots.release()
             raise self._failure
-        self._executor.submit(job).add_done_callback(self._done)
+        try:
+            future = self._executor.submit(self._run, job)
+        except RuntimeError:
+            self._slots.release()
+            raise
+        # Called for cancelled jobs too: whoever waits for a slot must not wait for ever.
+        future.add_done_callback(lambda _: self._slots.release())
 
-    def _done(self, future: Future[object]) -> None:
-        error = future.exception()
-        if error is not None and self._failure is None:
-            self._failure = error
-        self._slots.release()
+    def _run(self, job: Callable[[], object]) -> None:
+        if self._failure is not None:
+            return
+        try:
+            job()
+        except BaseException as error:
+            if self._failure is None:
+                self._failure = error
+            raise
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "BackgroundWriter":
         return self
 
     def __exit__(

@@ -7,7 +7,6 @@ it was before, and that a later capture completes from the receipts.
 
 import hashlib
 import logging
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -17,12 +16,13 @@ from numpy.typing import NDArray
 
 from pipeline.axes import SPLITS, Axis
 from pipeline.errors import IntegrityError
-from pipeline.provenance import read_json, software, write_json
-from pipeline.store.index import index_signal
+from pipeline.provenance import fingerprint, software
+from pipeline.store.index import index_signal, read_index, withdraw
 from pipeline.store.layout import Layout
 from pipeline.store.plan import Plan
 from pipeline.store.records import Declaration, Receipt, manifest_json
-from pipeline.store.shards import ShardWriter, create_array, file_digest, shard_file
+from pipeline.store.sealed import read_record, write_record
+from pipeline.store.shards import ArraySpec, create_array, matches, shard_name, write_shard
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,11 @@ def content_digest(parts: Mapping[str, NDArray[Any]], live_rows: int) -> str:
 
 
 class SignalWriter:
-    """Writes one signal, segment by segment; threads may share it if each has its `ShardWriter`."""
+    """Writes one signal, segment by segment; threads may share it.
+
+    Raises:
+        IncompatibleError: If the declaration's form is not of this software.
+    """
 
     def __init__(
         self, layout: Layout, plan: Plan, chunk_tokens: int, declared: Declaration
@@ -46,11 +50,15 @@ class SignalWriter:
         self.layout = layout
         self.declared = declared
         self._plan = plan
-        self._parts = declared.parts()
         self._by_token = declared.axis == Axis.TOKEN
-        rows = plan.segment_tokens if self._by_token else plan.examples_per_segment
-        self.shard_rows = rows
-        self.chunk_rows = chunk_tokens if self._by_token else rows
+        self.shard_rows = plan.segment_tokens if self._by_token else plan.examples_per_segment
+        self.chunk_rows = chunk_tokens if self._by_token else self.shard_rows
+        self._specs = {
+            f"{declared.signal}/{name}": ArraySpec(
+                part, plan.segments * self.shard_rows, self.shard_rows, self.chunk_rows
+            )
+            for name, part in declared.parts().items()
+        }
 
     @property
     def segments(self) -> list[int]:
@@ -59,48 +67,67 @@ class SignalWriter:
         return np.flatnonzero(np.isin(self._plan.segment_split, codes)).tolist()
 
     def declare(self) -> None:
-        """Write declaration and array metadata; a changed declaration discards old receipts."""
-        path = self.layout.receipt(self.declared.signal, 0).parent / "declaration.json"
-        if path.exists() and read_json(path) != self.declared.to_json():
-            logger.warning("%s: declared anew, its receipts are discarded", self.declared.signal)
-            shutil.rmtree(path.parent)
-        for name, part in self._parts.items():
-            create_array(
-                self.layout.array(self.declared.signal, name),
-                part,
-                rows=self._plan.segments * self.shard_rows,
-                shard_rows=self.shard_rows,
-                chunk_rows=self.chunk_rows,
-            )
-        write_json(path, self.declared.to_json())
+        """Write array metadata and declaration.
+
+        Receipts left under another declaration are not trusted from here on; a signal that was
+        whole under it is withdrawn.
+        """
+        name = self.declared.signal
+        path = self.layout.declaration(name)
+        try:
+            # As fingerprints: JSON knows no tuple.
+            changed = fingerprint(read_record(path, self.layout.root)) != self.declared.digest()
+        except IntegrityError:
+            changed = True
+        if changed:
+            if name in read_index(self.layout)["signals"]:
+                logger.warning("%s: declared anew, so it is withdrawn", name)
+            withdraw(self.layout, name)
+            write_record(path, self.declared.to_json())
+        self._create_arrays()
+
+    def _create_arrays(self) -> None:
+        for name, spec in self._specs.items():
+            create_array(self.layout.features, name, spec)
 
     def buffers(self) -> dict[str, NDArray[Any]]:
         """Return zeroed arrays for one segment, a part each."""
         return {
             name: np.zeros((self.shard_rows, *part.row_shape), dtype=part.dtype)
-            for name, part in self._parts.items()
+            for name, part in self.declared.parts().items()
+        }
+
+    def _shards(self, segment: int) -> dict[str, str]:
+        """Return each part's shard as a path within the store."""
+        return {
+            name.rpartition("/")[2]: f"{self.layout.features.name}/{name}/"
+            f"{shard_name(segment, spec.part)}"
+            for name, spec in self._specs.items()
         }
 
     def write_segment(
         self,
-        writer: ShardWriter,
         segment: int,
         buffers: Mapping[str, NDArray[Any]],
         *,
         rows: str,
         skipped: tuple[int, ...] = (),
     ) -> Receipt:
-        """Make one segment durable and leave its receipt."""
+        """Make one segment durable and leave its receipt.
+
+        Raises:
+            ResourceError: If the file system refuses; earlier segments stay valid.
+        """
         examples = self._plan.in_segment(segment)
         tokens = int(self._plan.length[examples].sum())
         count = examples.stop - examples.start
-        files = {}
-        for name, values in buffers.items():
-            array = self.layout.array(self.declared.signal, name)
-            target = shard_file(array, segment, values.ndim)
-            files[str(target.relative_to(self.layout.root))] = writer.write(target, values)
+        files = {
+            name: write_shard(self.layout, name, buffers[part], self.chunk_rows)
+            for part, name in self._shards(segment).items()
+        }
         receipt = Receipt(
             segment=segment,
+            declaration=self.declared.digest(),
             tokens=tokens,
             examples=count,
             rows=rows,
@@ -108,46 +135,88 @@ class SignalWriter:
             skipped=skipped,
             files=files,
         )
-        write_json(self.layout.receipt(self.declared.signal, segment), asdict(receipt))
+        write_record(self.layout.receipt(self.declared.signal, segment), asdict(receipt))
         return receipt
 
     def receipts(self, *, verify: bool) -> dict[int, Receipt]:
-        """Return the receipts that can be trusted.
+        """Return the receipts that can be trusted, by segment.
 
         Args:
-            verify: Compare each file's size and crc32c; else only its existence and size.
+            verify: Compare each file's size and checksum; else only its existence and size.
         """
         return {
             segment: receipt
             for segment in self.segments
-            if (receipt := trusted_receipt(self.layout, self.declared.signal, segment, verify))
+            if (receipt := self._trusted(segment, verify=verify))
         }
 
+    def _trusted(self, segment: int, *, verify: bool) -> Receipt | None:
+        receipt = trusted_receipt(self.layout, self.declared.signal, segment, verify)
+        if (
+            receipt is None
+            or receipt.declaration != self.declared.digest()
+            or set(receipt.files) != set(self._shards(segment).values())
+        ):
+            return None
+        return receipt
+
+    def missing(self) -> list[int]:
+        """Return the segments to capture, after checking every file there is by checksum.
+
+        A whole signal that turns out to be damaged is withdrawn from readers before this returns,
+        so that its shards may be written again.
+        """
+        self._create_arrays()
+        trusted = self.receipts(verify=True)
+        missing = [segment for segment in self.segments if segment not in trusted]
+        name = self.declared.signal
+        if missing and name in read_index(self.layout)["signals"]:
+            logger.warning("%s: segments %s are damaged; it is withdrawn", name, missing)
+            withdraw(self.layout, name)
+        return missing
+
     def commit(self) -> dict[str, Any] | None:
-        """Write manifest and index if every receipt is there; return the manifest, else None."""
+        """Write manifest and index if every receipt is there; return the manifest, else None.
+
+        A signal that is whole already keeps its manifest, and with it the record of the software
+        that computed it.
+        """
         receipts = self.receipts(verify=False)
         if len(receipts) < len(self.segments):
             return None
+        name = self.declared.signal
         manifest = manifest_json(self.declared, list(receipts.values()), software())
-        write_json(self.layout.manifest(self.declared.signal), manifest)
-        index_signal(self.layout, self.declared.signal, manifest["digest"])
+        there = self._indexed_manifest()
+        if there and fingerprint(there["receipts"]) == fingerprint(manifest["receipts"]):
+            return there
+        write_record(self.layout.manifest(name), manifest)
+        index_signal(self.layout, name, manifest["digest"])
         return manifest
+
+    def _indexed_manifest(self) -> dict[str, Any] | None:
+        name = self.declared.signal
+        entry = read_index(self.layout)["signals"].get(name)
+        try:
+            return entry and read_record(
+                self.layout.manifest(name), self.layout.root, entry["manifest"]
+            )
+        except IntegrityError as error:
+            logger.warning("the manifest is written again: %s", error)
+            return None
 
 
 def trusted_receipt(layout: Layout, signal: str, segment: int, verify: bool) -> Receipt | None:
-    """Return a receipt whose files are there with the right size (and crc32c), else None."""
+    """Return a receipt whose files are there with the right size (and checksum), else None."""
     path = layout.receipt(signal, segment)
     if not path.exists():
         return None
     try:
-        receipt = Receipt.from_json(read_json(path))
-        for name, entry in receipt.files.items():
-            file = layout.root / name
-            if not file.is_file() or file.stat().st_size != entry["bytes"]:
-                return None
-            if verify and file_digest(file, layout.root) != entry:
-                return None
+        receipt = Receipt.from_json(read_record(path, layout.root))
     except IntegrityError as error:
         logger.warning("%s segment %d: %s", signal, segment, error)
         return None
-    return receipt
+    is_whole = receipt.segment == segment and all(
+        matches(layout.root / name, layout.root, entry, verify=verify)
+        for name, entry in receipt.files.items()
+    )
+    return receipt if is_whole else None

@@ -1,50 +1,81 @@
 """The index, `manifest.json`: which signals and assets of a store count. Replaced atomically.
 
 Readers open only what it lists, so a signal that is being written, or half removed, does not exist
-for them.
+for them. It holds nothing that is not in the manifests too, so a lost index is rebuilt from them.
 """
 
+import logging
 from typing import Any
 
-import google_crc32c
-
-from pipeline.provenance import read_json, write_json
+from pipeline.errors import IntegrityError
 from pipeline.store.layout import FORMAT, Layout
-from pipeline.store.shards import file_digest
+from pipeline.store.sealed import read_record, write_record
+from pipeline.store.shards import file_digest, matches
+
+logger = logging.getLogger(__name__)
 
 
 def read_index(layout: Layout) -> dict[str, Any]:
-    """Return the index, or an empty one for a store without any whole signal."""
-    if not layout.index.exists():
-        return {"format": FORMAT, "signals": {}, "assets": {}}
-    return read_json(layout.index)
+    """Return the index.
+
+    Raises:
+        IntegrityError: If it is missing or altered.
+    """
+    return read_record(layout.index, layout.root)
 
 
-def write_index(layout: Layout, index: dict[str, Any]) -> None:
-    """Replace the index; it pins the plan's record, so a plan that was altered is noticed."""
-    plan = layout.plan.read_bytes()
-    index["plan"] = {"bytes": len(plan), "crc32c": google_crc32c.value(plan)}
-    write_json(layout.index, index)
+def ensure_index(layout: Layout) -> None:
+    """Make an index that pins the plan's record as it is; a lost or altered one is rebuilt.
+
+    For the writer alone, under the store's lock.
+    """
+    plan = file_digest(layout.plan, layout.root)
+    try:
+        if read_index(layout)["plan"] == plan:
+            return
+    except IntegrityError as error:
+        if layout.index.exists():
+            logger.warning("the index is rebuilt from the manifests: %s", error)
+    index: dict[str, Any] = {"format": FORMAT, "plan": plan, "signals": {}, "assets": {}}
+    for path in sorted(layout.manifests.glob("*.json")):
+        try:
+            manifest = read_record(path, layout.root)
+            if "declaration" in manifest:
+                entry = {"digest": manifest["digest"], "manifest": file_digest(path, layout.root)}
+                index["signals"][manifest["declaration"]["signal"]] = entry
+        except IntegrityError as error:
+            logger.warning("a signal is left out of the index: %s", error)
+    for path in sorted(layout.asset_records.glob("*.json")):
+        try:
+            record = read_record(path, layout.root)
+        except IntegrityError as error:
+            logger.warning("an asset is left out of the index: %s", error)
+            continue
+        expected = {key: record[key] for key in ("bytes", "xxh3")}
+        if matches(layout.assets / record["file"], layout.root, expected, verify=True):
+            index["assets"][path.stem] = record
+    write_record(layout.index, index)
 
 
 def index_signal(layout: Layout, signal: str, digest: str) -> None:
     """Make a whole signal visible to readers."""
     index = read_index(layout)
-    manifest = layout.manifest(signal)
-    index["signals"][signal] = {"digest": digest, "manifest": file_digest(manifest, layout.root)}
-    write_index(layout, index)
+    manifest = file_digest(layout.manifest(signal), layout.root)
+    index["signals"][signal] = {"digest": digest, "manifest": manifest}
+    write_record(layout.index, index)
 
 
 def index_asset(layout: Layout, name: str, record: dict[str, Any]) -> None:
     """Make a whole asset (for example the teacher's blocks) visible to readers."""
+    write_record(layout.asset_records / f"{name}.json", record)
     index = read_index(layout)
     index["assets"][name] = record
-    write_index(layout, index)
+    write_record(layout.index, index)
 
 
 def withdraw(layout: Layout, signal: str) -> None:
     """Hide a signal from readers: index first, then manifest; shards and receipts stay."""
     index = read_index(layout)
     if index["signals"].pop(signal, None) is not None:
-        write_index(layout, index)
+        write_record(layout.index, index)
     layout.manifest(signal).unlink(missing_ok=True)

@@ -33,7 +33,17 @@ class Layout:
     @property
     def plan(self) -> Path:
         """What the planner wrote and its digests; written after all of it."""
-        return self.root / "manifests" / "plan.json"
+        return self.manifests / "plan.json"
+
+    @property
+    def manifests(self) -> Path:
+        """The plan's record and one manifest a whole signal."""
+        return self.root / "manifests"
+
+    @property
+    def asset_records(self) -> Path:
+        """What the index says of each asset, should it be lost."""
+        return self.root / "receipts" / "assets"
 
     @property
     def staging(self) -> Path:
@@ -45,13 +55,13 @@ class Layout:
         """Held, by kernel lock, by the one process that writes."""
         return self.root / "lock"
 
-    def array(self, signal: str, part: str) -> Path:
-        """The Zarr array of one part of a signal."""
-        return self.features / signal / part
-
     def manifest(self, signal: str) -> Path:
         """Written when all receipts of the signal are there."""
-        return self.root / "manifests" / f"{dotted(signal)}.json"
+        return self.manifests / f"{dotted(signal)}.json"
+
+    def declaration(self, signal: str) -> Path:
+        """Written before any of the signal's shards."""
+        return self.root / "receipts" / dotted(signal) / "declaration.json"
 
     def receipt(self, signal: str, segment: int) -> Path:
         """Written after the shards of one segment are durable."""

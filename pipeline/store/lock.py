@@ -10,6 +10,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from pipeline.errors import ResourceError
 
@@ -21,23 +22,46 @@ def writer_lock(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold the store's lock for the duration of the block.
 
     Raises:
-        ResourceError: If another process holds it and `wait` is false.
+        ResourceError: If another process holds it and `wait` is false, or if the lock's file
+            cannot be made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            if not wait:
-                raise ResourceError(
-                    f"{path.parent}: {holder} is writing this store; wait for it to finish or "
-                    f"stop it"
-                ) from None
-            logger.warning("%s: waiting for %s, which is writing this store", path.parent, holder)
-            fcntl.flock(file, fcntl.LOCK_EX)
+    file = _locked(path, wait=wait)
+    # The store may have been removed while this process waited, and its lock with it.
+    while not _is_current(file, path):
+        file.close()
+        file = _locked(path, wait=wait)
+    with file:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         yield
+
+
+def _locked(path: Path, *, wait: bool) -> TextIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise ResourceError(
+            f"{path}: cannot be made ({error.strerror}); free space or fix permissions"
+        ) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        if not wait:
+            file.close()
+            raise ResourceError(
+                f"{path.parent}: {holder} is writing this store; wait for it to finish or stop it"
+            ) from None
+        logger.warning("%s: waiting for %s, which is writing this store", path.parent, holder)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    return file
+
+
+def _is_current(file: TextIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

@@ -83,7 +83,7 @@ def make_plan(
         limit: Most training examples to capture.
 
     Raises:
-        ConfigError: If an example is longer than a segment, or there is no training example.
+        ConfigError: If an example is empty or longer than a segment, or none is for training.
     """
     if not len(lengths.get(TRAIN, ())):
         raise ConfigError("corpus: 0 training examples after tokenising; expected at least 1")
@@ -95,12 +95,16 @@ def make_plan(
         split_lengths = lengths.get(split)
         if split_lengths is None or not len(split_lengths):
             continue
+        if split_lengths.min() < 1:
+            raise ConfigError(
+                f"corpus: example {int(split_lengths.argmin())} of {split} has 0 tokens; expected "
+                "at least 1"
+            )
         longest = int(split_lengths.max())
         if longest > segment_tokens:
             raise ConfigError(
                 f"capture.segment_tokens: {segment_tokens}, but an example of {split} has "
-                f"{longest} "
-                "tokens; expected room for a whole example: raise segment_tokens"
+                f"{longest} tokens; expected room for a whole example: raise segment_tokens"
             )
         used, slot = segment_tokens + 1, 0
         for row in _chosen(len(split_lengths), split, fraction, limit, seed).tolist():

@@ -1,27 +1,37 @@
 """Writes what every signal refers to: `tokens/`, `examples/` and the description of the plan.
 
 The planner runs alone, under the store's lock, before any segment; its record is written last and
-lists every file with size and crc32c.
+lists every file with size and checksum.
 """
 
 import hashlib
+import logging
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from pipeline.axes import SPLITS
 from pipeline.errors import IntegrityError
-from pipeline.provenance import read_json, write_json
 from pipeline.store.forms.form import Part
-from pipeline.store.index import read_index, write_index
+from pipeline.store.index import ensure_index
 from pipeline.store.layout import Layout
 from pipeline.store.plan import Plan
-from pipeline.store.shards import create_array, file_digest, shard_file, shard_writer
+from pipeline.store.sealed import read_record, write_record
+from pipeline.store.shards import (
+    ArraySpec,
+    create_array,
+    file_digest,
+    matches,
+    shard_name,
+    write_shard,
+)
 
+logger = logging.getLogger(__name__)
+PLANNED_ASSETS = ("teacher", "tokenizer")
+"""What is in `assets/` before the plan; the rest comes with signals."""
 ROW_DIGEST_BYTES = 16
 TOKEN_DTYPES = {"input_ids": "int32", "loss_mask": "uint8", "token_type_ids": "uint8"}
 EXAMPLE_DTYPES = {
@@ -67,7 +77,10 @@ def rows_digest(digests: NDArray[np.uint8]) -> str:
 
 
 def write_plan(layout: Layout, plan: Plan, rows: Rows, description: dict[str, Any]) -> None:
-    """Write tokens, examples and the plan's record; what is there and whole already is kept.
+    """Write tokens, examples and the plan's record, then an index that pins it.
+
+    What is there and whole is kept; a shard that is missing or altered is written again, and so is
+    a lost index.
 
     Args:
         layout: The store.
@@ -75,41 +88,10 @@ def write_plan(layout: Layout, plan: Plan, rows: Rows, description: dict[str, An
         rows: The examples' tokens and labels, in plan order.
         description: What readers must know: spec, task, classes, vocabulary, chunk_tokens; JSON
             values.
+
+    Raises:
+        IntegrityError: If an asset that the record lists is missing or altered.
     """
-    if layout.plan.exists():
-        record = read_json(layout.plan)
-        if all(
-            file_digest(layout.root / name, layout.root) == entry
-            for name, entry in record["files"].items()
-            if (layout.root / name).exists()
-        ) and all((layout.root / name).exists() for name in record["files"]):
-            return
-        raise IntegrityError(
-            f"{layout.root}: a file of tokens/, examples/ or assets/ is missing or altered; "
-            f"delete the "
-            "store's directory and capture again"
-        )
-    layout.root.mkdir(parents=True, exist_ok=True)
-    if not (layout.features / "zarr.json").exists():
-        zarr.create_group(store=layout.features)
-    digests = np.stack(
-        [
-            np.frombuffer(
-                row_digest(
-                    {column: values[i] for column, values in rows.tokens.items()},
-                    int(rows.label[i]),
-                    int(rows.source_row[i]),
-                    int(rows.piece[i]),
-                ),
-                np.uint8,
-            )
-            for i in range(len(plan.row))
-        ]
-    )
-    written = _write_tokens(layout, plan, rows, description["chunk_tokens"])
-    written += _write_examples(layout, plan, rows, digests)
-    written += sorted(path for path in layout.assets.rglob("*") if path.is_file())
-    files = {str(path.relative_to(layout.root)): file_digest(path, layout.root) for path in written}
     record = {
         **description,
         "segments": [SPLITS[code] for code in plan.segment_split.tolist()],
@@ -117,58 +99,90 @@ def write_plan(layout: Layout, plan: Plan, rows: Rows, description: dict[str, An
         "examples_per_segment": plan.examples_per_segment,
         "examples": len(plan.row),
         "columns": sorted(rows.tokens),
-        "files": files,
     }
-    write_json(layout.plan, record)
-    write_index(layout, read_index(layout))
-
-
-def _write_tokens(layout: Layout, plan: Plan, rows: Rows, chunk_tokens: int) -> list[Path]:
-    written = []
-    with shard_writer(layout.staging, chunk_tokens) as writer:
-        for column, values in rows.tokens.items():
-            part = Part(TOKEN_DTYPES[column], ())
-            array = layout.features / "tokens" / column
-            create_array(
-                array,
-                part,
-                rows=plan.segments * plan.segment_tokens,
-                shard_rows=plan.segment_tokens,
-                chunk_rows=chunk_tokens,
+    found = _found(layout)
+    if found is not None and {key: found[key] for key in record} != record:
+        raise IntegrityError(
+            f"{layout.plan}: the plan of another corpus or other options; delete the store's "
+            "directory and capture again"
+        )
+    known = {} if found is None else found["files"]
+    files: dict[str, dict[str, int]] = {}
+    arrays = [
+        *_token_arrays(plan, rows, description["chunk_tokens"]),
+        *_example_arrays(plan, rows),
+    ]
+    for array, spec, shards in arrays:
+        create_array(layout.features, array, spec)
+        for segment, values in enumerate(shards):
+            name = f"{layout.features.name}/{array}/{shard_name(segment, spec.part)}"
+            if name in known and matches(layout.root / name, layout.root, known[name], verify=True):
+                files[name] = known[name]
+            else:
+                files[name] = write_shard(layout, name, values, spec.chunk_rows)
+    for directory in PLANNED_ASSETS:
+        for path in sorted(p for p in (layout.assets / directory).rglob("*") if p.is_file()):
+            files[str(path.relative_to(layout.root))] = file_digest(path, layout.root)
+    for name, entry in known.items():
+        if files.get(name) != entry and name.startswith(layout.assets.name):
+            raise IntegrityError(
+                f"{layout.root / name}: missing or altered; restore it from the teacher's "
+                "directory, or delete the store's directory and capture again"
             )
-            for segment in range(plan.segments):
-                buffer = np.zeros(plan.segment_tokens, dtype=part.dtype)
-                examples = plan.in_segment(segment)
-                joined = np.concatenate(values[examples])
-                buffer[: len(joined)] = joined
-                target = shard_file(array, segment, 1)
-                writer.write(target, buffer)
-                written.append(target)
-    return written
+    if found != {**record, "files": files}:
+        write_record(layout.plan, {**record, "files": files})
+    ensure_index(layout)
 
 
-def _write_examples(
-    layout: Layout, plan: Plan, rows: Rows, digests: NDArray[np.uint8]
-) -> list[Path]:
-    columns: dict[str, NDArray[Any]] = {
-        **{
-            key: getattr(plan, key)
-            for key in ("split", "row", "start", "length", "segment", "slot")
-        },
-        "source_row": rows.source_row,
-        "piece": rows.piece,
-        "label": rows.label,
-    }
-    arrays = {key: values.astype(EXAMPLE_DTYPES[key]) for key, values in columns.items()}
-    arrays["digest"] = digests
-    count = len(digests)
-    written = []
-    with shard_writer(layout.staging, count) as writer:
-        for name, values in arrays.items():
-            array = layout.features / "examples" / name
-            part = Part(str(values.dtype), values.shape[1:])
-            create_array(array, part, rows=count, shard_rows=count, chunk_rows=count)
-            target = shard_file(array, 0, values.ndim)
-            writer.write(target, values)
-            written.append(target)
-    return written
+def _found(layout: Layout) -> dict[str, Any] | None:
+    """Return the plan's record if it is there and not altered."""
+    if not layout.plan.exists():
+        return None
+    try:
+        return read_record(layout.plan, layout.root)
+    except IntegrityError as error:
+        logger.warning("the plan is written again: %s", error)
+        return None
+
+
+Shards: TypeAlias = tuple[str, ArraySpec, Iterable[NDArray[Any]]]
+"""An array's name, what it is, and the values of its shards in order."""
+
+
+def _token_arrays(plan: Plan, rows: Rows, chunk_tokens: int) -> Iterator[Shards]:
+    capacity = plan.segment_tokens
+
+    def shards(column: str) -> Iterator[NDArray[Any]]:
+        for segment in range(plan.segments):
+            buffer = np.zeros(capacity, dtype=TOKEN_DTYPES[column])
+            joined = np.concatenate(rows.tokens[column][plan.in_segment(segment)])
+            buffer[: len(joined)] = joined
+            yield buffer
+
+    for column in rows.tokens:
+        part = Part(TOKEN_DTYPES[column], ())
+        spec = ArraySpec(part, plan.segments * capacity, capacity, chunk_tokens)
+        yield f"tokens/{column}", spec, shards(column)
+
+
+def _example_arrays(plan: Plan, rows: Rows) -> Iterator[Shards]:
+    count = len(plan.row)
+    for name, dtype in EXAMPLE_DTYPES.items():
+        values = getattr(rows if name in {"source_row", "piece", "label"} else plan, name)
+        yield (
+            f"examples/{name}",
+            ArraySpec(Part(dtype, ()), count, count, count),
+            [values.astype(dtype)],
+        )
+    digests = [
+        row_digest(
+            {column: values[i] for column, values in rows.tokens.items()},
+            int(rows.label[i]),
+            int(rows.source_row[i]),
+            int(rows.piece[i]),
+        )
+        for i in range(count)
+    ]
+    table = np.frombuffer(b"".join(digests), np.uint8).reshape(count, ROW_DIGEST_BYTES)
+    part = Part("uint8", (ROW_DIGEST_BYTES,))
+    yield "examples/digest", ArraySpec(part, count, count, count), [table]

@@ -1,9 +1,10 @@
 """Reads a store: only whole signals, only files that match their manifest, rows joined by identity.
 
-Opening reads JSON and the small `examples/` table. A segment is read as a whole (one shard an
-array), checked by whole-file crc32c before its first use in this process.
+Opening reads two JSON records. A segment is read as a whole, one shard an array; its bytes are
+checked by a checksum of the whole file and those same bytes are decoded.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,8 +17,8 @@ from safetensors.numpy import load as load_safetensors
 
 from pipeline.axes import Axis
 from pipeline.errors import IncompatibleError, IntegrityError
-from pipeline.provenance import read_json
 from pipeline.store.forms.form import Channels, Part
+from pipeline.store.index import read_index
 from pipeline.store.layout import FORMAT, Layout
 from pipeline.store.planner import (
     EXAMPLE_DTYPES,
@@ -26,8 +27,9 @@ from pipeline.store.planner import (
     row_digest,
     rows_digest,
 )
-from pipeline.store.records import Declaration, Receipt
-from pipeline.store.shards import check_file, read_shard
+from pipeline.store.records import Declaration, Receipt, signal_digest
+from pipeline.store.sealed import read_record
+from pipeline.store.shards import ArraySpec, check_file, file_digest, read_shard, shard_name
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,10 @@ class Segment:
 
 
 class StoreReader:
-    """A store opened for reading, pinned to the digests of the signals it is asked for."""
+    """A store opened for reading, pinned to the digests of the signals it is asked for.
+
+    Threads may share it: what it remembers is only ever added to, and equal whoever adds it.
+    """
 
     def __init__(self, path: Path, pins: Mapping[str, str] | None = None) -> None:
         """Open the store at `path`.
@@ -84,18 +89,17 @@ class StoreReader:
         self.layout = Layout(path)
         if not self.layout.index.exists():
             raise IntegrityError(f"{path}: no whole store is here; run the capture stage first")
-        self.index = read_json(self.layout.index)
+        self.index = read_index(self.layout)
         if self.index.get("format") != FORMAT:
             raise IncompatibleError(
                 f"{path}: store format {self.index.get('format')}, this software reads {FORMAT}; "
                 "capture again with this version"
             )
-        check_file(self.layout.plan, path, self.index["plan"])
-        self.plan: dict[str, Any] = read_json(self.layout.plan)
+        self.plan = read_record(self.layout.plan, path, self.index["plan"])
         for signal, digest in (pins or {}).items():
             self._check_pin(signal, digest)
         self._signals: dict[str, StoredSignal] = {}
-        self._checked: set[tuple[str, int]] = set()
+        self._checked_rows: set[int] = set()
 
     def _check_pin(self, signal: str, digest: str) -> None:
         found = self.index["signals"].get(signal)
@@ -117,21 +121,35 @@ class StoreReader:
         return sorted(self.index["signals"])
 
     def signal(self, name: str) -> StoredSignal:
-        """Return a signal's declaration and receipts, checked against the index."""
+        """Return a signal's declaration and receipts, checked against the index.
+
+        Raises:
+            IncompatibleError: If the store has no such whole signal.
+            IntegrityError: If its manifest is altered, or does not cover its segments.
+        """
         if name not in self._signals:
-            if name not in self.index["signals"]:
+            entry = self.index["signals"].get(name)
+            if entry is None:
                 raise IncompatibleError(
                     f"{self.layout.root}: no signal {name}; it has "
                     f"{', '.join(self.signals) or 'none'}"
                 )
             path = self.layout.manifest(name)
-            check_file(path, self.layout.root, self.index["signals"][name]["manifest"])
-            manifest = read_json(path)
+            manifest = read_record(path, self.layout.root, entry["manifest"])
+            declaration = Declaration.from_json(manifest["declaration"])
             receipts = [Receipt.from_json(value) for value in manifest["receipts"]]
+            expected = [s for split in declaration.splits for s in self.segments(split)]
+            if (
+                declaration.signal != name
+                or signal_digest(declaration, receipts) != entry["digest"]
+                or [receipt.segment for receipt in receipts] != sorted(expected)
+            ):
+                raise IntegrityError(
+                    f"{path}: not the manifest of the whole signal {name} that the index states; "
+                    "run `decant capture --verify` to rebuild it"
+                )
             self._signals[name] = StoredSignal(
-                Declaration.from_json(manifest["declaration"]),
-                manifest["digest"],
-                {receipt.segment: receipt for receipt in receipts},
+                declaration, entry["digest"], {receipt.segment: receipt for receipt in receipts}
             )
         return self._signals[name]
 
@@ -142,10 +160,8 @@ class StoreReader:
         return {
             name: self._read(
                 f"examples/{name}",
-                Part(dtype, shape),
+                ArraySpec(Part(dtype, shape), count, count, count),
                 0,
-                count,
-                count,
                 self.plan["files"],
             )
             for name, dtype, shape in [
@@ -159,30 +175,14 @@ class StoreReader:
         return [i for i, name in enumerate(self.plan["segments"]) if name == split]
 
     def _read(
-        self,
-        array: str,
-        part: Part,
-        segment: int,
-        shard_rows: int,
-        chunk_rows: int,
-        files: Mapping[str, dict[str, int]],
+        self, array: str, spec: ArraySpec, segment: int, files: Mapping[str, dict[str, int]]
     ) -> NDArray[Any]:
         path = self.layout.features / array
-        name = "/".join(("features.zarr", array, "c", str(segment), *["0"] * len(part.row_shape)))
-        if name not in files:
+        name = f"{self.layout.features.name}/{array}/{shard_name(segment, spec.part)}"
+        expected = files.get(name)
+        if expected is None:
             raise IntegrityError(f"{path}: segment {segment} is in no receipt; capture it again")
-        first_use = (array, segment) not in self._checked
-        values = read_shard(
-            path,
-            self.layout.root,
-            segment=segment,
-            part=part,
-            shard_rows=shard_rows,
-            chunk_rows=chunk_rows,
-            expected=files[name] if first_use else None,
-        )
-        self._checked.add((array, segment))
-        return values
+        return read_shard(path, self.layout.root, spec, segment, expected)
 
     def examples_in(self, segment: int) -> NDArray[np.int64]:
         """Return the positions in the example table of a segment's examples."""
@@ -196,13 +196,12 @@ class StoreReader:
                 together.
         """
         chunk, capacity = self.plan["chunk_tokens"], self.plan["segment_tokens"]
+        count = len(self.plan["segments"])
         tokens = {
             column: self._read(
                 f"tokens/{column}",
-                Part(TOKEN_DTYPES[column], ()),
+                ArraySpec(Part(TOKEN_DTYPES[column], ()), count * capacity, capacity, chunk),
                 segment,
-                capacity,
-                chunk,
                 self.plan["files"],
             )
             for column in self.plan["columns"]
@@ -225,18 +224,15 @@ class StoreReader:
             if receipt.rows != identity:
                 raise IntegrityError(
                     f"{name} segment {segment}: features of other rows ({receipt.rows[:12]}), "
-                    f"expected "
-                    f"{identity[:12]}; capture this store again"
+                    f"expected {identity[:12]}; capture this store again"
                 )
             by_token = stored.declaration.axis == Axis.TOKEN
             rows = capacity if by_token else self.plan["examples_per_segment"]
             features[name] = {
                 part_name: self._read(
                     f"{name}/{part_name}",
-                    part,
+                    ArraySpec(part, count * rows, rows, chunk if by_token else rows),
                     segment,
-                    rows,
-                    chunk if by_token else rows,
                     receipt.files,
                 )
                 for part_name, part in stored.declaration.parts().items()
@@ -256,7 +252,8 @@ class StoreReader:
         length: NDArray[np.int64],
         tokens: dict[str, NDArray[Any]],
     ) -> None:
-        if ("rows", segment) in self._checked:
+        """Compare each example's identity with what its tokens and label say; once a segment."""
+        if segment in self._checked_rows:
             return
         table = self.examples
         for i, start, count in zip(members.tolist(), offset.tolist(), length.tolist(), strict=True):
@@ -269,10 +266,9 @@ class StoreReader:
             if found != table["digest"][i].tobytes():
                 raise IntegrityError(
                     f"{self.layout.features}: example {i} of segment {segment} is not the row "
-                    f"that was "
-                    "planned; the store was altered: delete it and capture again"
+                    "that was planned; the store was altered: delete it and capture again"
                 )
-        self._checked.add(("rows", segment))
+        self._checked_rows.add(segment)
 
     def channels(self, signal: str) -> Channels | None:
         """Return mean and deviation of a signal's channels, float32, where it has them."""
@@ -295,12 +291,27 @@ class StoreReader:
                 f"{self.layout.root}: no asset {name}; ask for it in the teacher's capture section"
             )
         path = self.layout.assets / record["file"]
-        check_file(path, self.layout.root, {key: record[key] for key in ("bytes", "crc32c")})
+        if file_digest(path, self.layout.root) != {key: record[key] for key in ("bytes", "xxh3")}:
+            raise IntegrityError(
+                f"{path}: not the asset that the index states; delete it and run capture again"
+            )
         return path
 
     def teacher_config(self) -> dict[str, Any]:
         """Return the teacher's Hugging Face configuration."""
-        name = "assets/teacher/config.json"
-        path = self.layout.root / name
-        check_file(path, self.layout.root, self.plan["files"][name])
-        return read_json(path)
+        return json.loads(self._planned_asset("teacher/config.json"))
+
+    def tokenizer(self) -> Path:
+        """Return the directory of the teacher's tokenizer after checking its files."""
+        prefix = f"{self.layout.assets.name}/"
+        for name in self.plan["files"]:
+            if name.startswith(f"{prefix}tokenizer/"):
+                self._planned_asset(name.removeprefix(prefix))
+        return self.layout.assets / "tokenizer"
+
+    def _planned_asset(self, name: str) -> bytes:
+        path = self.layout.assets / name
+        expected = self.plan["files"].get(str(path.relative_to(self.layout.root)))
+        if expected is None:
+            raise IntegrityError(f"{path}: not in the store's plan; capture this store again")
+        return check_file(path, self.layout.root, expected)

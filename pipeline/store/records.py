@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipeline.axes import Axis
-from pipeline.errors import IntegrityError
+from pipeline.errors import ConfigError, IncompatibleError, IntegrityError
 from pipeline.provenance import fingerprint
 from pipeline.store.forms.form import Form, Geometry, Part, options
 from pipeline.store.forms.registry import build_form
@@ -82,18 +82,27 @@ class Declaration:
         """Return JSON values."""
         return asdict(self)
 
+    def digest(self) -> str:
+        """Return the fingerprint that ties receipts to this declaration."""
+        return fingerprint(self.to_json())
+
     def build_form(self) -> Form:
         """Return the form that decodes this signal.
 
         Raises:
-            IntegrityError: If this software's form has another version.
+            IncompatibleError: If this software has no such form, option or version.
         """
-        form = build_form(self.kind, self.form, self.options)
+        try:
+            form = build_form(self.kind, self.form, self.options)
+        except ConfigError as error:
+            raise IncompatibleError(
+                f"{self.signal}: {error}; or use the software that wrote the store"
+            ) from error
         if form.version != self.form_version:
-            raise IntegrityError(
-                f"{self.signal}: written by version {self.form_version} of form {self.form}, "
-                f"this software "
-                f"has version {form.version}; use the software that wrote it, or capture again"
+            raise IncompatibleError(
+                f"{self.signal}: written by version {self.form_version} of form {self.form}, this "
+                f"software has version {form.version}; use the software that wrote it, or capture "
+                "again"
             )
         return form
 
@@ -111,13 +120,14 @@ class Declaration:
 class Receipt:
     """One segment of one signal is durable.
 
-    `rows` is the digest of the identities of the segment's examples: features and tokens join by
-    it. `content` is the digest of the stored values in token order and alone feeds manifests;
-    `files` holds size and crc32c of each shard by its path in the store. `skipped` are slots whose
-    features were not finite.
+    `declaration` is the digest of the declaration it was written under. `rows` is the digest of the
+    identities of the segment's examples: features and tokens join by it. `content` is the digest of
+    the stored values in token order and alone feeds manifests; `files` holds size and checksum of
+    each shard by its path in the store. `skipped` are slots whose features were not finite.
     """
 
     segment: int
+    declaration: str
     tokens: int
     examples: int
     rows: str
@@ -158,8 +168,3 @@ def manifest_json(
         "receipts": [asdict(receipt) for receipt in receipts],
         "software": software,
     }
-
-
-def signal_bytes(receipts: list[Receipt]) -> int:
-    """Bytes of a signal on disk, compressed."""
-    return sum(entry["bytes"] for receipt in receipts for entry in receipt.files.values())

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from pipeline.errors import IncompatibleError
 from pipeline.student.features import TeacherFeatures
 from pipeline.student.losses.chunked import chunked_rows
+from pipeline.student.losses.counting import Count
 from pipeline.student.losses.labels import label_cross_entropy
 from pipeline.student.losses.registry import ATTENTION, FEATURE, OUTPUT, find_loss
 from pipeline.student.objective import Objective
@@ -22,7 +23,7 @@ from pipeline.student.projectors import Projectors
 from pipeline.student.stream import target_positions
 from pipeline.taps.anatomy import find_anatomy
 from pipeline.taps.head import apply_head, read_head_spec
-from pipeline.taps.inputs import model_inputs, run_base
+from pipeline.taps.inputs import model_columns, model_inputs, run_base
 from pipeline.taps.scores import attention_log_probs, visible_keys
 from pipeline.taps.tap import Record, tap
 
@@ -40,8 +41,7 @@ def term_counts(batch: Mapping[str, Any], objective: Objective, *, task: str) ->
     """Return how many units of each active term a batch holds.
 
     Feature: live tokens (but the first where the option says so). Attention: live query rows.
-        Output and labels: target
-    positions of a language model, examples of a classifier.
+    Output and labels: target positions of a language model, examples of a classifier.
     """
     live = batch["attention_mask"]
     tokens = int(live.sum())
@@ -68,8 +68,7 @@ class Distiller(nn.Module):
 
     Raises:
         IncompatibleError: If attention is to be matched between unequal head counts, or
-            vocabularies or class
-            counts differ.
+            vocabularies or class counts differ.
     """
 
     def __init__(
@@ -132,9 +131,7 @@ class Distiller(nn.Module):
                     "teacher's vocabulary or classes"
                 )
 
-    def forward(
-        self, batch: Mapping[str, Any], counts: Mapping[str, float | Tensor]
-    ) -> dict[str, Tensor]:
+    def forward(self, batch: Mapping[str, Any], counts: Mapping[str, Count]) -> dict[str, Tensor]:
         """Return each active term of a batch, divided by its count.
 
         Args:
@@ -142,11 +139,7 @@ class Distiller(nn.Module):
             counts: Units of each term over all accumulation steps and ranks, see `term_counts`.
         """
         live = batch["attention_mask"].bool()
-        names = [key for key in ("input_ids", "attention_mask", "token_type_ids") if key in batch]
-        inputs = model_inputs(
-            {key: batch[key] for key in names if key != "token_type_ids" or not self._is_causal},
-            is_causal=self._is_causal,
-        )
+        inputs = model_inputs(model_columns(self.student, batch), is_causal=self._is_causal)
         with tap(
             self.student, hidden=self.feature_map.keys(), attention=self.attention_map.keys()
         ) as record:
@@ -168,7 +161,7 @@ class Distiller(nn.Module):
         record: Record,
         batch: Mapping[str, Any],
         live: Bool[Tensor, "batch seq"],
-        count: float | Tensor,
+        count: Count,
     ) -> Tensor:
         loss = find_loss(FEATURE, self.objective.feature.loss, key="loss.feature.loss")
         kept = torch.ones_like(live)
@@ -188,7 +181,7 @@ class Distiller(nn.Module):
         record: Record,
         batch: Mapping[str, Any],
         live: Bool[Tensor, "batch seq"],
-        count: float | Tensor,
+        count: Count,
     ) -> Tensor:
         loss = find_loss(ATTENTION, self.objective.attention.loss, key="loss.attention.loss")
         total = torch.zeros((), device=live.device)
@@ -210,7 +203,7 @@ class Distiller(nn.Module):
         output: Tensor,
         batch: Mapping[str, Any],
         live: Bool[Tensor, "batch seq"],
-        counts: Mapping[str, float | Tensor],
+        counts: Mapping[str, Count],
     ) -> dict[str, Tensor]:
         wanted = [term for term in ("output", "labels") if term in self.terms]
         if not wanted:
@@ -253,7 +246,7 @@ class Distiller(nn.Module):
         assert isinstance(head, nn.Linear)
         return apply_head(rows, head.weight, head.bias, self._head)
 
-    def _output(self, logits: Tensor, parts: tuple[Tensor, ...], count: float | Tensor) -> Tensor:
+    def _output(self, logits: Tensor, parts: tuple[Tensor, ...], count: Count) -> Tensor:
         options = self.objective.output
         loss = find_loss(OUTPUT, options.loss, key="loss.output.loss")
         teacher = self.features.logits(*parts)

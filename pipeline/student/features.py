@@ -15,6 +15,8 @@ from pipeline.store.records import Declaration
 from pipeline.taps.head import HeadSpec, apply_head
 from pipeline.taps.scores import attention_log_probs, visible_keys
 
+HEAD = "lm_head"
+
 
 @dataclass(frozen=True)
 class TeacherLogits:
@@ -36,7 +38,8 @@ class TeacherFeatures(nn.Module):
             it.
 
     Raises:
-        IncompatibleError: If `topk` was not captured at this temperature.
+        IncompatibleError: If `topk` was not captured at this temperature, or the head is not the
+            one that belongs to the signal.
     """
 
     head_weight: Tensor
@@ -64,15 +67,16 @@ class TeacherFeatures(nn.Module):
                 self._load_head(reader, declared)
 
     def _load_head(self, reader: StoreReader, declared: Declaration) -> None:
-        tensors = load_file(reader.asset("lm_head"))
+        if reader.index["assets"].get(HEAD) != declared.info[HEAD]:
+            raise IncompatibleError(
+                f"{declared.signal}: the store's asset {HEAD} is not the one it was captured with; "
+                "run the capture stage again"
+            )
+        tensors = load_file(reader.asset(HEAD))
         self.register_buffer("head_weight", tensors["weight"].float(), persistent=False)
         bias = tensors.get("bias")
         self.register_buffer("head_bias", None if bias is None else bias.float(), persistent=False)
         self.head = HeadSpec(bias is not None, declared.info["scale"], declared.info["softcap"])
-
-    def has(self, kind: str, layer: int | None = None) -> bool:
-        """Tell whether a signal of this kind and layer is decoded here."""
-        return (kind, layer) in self._forms
 
     def declaration(self, kind: str, layer: int | None = None) -> Declaration:
         """Return the declaration of a signal."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError, IncompatibleError
+from pipeline.errors import ConfigError, DecantError, IncompatibleError
 from pipeline.provenance import read_json
 from pipeline.student.maps import block_choice, layer_map
 from pipeline.student.objective import Alignment, Objective
@@ -65,14 +65,22 @@ def select_signals(
         options = getattr(objective, term)
         if options.weight.is_off:
             continue
-        maps[term] = layer_map(
-            align.layers,
-            student_layers=student_layers,
-            teacher_layers=teacher_layers,
-            include_embeddings=embeddings,
-        )
+        try:
+            maps[term] = layer_map(
+                align.layers,
+                student_layers=student_layers,
+                teacher_layers=teacher_layers,
+                include_embeddings=embeddings,
+            )
+        except DecantError as error:
+            raise type(error)(f"{key}.align.layers: {error}") from error
         if term == "attention":
             maps[term] = {s: t for s, t in maps[term].items() if s and t}
+            if not maps[term]:
+                raise ConfigError(
+                    f"{key}.align.layers: only pairs with layer 0, which has no attention; name a "
+                    f"pair of blocks, or set {key}.loss.attention.weight to 0"
+                )
         for layer in sorted(set(maps[term].values())):
             found = _one(signals, kind, layer, options.form, key)
             chosen[found["signal"]] = found["digest"]
@@ -93,20 +101,32 @@ def select_signals(
 def _student_layers(
     name: str, architecture: dict[str, Any] | None, checkpoint: str | None, teacher: dict[str, Any]
 ) -> int:
-    for config in (architecture or {}, _checkpoint_config(checkpoint), teacher):
-        depth = depth_of(config)
-        if depth is not None:
-            return depth
-    raise ConfigError(
-        f"students.{name}.model: no number of layers; give architecture.num_hidden_layers"
-    )
+    own = _checkpoint_config(checkpoint) if architecture is None else architecture
+    is_other = own.get("model_type", teacher.get("model_type")) != teacher.get("model_type")
+    depth = depth_of(own) or (None if is_other else depth_of(teacher))
+    if depth is None:
+        raise ConfigError(
+            f"students.{name}.model: no number of layers; give architecture.num_hidden_layers"
+        )
+    return depth
 
 
 def _checkpoint_config(checkpoint: str | None) -> dict[str, Any]:
     if checkpoint is None:
         return {}
     path = Path(checkpoint) / "config.json"
-    return read_json(path) if path.exists() else {}
+    if path.exists():
+        return read_json(path)
+    from transformers import PreTrainedConfig
+
+    try:
+        return PreTrainedConfig.get_config_dict(checkpoint)[0]
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"model.checkpoint {checkpoint}: no configuration to be had ({reason}); expected a "
+            "directory with config.json, or a hub id in the local cache"
+        ) from error
 
 
 def _one(
@@ -139,20 +159,20 @@ def _blocks(
     teacher_layers: int,
     blocks: Sequence[int] | None,
 ) -> dict[str, Any]:
-    wanted = (
-        list(blocks)
-        if blocks is not None
-        else list(
-            block_choice("uniform", student_layers=student_layers, teacher_layers=teacher_layers)
+    try:
+        wanted = block_choice(
+            "uniform" if blocks is None else blocks,
+            student_layers=student_layers,
+            teacher_layers=teacher_layers,
         )
-    )
-    found = next((r for r in records if r.get("signal") == "blocks"), None) if records else None
+    except IncompatibleError as error:
+        raise IncompatibleError(f"{key}.model.blocks: {error}") from error
+    found = next((r for r in records if r.get("signal") == "blocks"), None)
     have = found["layers"] if found else []
-    if not set(wanted) <= set(have):
+    if found is None or not set(wanted) <= set(have):
         raise IncompatibleError(
-            f"{key}.model: starts from teacher blocks {wanted}, the store's assets have "
+            f"{key}.model: starts from teacher blocks {list(wanted)}, the store's assets have "
             f"{have or 'none'}; "
             "add them to the teacher's capture.blocks and run `dvc repro`"
         )
-    assert found is not None
-    return {"digest": found["digest"], "layers": wanted}
+    return {"digest": found["digest"], "layers": list(wanted)}

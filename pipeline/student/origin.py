@@ -1,6 +1,6 @@
 """What a student starts as: an architecture or a checkpoint, and its first weights."""
 
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pydantic import model_validator
 
@@ -22,7 +22,7 @@ class StudentModel(Section):
     blocks: list[int] | None = None
 
     @model_validator(mode="after")
-    def _one_origin(self) -> Self:
+    def _one_origin(self) -> "StudentModel":
         if (self.architecture is None) == (self.checkpoint is None):
             raise ValueError("expected exactly one of architecture and checkpoint")
         if self.checkpoint is not None and self.init != "random":

@@ -5,8 +5,7 @@ read, so a resumed run skips batches without decoding them. Segments of the next
 in a thread; what leaves here is still in stored dtypes and is widened on the device.
 """
 
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -27,8 +26,9 @@ WINDOW_BATCHES = 8
 class BatchOrder(Sampler[list[int]]):
     """The batches of an epoch as lists of examples: a batch sampler for a `DataLoader`.
 
-    Every epoch has the same number of batches: what does not fill a batch is carried to the next
-    pool.
+    Every epoch holds every example once, in the same number of batches: what does not fill a batch
+    is carried to the next pool. On several ranks a batch of all ranks is planned and each takes its
+    share, so n ranks run the batches that one rank of n times the batch size runs.
     """
 
     def __init__(
@@ -39,56 +39,76 @@ class BatchOrder(Sampler[list[int]]):
         batch_size: int,
         pool_segments: int,
         seed: int,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         """Plan epochs over examples.
 
         Args:
             segment: Each example's segment.
             length: Each example's tokens.
-            batch_size: Examples in a batch.
+            batch_size: Examples in a batch of one rank.
             pool_segments: Segments that are in memory and mixed together.
             seed: Seed of the order.
+            rank: Which rank's share iteration gives.
+            ranks: How many there are.
+
+        Raises:
+            ConfigError: If there are fewer examples than ranks.
         """
-        if not len(segment):
-            raise ConfigError("the store has no training example; expected at least 1")
-        self._segment = segment
+        if len(segment) < ranks:
+            raise ConfigError(
+                f"the store has {len(segment)} training examples for {ranks} ranks; expected at "
+                "least one each"
+            )
         self._length = length
-        self.batch_size = batch_size
+        self._batch = batch_size * ranks
         self._pool_segments = pool_segments
         self._seed = seed
+        self._rank, self._ranks = rank, ranks
         self._epoch = 0
+        by_segment = np.argsort(segment, kind="stable")
+        numbers, first = np.unique(segment[by_segment], return_index=True)
+        self._members = dict(
+            zip(numbers.tolist(), np.split(by_segment, first[1:].tolist()), strict=True)
+        )
 
     def __len__(self) -> int:
-        return -(-len(self._segment) // self.batch_size)
+        # Fewer left over than ranks make no batch of their own: each rank needs an example.
+        whole, rest = divmod(len(self._length), self._batch)
+        return whole + (rest >= self._ranks)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that iteration will give."""
         self._epoch = epoch
 
-    def segment_order(self) -> NDArray[np.int64]:
+    def segment_order(self) -> list[int]:
         """Return the epoch's order of segments."""
         generator = np.random.default_rng([self._seed, self._epoch])
-        return generator.permutation(np.unique(self._segment))
+        return generator.permutation(list(self._members)).tolist()
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = np.random.default_rng([self._seed, self._epoch, 1])
         order = self.segment_order()
         carried: list[int] = []
         for first in range(0, len(order), self._pool_segments):
-            pool = order[first : first + self._pool_segments]
-            members = generator.permutation(np.flatnonzero(np.isin(self._segment, pool)))
-            examples = [*carried, *members.tolist()]
+            pool = [self._members[number] for number in order[first : first + self._pool_segments]]
+            examples = [*carried, *generator.permutation(np.concatenate(pool)).tolist()]
             is_last = first + self._pool_segments >= len(order)
-            whole = len(examples) // self.batch_size * self.batch_size
+            # One batch stays behind, so that a rest too small for the ranks has one to join.
+            whole = max(0, len(examples) // self._batch - 1) * self._batch
             carried = [] if is_last else examples[whole:]
-            yield from self._bucketed(examples if is_last else examples[:whole], generator)
+            for batch in self._bucketed(examples if is_last else examples[:whole], generator):
+                yield batch[self._rank :: self._ranks]
 
     def _bucketed(self, examples: list[int], generator: np.random.Generator) -> Iterator[list[int]]:
-        window = self.batch_size * WINDOW_BATCHES
-        for first in range(0, len(examples), window):
-            part = examples[first : first + window]
-            part.sort(key=lambda i: (-self._length[i], i))
-            batches = [part[i : i + self.batch_size] for i in range(0, len(part), self.batch_size)]
+        count = len(examples) // self._batch + (len(examples) % self._batch >= self._ranks)
+        for first in range(0, count, WINDOW_BATCHES):
+            last = min(first + WINDOW_BATCHES, count)
+            stop = len(examples) if last == count else last * self._batch
+            part = sorted(examples[first * self._batch : stop], key=lambda i: (-self._length[i], i))
+            starts = [i * self._batch for i in range(last - first)]
+            batches = [part[a:b] for a, b in zip(starts, [*starts[1:], None], strict=True)]
             for i in generator.permutation(len(batches)).tolist():
                 yield batches[i]
 
@@ -106,8 +126,17 @@ class StoreDataset(Dataset[dict[str, Any]]):
         signals: Sequence[str],
         *,
         split: str = TRAIN,
-        cached_segments: int = 8,
+        pool_segments: int = 1,
     ) -> None:
+        """Open the examples of a split whose features are all there.
+
+        Args:
+            reader: The store.
+            signals: Names of the signals that batches carry.
+            split: Which examples.
+            pool_segments: Segments in use at a time. Those of the pool before stay in memory for
+                what was carried over, and half as many are read ahead.
+        """
         self._reader = reader
         self._signals = list(signals)
         self._axis = {name: reader.signal(name).declaration.axis for name in signals}
@@ -123,37 +152,43 @@ class StoreDataset(Dataset[dict[str, Any]]):
         self.segment = table["segment"][self.examples].astype(np.int64)
         self.length = table["length"][self.examples].astype(np.int64)
         self._label = table["label"][self.examples]
-        self._cache: OrderedDict[int, Segment | Future[Segment]] = OrderedDict()
-        self._capacity = cached_segments
+        self._pool_segments = pool_segments
+        self._reads: dict[int, Future[Segment]] = {}
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="segment-reader")
-        self._ahead: list[int] = []
+        self.read_ahead(numbers)
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def read_ahead(self, segments: Sequence[int]) -> None:
-        """Say in which order segments will be wanted."""
-        self._ahead = list(segments)
+        """Say in which order segments will be wanted, pool by pool."""
+        self._order = list(segments)
+        self._position = {number: i for i, number in enumerate(self._order)}
+        self._entered = -1
 
-    def _segment_data(self, number: int) -> Segment:
-        if number not in self._cache:
-            self._cache[number] = self._reading.submit(
+    def _enter(self, segments: Collection[int]) -> None:
+        """Queue the pool a batch belongs to and half of the next; forget all but the one before.
+
+        A batch may be all of examples carried over from the pool before; that is no step back.
+        """
+        latest = max(self._position.get(number, 0) for number in segments)
+        start = latest // self._pool_segments * self._pool_segments
+        if start <= self._entered:
+            return
+        self._entered = start
+        end = start + self._pool_segments + max(1, self._pool_segments // 2)
+        for number in self._order[start:end]:
+            self._wanted(number)
+        near = {*segments, *self._order[max(0, start - self._pool_segments) : end]}
+        self._reads = {number: read for number, read in self._reads.items() if number in near}
+
+    def _wanted(self, number: int) -> Future[Segment]:
+        """Return a segment that is read, being read, or now queued to be read."""
+        if number not in self._reads:
+            self._reads[number] = self._reading.submit(
                 self._reader.read_segment, number, self._signals
             )
-        entry = self._cache[number]
-        if isinstance(entry, Future):
-            entry = self._cache[number] = entry.result()
-        self._cache.move_to_end(number)
-        if number in self._ahead:
-            position = self._ahead.index(number)
-            for following in self._ahead[position + 1 : position + 1 + self._capacity // 2]:
-                if following not in self._cache:
-                    self._cache[following] = self._reading.submit(
-                        self._reader.read_segment, following, self._signals
-                    )
-        while len(self._cache) > 2 * self._capacity:
-            self._cache.popitem(last=False)
-        return entry
+        return self._reads[number]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.__getitems__([index])
@@ -162,10 +197,14 @@ class StoreDataset(Dataset[dict[str, Any]]):
         """Return the padded batch of these examples, in this order."""
         lengths = self.length[indices]
         live = np.arange(lengths.max())[None, :] < lengths[:, None]
-        pieces: list[tuple[Segment, int]] = []
-        for i in indices:
-            segment = self._segment_data(int(self.segment[i]))
-            pieces.append((segment, int(np.searchsorted(segment.examples, self.examples[i]))))
+        numbers = self.segment[indices].tolist()
+        self._enter(set(numbers))
+        reads = {number: self._wanted(number) for number in numbers}
+        segments = {number: read.result() for number, read in reads.items()}
+        pieces = [
+            (segments[number], int(np.searchsorted(segments[number].examples, self.examples[i])))
+            for i, number in zip(indices, numbers, strict=True)
+        ]
         batch: dict[str, Any] = {"attention_mask": torch.from_numpy(live.astype(np.int64))}
         for column in self._reader.plan["columns"]:
             pad = self._reader.plan["pad_id"] if column == "input_ids" else 0

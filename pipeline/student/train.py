@@ -87,14 +87,7 @@ def train_student(
         signals = list(selected["signals"])
         features = TeacherFeatures(reader, signals, temperature=objective.output.temperature)
         distiller = Distiller(student, features, objective, maps, task=plan["task"])
-    dataset = StoreDataset(reader, signals, cached_segments=pool_segments)
-    order = BatchOrder(
-        dataset.segment,
-        dataset.length,
-        batch_size=options.batch_size,
-        pool_segments=pool_segments,
-        seed=options.seed,
-    )
+    dataset = StoreDataset(reader, signals, pool_segments=pool_segments)
     identity = fingerprint(
         {
             "selected": dict(selected),
@@ -108,14 +101,24 @@ def train_student(
     )
     directory = work / "train" / f"{name}-{identity[:16]}"
     if options.gradient_checkpointing:
+        # Here, because Trainer knows only the distiller; the tap refuses the reentrant kind.
         student.activation_checkpointing_enable({"use_reentrant": False})
+    plain = options.model_copy(update={"gradient_checkpointing": False})
+    arguments = training_arguments(plain, directory, device)
+    order = BatchOrder(
+        dataset.segment,
+        dataset.length,
+        batch_size=options.batch_size,
+        pool_segments=pool_segments,
+        seed=options.seed,
+        rank=arguments.process_index,
+        ranks=arguments.world_size,
+    )
     trainer = DistillationTrainer(
         distiller,
         dataset,
         order,
-        training_arguments(
-            options.model_copy(update={"gradient_checkpointing": False}), directory, device
-        ),
+        arguments,
         description=f"train {name}",
         gradient_norms=gradient_norms,
     )
@@ -137,7 +140,7 @@ def train_student(
 def _blocks(reader: StoreReader, selected: Mapping[str, Any]) -> Path:
     path = reader.asset("blocks")
     record = reader.index["assets"]["blocks"]
-    found = f"{record['bytes']}-{record['crc32c']:08x}"
+    found = f"{record['bytes']}-{record['xxh3']:016x}"
     wanted = selected["assets"]["blocks"]["digest"]
     if found != wanted:
         raise IncompatibleError(
@@ -151,8 +154,8 @@ def _check_length(student: PreTrainedModel, max_length: int, name: str) -> None:
     if positions is not None and positions < max_length:
         raise IncompatibleError(
             f"students.{name}.model: {positions} positions, the corpus has rows of up to "
-            f"{max_length} tokens; "
-            "raise max_position_embeddings or tokenize with a smaller corpus.tokens.max_length"
+            f"{max_length} tokens; raise max_position_embeddings or lower the teacher's "
+            "tokens.max_length"
         )
 
 
@@ -162,7 +165,7 @@ def export(student: PreTrainedModel, reader: StoreReader, output: Path) -> None:
     shutil.rmtree(staging, ignore_errors=True)
     student.set_attn_implementation("sdpa")
     student.save_pretrained(staging)
-    for file in sorted((reader.layout.assets / "tokenizer").iterdir()):
+    for file in sorted(reader.tokenizer().iterdir()):
         shutil.copyfile(file, staging / file.name)
     shutil.rmtree(output, ignore_errors=True)
     staging.rename(output)

@@ -4,8 +4,9 @@ Each term is divided by its own count over all accumulation steps and ranks, and
 order of batches is known before anything is read, so resuming skips without decoding.
 """
 
-from collections import defaultdict
+import logging
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,13 @@ from pipeline.student.distiller import Distiller, term_counts
 from pipeline.student.stream import BatchOrder, StoreDataset
 from pipeline.training.checkpoints import CompletionMarker, Progress
 
+logger = logging.getLogger(__name__)
+
 
 class DistillationTrainer(Trainer):
     """Trains a `Distiller` on the examples of a store."""
+
+    loss_is_scaled_for_ga = True  # the terms are divided by counts over all micro-batches
 
     def __init__(
         self,
@@ -48,42 +53,38 @@ class DistillationTrainer(Trainer):
             callbacks=[CompletionMarker(), Progress(description), _Epochs(order, dataset)],
         )
         self.remove_callback(PrinterCallback)
-        # The loss is already divided by counts over the accumulation; Trainer must not divide
-        # again.
-        self.model_accepts_loss_kwargs = True
         self.distiller = distiller
         self._order = order
         self._dataset = dataset
         self._gradient_norms = gradient_norms
-        self._sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=args.device))
-        self._norms: dict[str, float] = {}
+        self._logged_step = 0
+        self._sums: dict[str, Tensor] = {}
+        self._gradients: dict[str, Tensor] = {}
 
     def get_train_dataloader(self) -> DataLoader:
-        """Return the loader; its batch sampler lets `accelerate` skip without decoding."""
-        loader = DataLoader(
+        """Return the loader; its batch sampler lets `accelerate` skip without decoding.
+
+        `accelerate` does not prepare it: its way of sharding drops or repeats examples when a
+        short batch is not the last one, and `BatchOrder` knows the ranks.
+        """
+        return DataLoader(
             self._dataset,
             batch_sampler=self._order,
             collate_fn=_as_it_is,
             pin_memory=self.args.dataloader_pin_memory,
         )
-        return self.accelerator.prepare(loader)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
         """Return the micro-batches of one step with the counts of their terms, over all ranks."""
-        samples = []
-        for _ in range(num_batches):
-            try:
-                samples.append(next(epoch_iterator))
-            except StopIteration:
-                break
+        samples = list(islice(epoch_iterator, num_batches))
         totals = dict.fromkeys(self.distiller.terms, 0)
         for sample in samples:
             found = term_counts(sample, self.distiller.objective, task=self.distiller.task)
             for term in totals:
                 totals[term] += found[term]
-        counts = torch.tensor(list(totals.values()), dtype=torch.float32, device=device)
+        counts = torch.tensor(list(totals.values()), device=device)
         counts = self.accelerator.reduce(counts, reduction="sum")
         return samples, dict(zip(totals, counts, strict=True))
 
@@ -107,19 +108,21 @@ class DistillationTrainer(Trainer):
             for term, value in terms.items()
         }
         if self._gradient_norms and (self.state.global_step + 1) % self.args.logging_steps == 0:
-            self._measure_gradients(weighted)
+            self._add_gradients(weighted)
         for term, value in terms.items():
-            self._sums[term] = self._sums[term] + value.detach()
+            self._sums[term] = self._sums.get(term, 0) + value.detach()
         total = torch.stack(list(weighted.values())).sum() * self.accelerator.num_processes
         return (total, terms) if return_outputs else total
 
-    def _measure_gradients(self, weighted: Mapping[str, Tensor]) -> None:
-        """Keep the norm of each weighted term's gradient in the student, for the next log."""
+    def _add_gradients(self, weighted: Mapping[str, Tensor]) -> None:
+        """Add each weighted term's gradient in the student to those of the step's micro-batches."""
         parameters = [p for p in self.distiller.student.parameters() if p.requires_grad]
         for term, value in weighted.items():
-            gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
-            squares = [g.float().square().sum() for g in gradients if g is not None]
-            self._norms[f"gradient_{term}"] = float(torch.stack(squares).sum().sqrt())
+            found = torch.autograd.grad(
+                value, parameters, retain_graph=True, materialize_grads=True
+            )
+            flat = torch.cat([gradient.detach().flatten() for gradient in found])
+            self._gradients[term] = self._gradients.get(term, 0) + flat
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add every term's mean since the last log, and gradient norms where asked for."""
@@ -128,13 +131,15 @@ class DistillationTrainer(Trainer):
             for term, total in self._sums.items():
                 value: Any = self.accelerator.reduce(total, reduction="sum")
                 logs[term] = float(value) / max(1, steps)
-            self._sums.clear()
-            logs |= self._norms
-            self._norms = {}
+            for term, gradient in self._gradients.items():
+                whole: Any = self.accelerator.reduce(gradient, reduction="sum")
+                logs[f"gradient_{term}"] = float(whole.norm())
+            if self._gradients and self.is_world_process_zero():
+                norms = ", ".join(f"{t} {logs[f'gradient_{t}']:.3g}" for t in self._gradients)
+                logger.info("step %d, gradient norms: %s", self.state.global_step, norms)
+            self._sums, self._gradients = {}, {}
             self._logged_step = self.state.global_step
         super().log(logs, start_time)
-
-    _logged_step = 0
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Write student and projectors; `save_model` knows tied weights. Nothing is pickled."""
@@ -150,7 +155,11 @@ class DistillationTrainer(Trainer):
 
 
 class _Epochs(TrainerCallback):
-    """Tells the order which epoch begins, and the dataset what to read ahead."""
+    """Tells the order which epoch begins, and the dataset what to read ahead.
+
+    The epoch is counted in steps, as `Trainer` itself does when it resumes. It hands epochs on
+    too, but not through every wrapper of a sampler.
+    """
 
     def __init__(self, order: BatchOrder, dataset: StoreDataset) -> None:
         self._order = order
@@ -159,15 +168,9 @@ class _Epochs(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        # The state counts epochs as a float that may fall short of a whole number by rounding.
-        self._order.set_epoch(
-            round(state.epoch or 0) if _is_whole(state.epoch) else int(state.epoch or 0)
-        )
-        self._dataset.read_ahead(self._order.segment_order().tolist())
-
-
-def _is_whole(epoch: float | None) -> bool:
-    return epoch is None or abs(epoch - round(epoch)) < 1e-6
+        steps = -(-len(self._order) // args.gradient_accumulation_steps)
+        self._order.set_epoch(state.global_step // steps)
+        self._dataset.read_ahead(self._order.segment_order())
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -4,7 +4,6 @@ One batch is run tapped and, as reference, as the model came. What differs is re
 no list of supported architectures exists. Costs four to six forward passes of one batch.
 """
 
-import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +21,6 @@ from pipeline.taps.inputs import model_inputs, run_base
 from pipeline.taps.maps import check_maps, check_masks
 from pipeline.taps.scores import Rule
 from pipeline.taps.tap import AttentionCall, Record, tap
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,7 +93,6 @@ def check_taps(
         raise
     finally:
         model.train(was_training)
-    logger.info("taps agree with the model: %s", report)
     return report
 
 

@@ -4,12 +4,26 @@ Behind a causal mask no live row can see the padding on its right, so the mask m
 attention then takes the fused causal kernels, which refuse explicit masks.
 """
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
+
+COLUMNS = ("input_ids", "attention_mask", "token_type_ids")
+"""Everything of a batch that a model may be given."""
+
+
+def model_columns(model: PreTrainedModel, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return those columns of a batch that the model's `forward` names.
+
+    A tokenizer may make more than a model takes: DistilBERT and Llama know no segments, and a
+    student of another family than its teacher shares the teacher's rows.
+    """
+    taken = inspect.signature(model.forward).parameters
+    return {name: batch[name] for name in COLUMNS if name in batch and name in taken}
 
 
 def model_inputs(batch: Mapping[str, Tensor], *, is_causal: bool) -> dict[str, Any]:

@@ -8,47 +8,46 @@ graph of segments. A capture that has nothing to do needs neither teacher nor to
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
 from dask.base import compute
 from dask.callbacks import Callback
 from dask.delayed import delayed
-from numpy.typing import NDArray
+from safetensors.torch import load_file
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from pipeline.axes import SPLITS, TRAIN
-from pipeline.corpus.examples import Split
-from pipeline.corpus.tokens import TokenSet
-from pipeline.errors import ResourceError
+from pipeline.axes import SPLITS, TRAIN, Axis
+from pipeline.corpus.tokens import TokenMeta, TokenSet
+from pipeline.errors import IntegrityError, ResourceError
 from pipeline.store.background import BackgroundWriter
 from pipeline.store.commit import SignalWriter
-from pipeline.store.forms.form import Channels, Geometry
-from pipeline.store.index import read_index
+from pipeline.store.forms.form import Channels
+from pipeline.store.index import read_index, withdraw
 from pipeline.store.layout import Layout
 from pipeline.store.lock import writer_lock
-from pipeline.store.plan import Plan, make_plan
-from pipeline.store.planner import Rows, write_plan
-from pipeline.store.reader import StoreReader
+from pipeline.store.plan import Plan
+from pipeline.store.planner import write_plan
+from pipeline.store.reader import Segment, StoreReader
 from pipeline.store.records import Declaration
 from pipeline.store.shards import file_digest
 from pipeline.store.signals import Signal
 from pipeline.taps.check import TapReport, check_taps
-from pipeline.taps.head import head_parameters
-from pipeline.teacher.assets import BLOCKS, HEAD, write_blocks, write_descriptions, write_head
-from pipeline.teacher.forward import TappedTeacher, collate, segment_batches
+from pipeline.taps.inputs import model_columns
+from pipeline.teacher.assets import BLOCKS, write_blocks, write_descriptions
+from pipeline.teacher.declare import declarations, geometry_of, load_declaration, row_bytes
+from pipeline.teacher.forward import Batch, TappedTeacher, collate, segment_batches
 from pipeline.teacher.load import load_teacher
 from pipeline.teacher.reference import TeacherReference
 from pipeline.teacher.request import splits_of
+from pipeline.teacher.rows import load_rows, longest_segment, plan_rows
 from pipeline.teacher.segments import SegmentCapture
 from pipeline.teacher.spec import SegmentOptions, store_fingerprint, store_spec
-from pipeline.teacher.statistics import measure_channels, save_channels
 
 logger = logging.getLogger(__name__)
 CHECK_EXAMPLES = 4
@@ -87,63 +86,43 @@ def capture(
             false).
     """
     token_set = TokenSet.load(tokens)
+    meta = token_set.meta
     reference = TeacherReference.load(teacher)
-    spec = store_spec(token_set.meta, reference, options)
+    spec = store_spec(meta, reference, options)
     layout = Layout(stores / store_fingerprint(spec))
+    plan = plan_rows(token_set, options)
+
+    def load() -> PreTrainedModel:
+        return load_teacher(
+            teacher,
+            reference,
+            task=meta.task,
+            device=torch.device(runtime.device),
+            dtype=getattr(torch, options.dtype),
+        )
+
     with writer_lock(layout.lock, wait=runtime.wait):
         shutil.rmtree(layout.staging, ignore_errors=True)
-        plan = _plan(token_set, options)
-        if not layout.plan.exists():
-            write_descriptions(layout, reference.config, tokens / "tokenizer")
-        meta = token_set.meta
-        description = {
-            "spec": spec,
-            "chunk_tokens": options.chunk_tokens,
-            "task": meta.task,
-            "classes": list(meta.classes),
-            "vocab": meta.vocab,
-            "pad_id": meta.pad_id,
-            "max_length": meta.max_length,
-        }
-        write_plan(layout, plan, _rows(token_set, plan), description)
-        _Capture(layout, plan, signals, list(blocks), options, runtime).run(
-            teacher, reference, meta.task, nonfinite
-        )
+        rows = load_rows(token_set, plan)
+        run = _Capture(layout, plan, list(signals), list(blocks), options, nonfinite, runtime, meta)
+
+        def lay_out() -> None:
+            if not layout.plan.exists():
+                write_descriptions(layout, reference.config, token_set.tokenizer_path)
+            write_plan(layout, plan, rows, run.description | {"spec": spec})
+
+        if layout.plan.exists():
+            lay_out()
+            run.take_up()
+        if run.is_incomplete():
+            model = load()
+            report = run.check(model, longest_segment(plan, rows))
+            run.check_space(model, report)
+            lay_out()
+            run.fill(model, report)
+        run.commit()
         shutil.rmtree(layout.staging, ignore_errors=True)
     return layout.root
-
-
-def _plan(token_set: TokenSet, options: SegmentOptions) -> Plan:
-    lengths = {split: _lengths(token_set, split) for split in SPLITS}
-    return make_plan(
-        lengths,
-        segment_tokens=options.segment_tokens,
-        seed=options.seed,
-        fraction=options.fraction,
-        limit=options.limit,
-    )
-
-
-def _lengths(token_set: TokenSet, split: Split) -> NDArray[np.int64]:
-    column = token_set.split(split).data.column("input_ids")
-    return pc.call_function("list_value_length", [column]).to_numpy().astype(np.int64)
-
-
-def _rows(token_set: TokenSet, plan: Plan) -> Rows:
-    columns = ("input_ids", "loss_mask", *token_set.meta.columns)
-    tokens: dict[str, list] = {column: [] for column in columns}
-    others: dict[str, list] = {"label": [], "source_row": [], "piece": []}
-    for code, split in enumerate(SPLITS):
-        rows = plan.row[plan.split == code]
-        if not len(rows):
-            continue
-        data = token_set.split(split).with_format("numpy")[rows.tolist()]
-        for column in columns:
-            tokens[column] += list(data[column])
-        others["label"] += list(data.get("label", np.full(len(rows), -1)))
-        others["source_row"] += list(data["source_row"])
-        others["piece"] += list(data["piece"])
-    return Rows(tokens, **{key: np.asarray(value, dtype=np.int64) for key, value in others.items()})
 
 
 class _Capture:
@@ -153,226 +132,160 @@ class _Capture:
         self,
         layout: Layout,
         plan: Plan,
-        signals: Sequence[Signal],
+        signals: list[Signal],
         blocks: list[int],
         options: SegmentOptions,
+        nonfinite: Literal["stop", "skip"],
         runtime: Runtime,
+        meta: TokenMeta,
     ) -> None:
         self.layout = layout
         self.plan = plan
-        self.signals = list(signals)
+        self.signals = signals
         self.blocks = blocks
         self.options = options
+        self.nonfinite: Literal["stop", "skip"] = nonfinite
         self.runtime = runtime
-        self.reader = StoreReader(layout.root)
+        self.device = torch.device(runtime.device)
+        self.pad_id = meta.pad_id
+        self.description: dict[str, Any] = {
+            "chunk_tokens": options.chunk_tokens,
+            "task": meta.task,
+            "classes": list(meta.classes),
+            "vocab": meta.vocab,
+            "pad_id": meta.pad_id,
+            "max_length": meta.max_length,
+        }
         self.writers: dict[str, SignalWriter] = {}
+        self.missing: dict[str, list[int]] = {}
+        self.undeclared = list(signals)
 
-    def _writer(self, declared: Declaration) -> SignalWriter:
-        return SignalWriter(self.layout, self.plan, self.options.chunk_tokens, declared)
-
-    def _missing(self) -> dict[int, tuple[str, ...]]:
-        """Return the signals each segment still lacks; reads and checks every file there is."""
-        missing: dict[int, list[str]] = {}
-        for name, writer in self.writers.items():
-            done = writer.receipts(verify=True)
-            for segment in writer.segments:
-                if segment not in done:
-                    missing.setdefault(segment, []).append(name)
-        return {segment: tuple(names) for segment, names in sorted(missing.items())}
-
-    def _load_declared(self) -> list[Signal]:
-        """Take up signals declared before; return those not declared, or without statistics."""
-        undeclared = []
+    def take_up(self) -> None:
+        """Find what earlier captures left; hide from readers what turns out to be damaged."""
+        self.undeclared = []
         for signal in self.signals:
-            writer = declared_writer(self.layout, self.plan, self.options.chunk_tokens, signal)
-            if writer is None:
-                undeclared.append(signal)
+            declared = load_declaration(self.layout, signal)
+            if declared is None:
+                self.undeclared.append(signal)
+                withdraw(self.layout, signal.name)
             else:
-                self.writers[signal.name] = writer
-        return undeclared
+                self._take(declared)
 
-    def run(
-        self,
-        teacher: Path,
-        reference: TeacherReference,
-        task: str,
-        nonfinite: Literal["stop", "skip"],
-    ) -> None:
-        undeclared = self._load_declared()
-        missing = self._missing()
-        blocks_missing = bool(self.blocks) and not self._blocks_are_there()
-        if undeclared or missing or blocks_missing:
-            device = torch.device(self.runtime.device)
-            model = load_teacher(
-                teacher,
-                reference,
-                task=task,
-                device=device,
-                dtype=getattr(torch, self.options.dtype),
-            )
-            report = self._check(model, device)
-            self._declare(model, report, undeclared, device)
-            if blocks_missing:
-                write_blocks(self.layout, model, self.blocks)
-            missing = self._missing()
-            self._check_space(missing)
-            self._run_segments(model, report, missing, device, nonfinite)
-        for writer in self.writers.values():
-            writer.commit()
+    def _take(self, declared: Declaration) -> None:
+        """Write a declared signal from here on; reads and checks every file it has."""
+        name = declared.signal
+        writer = SignalWriter(self.layout, self.plan, self.options.chunk_tokens, declared)
+        self.writers[name] = writer
+        self.missing[name] = writer.missing()
 
-    def _blocks_are_there(self) -> bool:
+    def is_incomplete(self) -> bool:
+        """Tell whether the teacher must run."""
+        return bool(self.undeclared or any(self.missing.values()) or self._lacks_blocks())
+
+    def _lacks_blocks(self) -> bool:
+        if not self.blocks:
+            return False
         entry = read_index(self.layout)["assets"].get(BLOCKS)
-        return (
-            entry is not None
-            and entry["layers"] == self.blocks
-            and (self.layout.assets / entry["file"]).exists()
-        )
+        if entry is None or entry["layers"] != self.blocks:
+            return True
+        try:
+            found = file_digest(self.layout.assets / entry["file"], self.layout.root)
+        except IntegrityError:
+            return True
+        return found != {key: entry[key] for key in found}
 
-    def _check(self, model: PreTrainedModel, device: torch.device) -> TapReport:
+    def check(self, model: PreTrainedModel, segment: Segment) -> TapReport:
         """Compare taps with the model's own outputs on the longest training examples."""
-        examples = self.reader.examples
-        train = np.flatnonzero(examples["split"] == SPLITS.index(TRAIN))
-        longest = train[np.argmax(examples["length"][train])]
-        segment = self.reader.read_segment(int(examples["segment"][longest]))
         members = np.argsort(-segment.length, kind="stable")[:CHECK_EXAMPLES]
         # A shorter one beside the longest, so that padding is part of the check.
         members[-1] = np.argmin(segment.length)
-        batch = collate(segment, np.unique(members), self.reader.plan["pad_id"], device)
+        batch = collate(segment, np.unique(members), self.pad_id, self.device)
         report = check_taps(
             model,
-            batch.inputs,
+            model_columns(model, batch.inputs),
             hidden=sorted(s.layer for s in self.signals if s.kind == "hidden"),  # pyright: ignore
             attention=sorted(s.layer for s in self.signals if s.kind == "attention"),  # pyright: ignore
             head=any(s.form.name == "head" for s in self.signals),
-            max_length=self.reader.plan["max_length"],
+            max_length=self.description["max_length"],
         )
         logger.info("taps agree with the teacher's own outputs on %d examples", len(batch.members))
         return report
 
-    def _declare(
-        self,
-        model: PreTrainedModel,
-        report: TapReport,
-        undeclared: Sequence[Signal],
-        device: torch.device,
-    ) -> None:
-        with_channels = [s for s in undeclared if s.kind == "hidden" or s.form.needs_channels]
-        if with_channels:
-            batches = (
-                batch
-                for segment in self.reader.segments(TRAIN)
-                for batch in segment_batches(
-                    self.reader.read_segment(segment),
-                    self.options.batch_tokens,
-                    self.reader.plan["pad_id"],
-                    device,
-                )
-            )
-            teacher = TappedTeacher(model, report, with_channels)
-            for name, statistics in measure_channels(teacher, batches, with_channels).items():
-                signal = next(s for s in with_channels if s.name == name)
-                save_channels(self.layout.channels(signal.kind, signal.layer), statistics)
-        for signal in undeclared:
-            channels = (
-                file_digest(self.layout.channels(signal.kind, signal.layer), self.layout.root)
-                if signal in with_channels
-                else None
-            )
-            info = self._info(model, report, signal)
-            declared = Declaration.of(
-                signal, self._geometry(model, report, signal), splits_of(signal), info, channels
-            )
-            self.writers[signal.name] = self._writer(declared)
-            self.writers[signal.name].declare()
-
-    def _info(self, model: PreTrainedModel, report: TapReport, signal: Signal) -> dict:
-        if signal.kind == "attention":
-            assert signal.layer is not None
-            return {"rule": report.rule[signal.layer], "scaling": report.scaling[signal.layer]}
-        if signal.form.name == "head":
-            assert report.head is not None
-            return {
-                "scale": report.head.scale,
-                "softcap": report.head.softcap,
-                HEAD: write_head(self.layout, model),
-            }
-        return {}
-
-    def _geometry(self, model: PreTrainedModel, report: TapReport, signal: Signal) -> Geometry:
-        if signal.kind == "attention":
-            return Geometry(heads=report.heads, kv_heads=report.kv_heads, d_head=report.d_head)
-        if signal.form.name == "dense":
-            return Geometry(vocab=int(model.config.num_labels or 0))
-        if signal.kind == "logits":
-            rows, width = head_parameters(model)[0].shape
-            return Geometry(width=int(width), vocab=int(rows))
-        return Geometry(width=report.d_teacher)
-
-    def _check_space(self, missing: dict[int, tuple[str, ...]]) -> None:
-        row_bytes = {
-            name: sum(
-                np.dtype(part.dtype).itemsize * int(np.prod(part.row_shape))
-                for part in writer.declared.parts().values()
-            )
-            * writer.shard_rows
-            for name, writer in self.writers.items()
-        }
-        needed = sum(row_bytes[name] for names in missing.values() for name in names)
+    def check_space(self, model: PreTrainedModel, report: TapReport) -> None:
+        """Refuse to start what the disk cannot hold, even if nothing compresses."""
+        tokens, examples = np.zeros((2, self.plan.segments), dtype=np.int64)
+        np.add.at(tokens, self.plan.segment, self.plan.length)
+        np.add.at(examples, self.plan.segment, 1)
+        needed = DISK_RESERVE_BYTES
+        for signal in self.signals:
+            split_codes = [SPLITS.index(split) for split in splits_of(signal)]
+            every = np.flatnonzero(np.isin(self.plan.segment_split, split_codes))
+            segments = self.missing.get(signal.name, every)
+            count = (tokens if signal.form.axis == Axis.TOKEN else examples)[segments].sum()
+            needed += int(count) * row_bytes(signal, geometry_of(signal, model, report))
         free = shutil.disk_usage(self.layout.root).free
-        if needed + DISK_RESERVE_BYTES > free:
+        if needed > free:
             raise ResourceError(
                 f"{self.layout.root}: {free / 1e9:.2f} GB free, the missing features need up to "
                 f"{needed / 1e9:.2f} GB; free space, capture fewer layers, or a smaller fraction"
             )
 
-    def _run_segments(
-        self,
-        model: PreTrainedModel,
-        report: TapReport,
-        missing: dict[int, tuple[str, ...]],
-        device: torch.device,
-        nonfinite: Literal["stop", "skip"],
-    ) -> None:
-        wanted = [s for s in self.signals if any(s.name in names for names in missing.values())]
-        if not wanted:
+    def fill(self, model: PreTrainedModel, report: TapReport) -> None:
+        """Declare what is new and capture every missing segment."""
+        reader = StoreReader(self.layout.root)
+        options = self.options
+
+        def sample() -> Iterator[Batch]:
+            for number in reader.segments(TRAIN):
+                segment = reader.read_segment(number)
+                yield from segment_batches(segment, options.batch_tokens, self.pad_id, self.device)
+
+        for declared in declarations(self.layout, self.undeclared, model, report, sample):
+            SignalWriter(self.layout, self.plan, options.chunk_tokens, declared).declare()
+            self._take(declared)
+        if self._lacks_blocks():
+            write_blocks(self.layout, model, self.blocks)
+        by_segment: dict[int, list[str]] = {}
+        for name, segments in self.missing.items():
+            for number in segments:
+                by_segment.setdefault(number, []).append(name)
+        if not by_segment:
             return
-        total = sum(self.plan.in_segment(s).stop - self.plan.in_segment(s).start for s in missing)
-        logger.info(
-            "%d of %d segments to capture, %d examples", len(missing), self.plan.segments, total
-        )
+        logger.info("%d of %d segments to capture", len(by_segment), self.plan.segments)
+        wanted = [signal for signal in self.signals if self.missing[signal.name]]
         with BackgroundWriter(threads=self.runtime.writers) as background:
             run = SegmentCapture(
                 TappedTeacher(model, report, wanted),
-                self.reader,
+                reader,
                 self.writers,
-                {name: self._channels(name, device) for name in self.writers},
-                batch_tokens=self.options.batch_tokens,
-                pad_id=self.reader.plan["pad_id"],
-                device=device,
-                nonfinite=nonfinite,
+                {name: self._channels(writer.declared) for name, writer in self.writers.items()},
+                batch_tokens=options.batch_tokens,
+                pad_id=self.pad_id,
+                device=self.device,
+                nonfinite=self.nonfinite,
                 background=background,
             )
-            graph = {
-                ("segment", number): delayed(run, pure=False)(
-                    number, names, dask_key_name=f"segment-{number}"
-                )
-                for number, names in missing.items()
-            }
-            with _Progress(len(graph)):
+            tasks = [
+                delayed(run, pure=False)(number, tuple(names), dask_key_name=f"segment-{number}")
+                for number, names in sorted(by_segment.items())
+            ]
+            with _Progress(len(tasks)):
                 compute(
-                    *graph.values(),
+                    *tasks,
                     scheduler=self.runtime.scheduler,
                     num_workers=min(self.runtime.workers, os.cpu_count() or 1),
                 )
 
-    def _channels(self, name: str, device: torch.device) -> Channels | None:
-        declared = self.writers[name].declared
+    def _channels(self, declared: Declaration) -> Channels | None:
         if declared.channels is None:
             return None
-        from safetensors.torch import load_file
-
         tensors = load_file(self.layout.channels(declared.kind, declared.layer))
-        return Channels(tensors["mean"].to(device), tensors["deviation"].to(device))
+        return Channels(tensors["mean"].to(self.device), tensors["deviation"].to(self.device))
+
+    def commit(self) -> None:
+        """Let readers see every signal that is whole."""
+        for writer in self.writers.values():
+            writer.commit()
 
 
 class _Progress(Callback):
@@ -388,22 +301,3 @@ class _Progress(Callback):
 
     def _finish(self, dsk, state, failed) -> None:  # noqa: ANN001
         self._bar.close()
-
-
-def declared_writer(
-    layout: Layout, plan: Plan, chunk_tokens: int, signal: Signal
-) -> SignalWriter | None:
-    """Return the writer of a signal that was declared before and whose statistics are intact."""
-    from pipeline.errors import IntegrityError
-    from pipeline.provenance import read_json
-
-    path = layout.receipt(signal.name, 0).parent / "declaration.json"
-    try:
-        declared = Declaration.from_json(read_json(path))
-        if declared.channels is not None:
-            channels = layout.channels(signal.kind, signal.layer)
-            if file_digest(channels, layout.root) != declared.channels:
-                return None
-    except IntegrityError:
-        return None
-    return SignalWriter(layout, plan, chunk_tokens, declared)

@@ -14,7 +14,7 @@ from pipeline.store.plan import bucketed_batches
 from pipeline.store.reader import Segment
 from pipeline.store.signals import Signal
 from pipeline.taps.check import TapReport
-from pipeline.taps.inputs import model_inputs, run_base
+from pipeline.taps.inputs import model_columns, model_inputs, run_base
 from pipeline.taps.tap import Record, tap
 
 
@@ -87,7 +87,8 @@ class TappedTeacher:
         Token-axis values have one row a live token, example-axis values one row an example.
         """
         live = batch.live
-        inputs = model_inputs(batch.inputs, is_causal=self.report.causal)
+        columns = model_columns(self.model, batch.inputs)
+        inputs = model_inputs(columns, is_causal=self.report.causal)
         # One model has one set of hooks, so tasks of a threaded scheduler take turns here.
         with (
             self._turn,

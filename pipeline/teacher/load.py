@@ -29,8 +29,20 @@ def load_pretrained(
     trust_remote_code: bool,
     dtype: torch.dtype = torch.float32,
     classes: tuple[str, ...] = (),
+    new_head: bool = False,
+    seed: int = 0,
 ) -> PreTrainedModel:
     """Load a pretrained model with the head of a task.
+
+    Args:
+        model: A directory, or a hub id.
+        task: What the head is for.
+        revision: Revision of a hub id.
+        trust_remote_code: Run code from the model's repository.
+        dtype: Of the weights.
+        classes: Names of the classes, for a head of as many.
+        new_head: Draw the head anew where the stored one is of another size.
+        seed: Of what the weights on disk do not bring.
 
     Raises:
         ConfigError: If it cannot be found or needs remote code that was not asked for.
@@ -45,25 +57,39 @@ def load_pretrained(
             "label2id": {name: i for i, name in names.items()},
         }
     try:
-        return AUTO_CLASSES[task].from_pretrained(
-            model, dtype=dtype, use_safetensors=True, **keywords
-        )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return AUTO_CLASSES[task].from_pretrained(
+                model,
+                dtype=dtype,
+                use_safetensors=True,
+                ignore_mismatched_sizes=new_head,
+                **keywords,
+            )
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"teacher {model}: cannot be loaded ({reason}); expected a directory with "
-            f"config.json and "
-            "safetensors weights, or a hub id in the local cache"
+            f"teacher {model}: cannot be loaded ({reason}); expected a directory with config.json "
+            "and safetensors weights, or a hub id in the local cache"
         ) from error
     except ValueError as error:
         reason = str(error).splitlines()[0]
         if "trust_remote_code" in str(error):
-            raise ConfigError(
-                f"teacher {model}: needs code from its repository; set model.trust_remote_code: "
-                f"true and "
-                "pin model.revision if you trust it"
-            ) from error
+            raise _needs_code(model) from error
         raise IncompatibleError(f"teacher {model}: no {task} model ({reason})") from error
+    except RuntimeError as error:
+        raise IncompatibleError(
+            f"teacher {model}: weights of other sizes than its configuration says "
+            f"({' '.join(str(error).split())[:300]}); expected a directory that save_pretrained "
+            "wrote"
+        ) from error
+
+
+def _needs_code(model: str) -> ConfigError:
+    return ConfigError(
+        f"teacher {model}: needs code from its repository; set model.trust_remote_code: true and "
+        "pin model.revision if you trust it"
+    )
 
 
 def load_teacher(
@@ -83,6 +109,9 @@ def load_teacher(
         dtype=dtype,
     )
     model.config.use_cache = False
+    if task == "classification":
+        # A decoder that classifies looks for the last token that is not padding.
+        model.config.pad_token_id = reference.config.get("pad_token_id")
     model.to(device)  # pyright: ignore[reportArgumentType]
     return model.eval().requires_grad_(False)
 
@@ -98,6 +127,8 @@ def load_config(model: str, *, revision: str | None, trust_remote_code: bool) ->
             model, revision=revision, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise _needs_code(model) from error
         raise ConfigError(
             f"teacher {model}: no configuration to be had ({str(error).splitlines()[0]}); "
             f"expected a "

@@ -16,7 +16,6 @@ from pipeline.store.commit import SignalWriter
 from pipeline.store.forms.form import Channels, Form
 from pipeline.store.planner import rows_digest
 from pipeline.store.reader import StoreReader
-from pipeline.store.shards import shard_writer
 from pipeline.teacher.forward import Batch, TappedTeacher, segment_batches
 
 logger = logging.getLogger(__name__)
@@ -99,14 +98,12 @@ class SegmentCapture:
         """Encode a batch into its rows of the buffers; return the examples that were not finite."""
         encoded = self._forms[name].encode(values, self._channels[name])
         finite = torch.ones(len(rows), dtype=torch.bool, device=self._device)
-        for value in (*values.values(), *encoded.values()):
-            if value.is_floating_point():
-                # NaN compares false, so one comparison finds it and both infinities.
-                finite &= (
-                    (value.abs() <= LARGEST).flatten(1).all(-1)
-                    if value.ndim > 1
-                    else (value.abs() <= LARGEST)
-                )
+        # NaN compares false, so one comparison finds it and both infinities.
+        tests = [value.abs() <= LARGEST for value in values.values()]
+        # Finite values may still leave the range of the form, as 65,504 in float16.
+        tests += [value.isfinite() for value in encoded.values() if value.is_floating_point()]
+        for test in tests:
+            finite &= test.reshape(len(rows), -1).all(-1)
         bad = np.unique(owners[~finite.cpu().numpy()])
         keep = ~np.isin(owners, bad)
         for part, value in encoded.items():
@@ -130,8 +127,6 @@ class SegmentCapture:
         skipped: Mapping[str, set[int]],
     ) -> None:
         for name, parts in buffers.items():
-            signal_writer = self._writers[name]
-            with shard_writer(signal_writer.layout.staging, signal_writer.chunk_rows) as writer:
-                signal_writer.write_segment(
-                    writer, number, parts, rows=rows, skipped=tuple(sorted(skipped[name]))
-                )
+            self._writers[name].write_segment(
+                number, parts, rows=rows, skipped=tuple(sorted(skipped[name]))
+            )

@@ -4,6 +4,7 @@ A teacher built here exists so that the whole pipeline runs without a download; 
 plain `Trainer`.
 """
 
+import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -21,7 +23,6 @@ from transformers import (
     PreTrainedModel,
     PrinterCallback,
     Trainer,
-    set_seed,
 )
 from transformers.utils.hub import cached_file
 
@@ -30,6 +31,7 @@ from pipeline.corpus.tokens import TokenMeta, TokenSet
 from pipeline.errors import ConfigError, IncompatibleError
 from pipeline.provenance import fingerprint
 from pipeline.taps.anatomy import find_anatomy
+from pipeline.taps.inputs import model_columns
 from pipeline.teacher.load import load_config, load_pretrained
 from pipeline.teacher.reference import TeacherReference
 from pipeline.teacher.weights import weights_sha256
@@ -75,78 +77,79 @@ def teach(
     """
     token_set = TokenSet.load(tokens)
     meta = token_set.meta
-    if path is not None and fit is None:
+    if path is None and fit is None:
+        raise ConfigError(f"teachers.{name}.fit: missing; a teacher from scratch must be trained")
+    if path is not None:
         config = load_config(path, revision=revision, trust_remote_code=trust_remote_code)
+        if meta.task == "classification" and fit is None:
+            _refuse_untrained_head(config, meta, name)
         model = load_pretrained(
             path,
             task=meta.task,
             revision=revision,
             trust_remote_code=trust_remote_code,
             classes=meta.classes,
+            new_head=fit is not None,
+            seed=0 if fit is None else fit.seed,
         )
-        _check_fit(model, meta, name)
-        if meta.task == "classification":
-            _refuse_untrained_head(config, meta, name)
-        directory = _directory(path, revision)
-        location = str(directory.resolve()) if Path(path).is_dir() else path
-        reference = TeacherReference(
-            location,
-            revision,
-            trust_remote_code,
-            weights_sha256(directory),
-            find_anatomy(model).depth,
-            model.config.to_dict(),
-            trained=False,
-        )
-        reference.save(output)
-        return reference
-    if fit is None:
-        raise ConfigError(f"teachers.{name}.fit: missing; a teacher from scratch must be trained")
-    with torch.random.fork_rng():
-        set_seed(fit.seed)
-        model = (
-            _scratch(scratch, meta, name)
-            if scratch is not None
-            else load_pretrained(
-                str(path),
-                task=meta.task,
-                revision=revision,
-                trust_remote_code=trust_remote_code,
-                classes=meta.classes,
-            )
-        )
+    else:
+        model = _scratch(scratch or {}, meta, name, seed=fit.seed if fit else 0)
     _check_fit(model, meta, name)
-    identity = fingerprint(
-        {
-            "scratch": dict(scratch or {}),
-            "path": path,
-            "revision": revision,
-            "tokens": meta.digest,
-            "fit": fit.model_dump(mode="json"),
-        }
-    )
-    _fit(name, model, token_set, fit, work / "teach" / f"{name}-{identity[:16]}", device)
-    staging = output / ".model.writing"
-    shutil.rmtree(staging, ignore_errors=True)
-    model.save_pretrained(staging)
-    AutoTokenizer.from_pretrained(tokens / "tokenizer").save_pretrained(staging)
-    shutil.rmtree(output / "model", ignore_errors=True)
-    staging.rename(output / "model")
+    if meta.task == "classification":
+        # The padding of the store's batches, which a decoder that classifies must know.
+        model.config.pad_token_id = meta.pad_id
+    checkpoints: Path | None = None
+    if fit is None:
+        directory = _directory(str(path), revision)
+        location = str(directory.resolve()) if Path(str(path)).is_dir() else str(path)
+    else:
+        identity = fingerprint(
+            {
+                "scratch": dict(scratch or {}),
+                "path": path,
+                "revision": revision,
+                "tokens": meta.digest,
+                "fit": fit.model_dump(mode="json"),
+            }
+        )
+        checkpoints = work / "teach" / f"{name}-{identity[:16]}"
+        _fit(name, model, token_set, fit, checkpoints, device)
+        directory, location = output / "model", "model"
+        _save(model, token_set.tokenizer_path, directory)
     reference = TeacherReference(
-        "model",
-        None,
+        location,
+        revision if fit is None else None,
         trust_remote_code,
-        weights_sha256(output / "model"),
+        weights_sha256(directory),
         find_anatomy(model).depth,
-        model.config.to_dict(),
-        trained=True,
+        _plain_config(model),
+        trained=fit is not None,
     )
     reference.save(output)
-    shutil.rmtree(work / "teach" / f"{name}-{identity[:16]}", ignore_errors=True)
+    if checkpoints is not None:
+        shutil.rmtree(checkpoints, ignore_errors=True)
     return reference
 
 
-def _scratch(scratch: Mapping[str, Any], meta: TokenMeta, name: str) -> PreTrainedModel:
+def _plain_config(model: PreTrainedModel) -> dict[str, Any]:
+    """Return the configuration as JSON values, free of where it lay and what wrote it."""
+    config = json.loads(model.config.to_json_string(use_diff=False))
+    return {key: config[key] for key in config.keys() - {"_name_or_path", "transformers_version"}}
+
+
+def _save(model: PreTrainedModel, tokenizer: Path, target: Path) -> None:
+    """Replace `target` by the model, with the tokenizer beside it, whole or not at all."""
+    staging = target.with_name(".model.writing")
+    shutil.rmtree(staging, ignore_errors=True)
+    model.save_pretrained(staging)
+    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(staging)
+    shutil.rmtree(target, ignore_errors=True)
+    staging.rename(target)
+
+
+def _scratch(
+    scratch: Mapping[str, Any], meta: TokenMeta, name: str, *, seed: int
+) -> PreTrainedModel:
     tokenizer_ids = {"pad_token_id": meta.pad_id}
     known = {key: value for key, value in scratch.items() if key != "model_type"}
     try:
@@ -155,10 +158,9 @@ def _scratch(scratch: Mapping[str, Any], meta: TokenMeta, name: str) -> PreTrain
             vocab_size=meta.vocab,
             **{"bos_token_id": None, "eos_token_id": None, **tokenizer_ids, **known},
         )
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, StrictDataclassError) as error:
         raise ConfigError(
-            f"teachers.{name}.model.scratch: no configuration ({str(error).splitlines()[0]}); "
-            f"expected "
+            f"teachers.{name}.model.scratch: no configuration ({_short(error)}); expected "
             "model_type and its Hugging Face keys"
         ) from error
     plain = type(config)().to_dict()
@@ -166,14 +168,27 @@ def _scratch(scratch: Mapping[str, Any], meta: TokenMeta, name: str) -> PreTrain
         if key not in plain and key not in config.attribute_map:
             raise ConfigError(
                 f"teachers.{name}.model.scratch.{key}: {type(config).__name__} has no such key; "
-                f"remove it"
+                "remove it"
             )
+    factory = AutoModelForCausalLM
     if meta.task == "classification":
+        factory = AutoModelForSequenceClassification
         config.num_labels = len(meta.classes)
         config.id2label = dict(enumerate(meta.classes))
         config.label2id = {label: i for i, label in enumerate(meta.classes)}
-        return AutoModelForSequenceClassification.from_config(config)
-    return AutoModelForCausalLM.from_config(config)
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return factory.from_config(config)
+    except (ValueError, RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"teachers.{name}.model.scratch: no {meta.task} model comes of it ({_short(error)}); "
+            "change the key it names"
+        ) from error
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _directory(path: str, revision: str | None) -> Path:
@@ -189,8 +204,7 @@ def _refuse_untrained_head(config: Mapping[str, Any], meta: TokenMeta, name: str
     if not architectures[0].endswith("ForSequenceClassification"):
         raise IncompatibleError(
             f"teachers.{name}: {architectures[0] or 'the model'} has no trained classification "
-            f"head; add a "
-            "fit section to fine-tune it on the task"
+            "head; add a fit section to fine-tune it on the task"
         )
     labels = len(config.get("id2label") or {})
     if labels != len(meta.classes):
@@ -205,23 +219,22 @@ def _check_fit(model: PreTrainedModel, meta: TokenMeta, name: str) -> None:
     if rows < meta.vocab:
         raise IncompatibleError(
             f"teachers.{name}: the model has {rows} embeddings, the tokenizer {meta.vocab} ids; "
-            f"use the "
-            "tokenizer the model was trained with"
+            "use the tokenizer the model was trained with"
         )
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and positions < meta.max_length:
         raise IncompatibleError(
             f"teachers.{name}: the model has a context of {positions} tokens, "
-            f"corpus.tokens.max_length is "
-            f"{meta.max_length}; lower max_length"
+            f"tokens.max_length is {meta.max_length}; lower max_length"
         )
 
 
 class PaddedRows:
     """Collates token rows for plain training: right-padded, labels where the loss mask is."""
 
-    def __init__(self, meta: TokenMeta) -> None:
+    def __init__(self, meta: TokenMeta, model: PreTrainedModel) -> None:
         self._meta = meta
+        self._model = model
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Return the padded batch."""
@@ -242,9 +255,8 @@ class PaddedRows:
             labels[i, : len(ids)] = np.where(row["loss_mask"], ids, IGNORED)
         if self._meta.task == "classification":
             labels = np.asarray([row["label"] for row in rows], dtype=np.int64)
-        else:
-            batch = {key: batch[key] for key in ("input_ids", "attention_mask")}
-        return {key: torch.from_numpy(value) for key, value in {**batch, "labels": labels}.items()}
+        tensors = {key: torch.from_numpy(value) for key, value in batch.items()}
+        return model_columns(self._model, tensors) | {"labels": torch.from_numpy(labels)}
 
 
 def _fit(
@@ -259,7 +271,7 @@ def _fit(
         model=model,
         args=training_arguments(fit, directory, device),
         train_dataset=token_set.split(TRAIN).with_format(None),
-        data_collator=PaddedRows(token_set.meta),
+        data_collator=PaddedRows(token_set.meta, model),
         callbacks=[CompletionMarker(), Progress(f"teach {name}")],
     )
     trainer.remove_callback(PrinterCallback)

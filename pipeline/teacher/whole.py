@@ -14,10 +14,12 @@ from pipeline.store.commit import trusted_receipt
 from pipeline.store.index import read_index
 from pipeline.store.layout import Layout
 from pipeline.store.reader import StoreReader
+from pipeline.store.records import Declaration
 from pipeline.store.signals import Signal, dotted
 from pipeline.teacher.reference import TeacherReference
 
 BLOCKS = "blocks"
+HEAD = "lm_head"
 
 
 def is_whole(layout: Layout, signals: Sequence[Signal], blocks: Sequence[int]) -> bool:
@@ -38,6 +40,7 @@ def is_whole(layout: Layout, signals: Sequence[Signal], blocks: Sequence[int]) -
                 return False
         return all(
             signal.name in index["signals"]
+            and _has_assets(layout, reader.signal(signal.name).declaration)
             and all(
                 trusted_receipt(layout, signal.name, segment, verify=False)
                 for segment in reader.signal(signal.name).receipts
@@ -46,6 +49,18 @@ def is_whole(layout: Layout, signals: Sequence[Signal], blocks: Sequence[int]) -
         )
     except IntegrityError:
         return False
+
+
+def _has_assets(layout: Layout, declared: Declaration) -> bool:
+    """Tell whether the statistics and the head that a signal names are there in their sizes."""
+    wanted = {}
+    if declared.channels is not None:
+        wanted[layout.channels(declared.kind, declared.layer)] = declared.channels
+    if HEAD in declared.info:
+        wanted[layout.assets / declared.info[HEAD]["file"]] = declared.info[HEAD]
+    return all(
+        path.is_file() and path.stat().st_size == entry["bytes"] for path, entry in wanted.items()
+    )
 
 
 def write_manifests(
@@ -85,7 +100,7 @@ def write_manifests(
         records[BLOCKS] = {
             "signal": BLOCKS,
             "layers": list(blocks),
-            "digest": f"{entry['bytes']}-{entry['crc32c']:08x}",
+            "digest": f"{entry['bytes']}-{entry['xxh3']:016x}",
             "store": layout.root.name,
         }
     for stale in set(output.glob("*.json")) - {output / f"{name}.json" for name in records}:

@@ -10,11 +10,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch.distributed
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pipeline.errors import IntegrityError
-from pipeline.provenance import write_json
+from pipeline.provenance import fsync_directory, write_json
 
 MARKER = "complete.json"
 
@@ -30,6 +31,8 @@ class CompletionMarker(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Sync every file of the checkpoint, then write the marker."""
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()  # every rank leaves its random state there
         if not state.is_world_process_zero:
             return
         assert args.output_dir is not None
@@ -38,6 +41,7 @@ class CompletionMarker(TrainerCallback):
             if file.is_file():
                 with file.open("rb") as descriptor:
                     os.fsync(descriptor.fileno())
+        fsync_directory(checkpoint.parent)
         write_json(checkpoint / MARKER, {"step": state.global_step})
 
 

@@ -50,7 +50,6 @@ def write(path, **changes):
             student("aligned", 50.0, terms=("loss", "feature", "attention", "output")),
         ],
         "corpus": corpus(),
-        "seconds": {"prepare": 3.0, "teach@big": 188.0, "train@aligned": 30.0},
         "versions": VERSIONS,
     }
     metrics = write_report(output=path, **values | changes)
@@ -64,7 +63,7 @@ def test_the_page_names_all_models_numbers_and_fingerprints(tmp_path):
     for expected in (
         *("labels-only", "aligned", "big", "50.00", "80.0%", "22.2%"),
         *("777 texts", "2 MB of text", "8.12 K tokens", "4 M parameters", "374 kB in the store"),
-        *("5 segments", "3 min 08 s", "30 s taken", "2 students", "0.250", "62.5%", "12.5 ms"),
+        *("5 segments", "2 students", "Two students", "0.250", "62.5%", "12.5 ms"),
         *("hidden/3/bfloat16-1a2b3c4d", "374.0", "f00dface", "corpus1", "tokens1", "2.13.0"),
         *("feature", "attention", "output", "labels"),
     ):
@@ -95,7 +94,7 @@ def test_names_are_escaped(tmp_path):
 
 def test_no_student_no_store_no_corpus(tmp_path):
     bare = TeacherResult(name="t", metrics=classifier("t", 0.9, 0.8, 0.7))
-    metrics, page = write(tmp_path, teachers=[bare], students=[], corpus=None, seconds={})
+    metrics, page = write(tmp_path, teachers=[bare], students=[], corpus=None)
     Loads(page)
     assert metrics["students"] == {}
     assert "No student has been trained from it yet." in page
@@ -132,3 +131,14 @@ def test_nothing_is_written_when_the_results_do_not_fit(tmp_path):
     with pytest.raises(ConfigError, match="teachers: found none"):
         write_report(output=tmp_path / "out", teachers=[], students=[])
     assert not (tmp_path / "out").exists()
+
+
+def test_splits_are_named_where_they_are_known(tmp_path):
+    one = teacher().signals[0]
+    two = one.model_copy(update={"signal": "logits/topk-aa", "splits": ("train", "test")})
+    _, page = write(tmp_path, teachers=[teacher(signals=(two, one))], students=[])
+    assert "train, test" in page
+    assert page.index("hidden/3/bfloat16-1a2b3c4d") < page.index("logits/topk-aa")
+    assert page.count(f"<dd>{one.store}</dd>") == 1
+    _, page = write(tmp_path, students=[])
+    assert ">splits<" not in page

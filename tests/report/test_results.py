@@ -4,7 +4,17 @@ import pytest
 
 from pipeline.errors import IntegrityError
 from pipeline.provenance import write_json
-from pipeline.report.results import load_corpus, load_curve, load_student, load_teacher
+from pipeline.report.results import (
+    ModelMetrics,
+    SignalResult,
+    TeacherResult,
+    in_order,
+    labels,
+    load_corpus,
+    load_curve,
+    load_student,
+    load_teacher,
+)
 
 
 def signal(name, tokens=10):
@@ -77,3 +87,27 @@ def test_metrics_of_another_shape_are_refused(tmp_path, value, match):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(IntegrityError, match=r"corpus\.json: missing"):
         load_corpus(tmp_path / "corpus.json")
+
+
+def stored(name, *, tokens=10, size=40, splits=("train",)):
+    values = signal(name, tokens) | {"bytes": size, "splits": splits}
+    return SignalResult(**values)
+
+
+def test_signals_come_as_the_teacher_makes_them():
+    names = ["logits/topk-aa", "attention/10/qk-aa", "attention/9/qk-aa", "hidden/0/int8-aa"]
+    ordered = in_order([stored(name) for name in names])
+    assert [one.signal for one in ordered] == names[::-1]
+
+
+def test_names_are_short_unless_only_the_options_differ():
+    two = [stored("logits/topk-aa"), stored("logits/topk-bb"), stored("hidden/1/int8-aa")]
+    assert labels(two) == ["logits/topk-aa", "logits/topk-bb", "hidden/1/int8"]
+
+
+def test_bytes_of_a_token_are_not_diluted_by_splits_that_lack_a_signal():
+    signals = (stored("hidden/1/int8-aa", size=400), stored("logits/topk-aa", tokens=20, size=40))
+    teacher = TeacherResult(
+        name="t", metrics=ModelMetrics(name="t", task="causal-lm"), signals=signals
+    )
+    assert teacher.stored_bytes_per_token == 42.0

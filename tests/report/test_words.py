@@ -32,3 +32,7 @@ from pipeline.report import words
 )
 def test_numbers_as_people_read_them(shown, want):
     assert shown == want
+
+
+def test_small_counts_are_spelled():
+    assert [words.spelled(value) for value in (0, 2, 9, 10)] == ["no", "two", "nine", "10"]

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 from array_api_compat import array_namespace
 
 from pipeline.axes import Axis
@@ -30,13 +31,9 @@ class Float16:
 
     def encode(self, values: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
         """Round to nearest even; overflow gives infinities, which the capture refuses."""
-        hidden = values["hidden"]
-        if hasattr(hidden, "detach"):
-            return {"values": hidden.half()}
-        import numpy as np
-
+        xp = array_namespace(values["hidden"])
         with np.errstate(over="ignore"):
-            return {"values": hidden.astype(np.float16)}
+            return {"values": xp.astype(values["hidden"], xp.float16)}
 
     def decode(self, parts: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
         """Widen to float32, exactly."""

@@ -1,6 +1,11 @@
 """The forms by kind and name. A new form is one file and one line here."""
 
+import json
+from dataclasses import fields
+from functools import cache
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import ConfigError
 from pipeline.store.forms.bfloat16 import BFloat16
@@ -19,18 +24,28 @@ FORMS: dict[str, dict[str, type[Form]]] = {
 }
 
 
+_adapter = cache(TypeAdapter)
+
+
 def build_form(kind: str, name: str, options: dict[str, Any]) -> Form:
     """Return the form of this kind and name with these options.
 
     Raises:
-        ConfigError: If the kind has no such form, or the form no such option.
+        ConfigError: If there is no such kind or form, or an option is unknown or out of range.
     """
-    if name not in FORMS[kind]:
+    forms = FORMS.get(kind, {})
+    if name not in forms:
         raise ConfigError(
-            f"{kind} form {name!r} is unknown; expected one of {', '.join(FORMS[kind])}"
+            f"{kind} form {name!r} is unknown; expected one of {', '.join(forms) or 'none'}"
         )
-    values = {key: tuple(v) if isinstance(v, list) else v for key, v in options.items()}
+    known = [field.name for field in fields(forms[name])]  # pyright: ignore[reportArgumentType]
+    said = f"{kind} form {name}: its options are {', '.join(known) or 'none'}"
+    if unknown := sorted(set(options) - set(known)):
+        raise ConfigError(f"{said}; found {', '.join(unknown)}: remove or rename it")
     try:
-        return FORMS[kind][name](**values)
-    except TypeError as error:
-        raise ConfigError(f"{kind} form {name}: {error}; remove or rename the option") from error
+        # As JSON: there a list is a tuple and an integer a float, and nothing else is lenient.
+        return _adapter(forms[name]).validate_json(json.dumps(options), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{said}; {key}: {first['msg']}, found {first['input']!r}") from error

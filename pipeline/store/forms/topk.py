@@ -9,13 +9,22 @@ Ids fit 16 bits up to a vocabulary of 65,536; beyond, compression packs them.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
+import numpy as np
 from array_api_compat import array_namespace, is_torch_array
+from pydantic import Field
 
 from pipeline.axes import Axis
 from pipeline.errors import IncompatibleError
 from pipeline.store.forms.form import Array, Channels, Geometry, Part
+
+
+def log_softmax(values: Array) -> Array:
+    """Return log-probabilities along the last axis; the largest value is taken off first."""
+    xp = array_namespace(values)
+    shifted = values - xp.max(values, axis=-1, keepdims=True)
+    return shifted - xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
 
 
 def log_sum_exp(values: Array) -> Array:
@@ -26,12 +35,13 @@ def log_sum_exp(values: Array) -> Array:
 
 
 def largest(values: Array, k: int) -> tuple[Array, Array]:
-    """Return the `k` largest entries of each row and their columns, columns ascending."""
+    """Return the `k` largest entries of each row and their columns, columns ascending.
+
+    Which of several equal entries at the edge is kept is up to the array library.
+    """
     if is_torch_array(values):
         columns = values.topk(k, dim=-1, sorted=False).indices.sort(dim=-1).values
         return values.gather(-1, columns), columns
-    import numpy as np
-
     columns = np.sort(np.argpartition(values, -k, axis=-1)[..., -k:], axis=-1)
     return np.take_along_axis(values, columns, axis=-1), columns
 
@@ -40,8 +50,10 @@ def largest(values: Array, k: int) -> tuple[Array, Array]:
 class TopK:
     """Serves the output loss of language models at the temperatures captured."""
 
-    k: int = 64
-    temperatures: tuple[float, ...] = (1.0,)
+    k: Annotated[int, Field(ge=1)] = 64
+    temperatures: Annotated[
+        tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], Field(min_length=1)
+    ] = (1.0,)
 
     name: ClassVar[str] = "topk"
     version: ClassVar[int] = 1
@@ -66,7 +78,7 @@ class TopK:
         """Encode `logits` (tokens, vocab), softmax over all of the vocabulary before the cut."""
         xp = array_namespace(values["logits"])
         logits = xp.astype(values["logits"], xp.float32)
-        log_probs = logits - log_sum_exp(logits)[..., None]
+        log_probs = log_softmax(logits)
         top, ids = largest(log_probs, self.k)
         normalizers = [log_sum_exp(log_probs / temperature) for temperature in self.temperatures]
         ids_dtype = xp.uint16 if logits.shape[-1] <= 2**16 else xp.uint32

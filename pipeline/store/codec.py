@@ -1,0 +1,152 @@
+"""One Zarr v3 shard as bytes, encoded and decoded in memory: the bytes checked are those decoded.
+
+Zarr's own pipelines work on files, read a missing chunk as zeros, may leave out chunks of zeros,
+and are chosen by a setting of the whole process, so that a thread which reads changes how another
+one writes. The format is small: chunks, each Blosc with a crc32c, then an index of offsets and
+sizes with a crc32c. Any Zarr reader opens the result.
+"""
+
+import json
+import math
+import struct
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numcodecs import blosc  # pyright: ignore[reportAttributeAccessIssue]
+from numpy.typing import NDArray
+
+from pipeline.errors import IntegrityError
+from pipeline.store.forms.form import Part
+
+# As Zarr sets it: Blosc's own pool does not survive a fork and gains nothing on small chunks.
+blosc.use_threads = False
+
+COMPRESSOR = b"zstd"
+LEVEL = 3
+BLOSC_HEADER = struct.Struct("<4xIII")  # decoded bytes, block size, encoded bytes
+INDEX_ENTRY = np.dtype([("offset", "<u8"), ("bytes", "<u8")])
+CRC = struct.Struct("<I")
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def group_metadata() -> bytes:
+    """Return the `zarr.json` of a group."""
+    return _json({"zarr_format": 3, "node_type": "group", "attributes": {}})
+
+
+def array_metadata(part: Part, *, rows: int, shard_rows: int, chunk_rows: int) -> bytes:
+    """Return the `zarr.json` of an array; equal arguments give equal bytes."""
+    little = {"name": "bytes", "configuration": {"endian": "little"}}
+    item_bytes = np.dtype(part.dtype).itemsize
+    crc32c = {"name": "crc32c"}
+    compressor = {
+        "name": "blosc",
+        "configuration": {
+            "typesize": item_bytes,
+            "cname": COMPRESSOR.decode(),
+            "clevel": LEVEL,
+            "shuffle": "bitshuffle",
+            "blocksize": 0,
+        },
+    }
+    sharding = {
+        "name": "sharding_indexed",
+        "configuration": {
+            "chunk_shape": [chunk_rows, *part.row_shape],
+            "codecs": [little if item_bytes > 1 else {"name": "bytes"}, compressor, crc32c],
+            "index_codecs": [little, crc32c],
+            "index_location": "end",
+        },
+    }
+    grid = {"chunk_shape": [shard_rows, *part.row_shape]}
+    return _json(
+        {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": [rows, *part.row_shape],
+            "data_type": part.dtype,
+            "chunk_grid": {"name": "regular", "configuration": grid},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "fill_value": 0.0 if part.dtype.startswith("float") else 0,
+            "codecs": [sharding],
+            "dimension_names": ["row", *(f"axis_{i + 1}" for i in range(len(part.row_shape)))],
+            "attributes": {},
+        }
+    )
+
+
+def encode_shard(values: NDArray[Any], chunk_rows: int) -> bytes:
+    """Return `values` as one shard; chunks of zeros are written like any other.
+
+    Raises:
+        ValueError: If the rows are no multiple of `chunk_rows`.
+    """
+    if len(values) % chunk_rows:
+        raise ValueError(f"{len(values)} rows in chunks of {chunk_rows}; expected a multiple")
+    # Little-endian on every machine, as the metadata says.
+    values = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
+    encoded = []
+    for first in range(0, len(values), chunk_rows):
+        chunk = blosc.compress(
+            values[first : first + chunk_rows],
+            COMPRESSOR,
+            LEVEL,
+            blosc.BITSHUFFLE,
+            0,
+            values.dtype.itemsize,
+        )
+        encoded.append(chunk + CRC.pack(google_crc32c.value(chunk)))
+    index = np.zeros(len(encoded), INDEX_ENTRY)
+    index["bytes"] = [len(chunk) for chunk in encoded]
+    index["offset"] = np.cumsum(index["bytes"]) - index["bytes"]
+    footer = index.tobytes()
+    return b"".join([*encoded, footer, CRC.pack(google_crc32c.value(footer))])
+
+
+def decode_shard(
+    data: bytes, part: Part, *, shard_rows: int, chunk_rows: int, name: str
+) -> NDArray[Any]:
+    """Return the values of a shard whose checksum the caller has compared.
+
+    What every chunk claims is checked before anything is allocated for it.
+
+    Args:
+        data: The whole shard.
+        part: Dtype and row shape that the manifest states.
+        shard_rows: Rows of the shard.
+        chunk_rows: Rows of a chunk.
+        name: What to call the shard in errors.
+
+    Raises:
+        IntegrityError: If a chunk is missing, lies outside, claims another size, or is not Blosc.
+    """
+    chunks = shard_rows // chunk_rows
+    footer_bytes = chunks * INDEX_ENTRY.itemsize + CRC.size
+    if len(data) < footer_bytes:
+        raise IntegrityError(f"{name}: {len(data)} bytes, expected {footer_bytes} at least")
+    index = np.frombuffer(data, INDEX_ENTRY, chunks, offset=len(data) - footer_bytes)
+    dtype = np.dtype(part.dtype)
+    chunk_bytes = chunk_rows * math.prod(part.row_shape) * dtype.itemsize
+    for number, (offset, size) in enumerate(index.tolist()):
+        # A missing chunk has 2^64 - 1 for both, so it lies outside as well.
+        if size <= BLOSC_HEADER.size or offset + size > len(data) - footer_bytes:
+            raise IntegrityError(f"{name}: chunk {number} of {chunks} is missing or cut off")
+        decoded, _, encoded = BLOSC_HEADER.unpack_from(data, offset)
+        if decoded != chunk_bytes or encoded + CRC.size != size:
+            raise IntegrityError(
+                f"{name}: chunk {number} claims {decoded} bytes decoded from {encoded}, expected "
+                f"{chunk_bytes} from {size - CRC.size}"
+            )
+    values = np.empty((shard_rows, *part.row_shape), dtype.newbyteorder("<"))
+    view = memoryview(data)
+    for number, (offset, size) in enumerate(index.tolist()):
+        chunk = values[number * chunk_rows : (number + 1) * chunk_rows]
+        try:
+            blosc.decompress(view[offset : offset + size - CRC.size], chunk)
+        except (RuntimeError, ValueError) as error:
+            raise IntegrityError(f"{name}: chunk {number} cannot be decoded ({error})") from error
+    return values.astype(dtype, copy=False)

@@ -1,0 +1,185 @@
+"""check: does all of `params.yaml` fit, before anything long starts?
+
+The other stages validate their own sections and nothing else; without this one a misspelt key of a
+student would be found when the teacher is trained and captured. Its output never changes, so a
+changed parameter runs this stage and, beyond it, only what the parameter is for.
+"""
+
+import re
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+from pydantic import model_validator
+
+from pipeline.errors import ConfigError, IncompatibleError
+from pipeline.provenance import read_json, write_json
+from pipeline.store.signals import dotted
+from pipeline.student.needs import depth_of, select_signals
+from pipeline.teacher.request import resolve_layers, resolve_signals
+from pipeline.training.options import TrainOptions
+from stages.command import params_option, stage
+from stages.parameters import Section, read_yaml, validate
+from stages.project import DATA
+from stages.sections.capture import CaptureParams, plain_layers
+from stages.sections.corpus import CorpusParams
+from stages.sections.student import StudentParams
+from stages.sections.teacher import TeacherModel
+from stages.sections.tokens import TokenParams
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
+
+
+class TeacherParams(Section):
+    """Section `teachers.T`. `fit: null` leaves a pretrained teacher's weights as they are."""
+
+    tokens: TokenParams
+    model: TeacherModel
+    fit: TrainOptions | None
+    capture: CaptureParams
+
+    @model_validator(mode="before")
+    @classmethod
+    def _says_how_it_learns(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "fit" not in value:
+            raise ValueError(
+                "fit is missing; say how to train the teacher, or `fit: null` to leave its weights "
+                "as they are"
+            )
+        return value
+
+
+class ProjectParams(Section):
+    """All of `params.yaml`."""
+
+    corpus: CorpusParams
+    teachers: dict[str, TeacherParams]
+    students: dict[str, StudentParams]
+
+
+@click.command()
+@params_option
+@stage
+def check(params: Path) -> None:
+    """Check all of params.yaml against what the stages expect, and the parts against each other.
+
+    \b
+    Example:
+      decant check
+    """
+    project: ProjectParams = validate(read_yaml(params), ProjectParams, file=params)
+    try:
+        _check_project(project)
+    except (ConfigError, IncompatibleError) as error:
+        raise type(error)(f"{params}: {error}") from error
+    write_json(DATA / "checked.json", {"fits": True})
+
+
+def _check_project(project: ProjectParams) -> None:
+    _check_names("teachers", project.teachers)
+    _check_names("students", project.students)
+    for name, student in project.students.items():
+        if student.teacher not in project.teachers:
+            raise ConfigError(
+                f"students.{name}.teacher: found {student.teacher!r}, expected one of "
+                f"{', '.join(project.teachers)}; correct it"
+            )
+    for name, teacher in project.teachers.items():
+        students = {s: p for s, p in project.students.items() if p.teacher == name}
+        _check_teacher(name, teacher, project.corpus.task, students)
+
+
+def _check_names(group: str, names: dict[str, Any]) -> None:
+    if not names:
+        raise ConfigError(f"{group}: found none, expected at least one; add one")
+    for name in names:
+        if not NAME.fullmatch(name):
+            raise ConfigError(
+                f"{group}.{name}: the name becomes a file's and a DVC stage's; "
+                "use letters, digits, - and _"
+            )
+
+
+def _check_teacher(
+    name: str, teacher: TeacherParams, task: str, students: dict[str, StudentParams]
+) -> None:
+    key = f"teachers.{name}"
+    if teacher.model.scratch is not None and teacher.fit is None:
+        raise ConfigError(f"{key}.fit: found null; a teacher from scratch must be trained, add it")
+    if teacher.tokens.vocab is None and teacher.tokens.tokenizer is None and not teacher.model.path:
+        raise ConfigError(
+            f"{key}.tokens: no tokenizer; give vocab to train one, or tokenizer with a directory "
+            "or hub id"
+        )
+    if teacher.tokens.max_length > teacher.capture.segment_tokens:
+        raise ConfigError(
+            f"{key}.capture.segment_tokens: found {teacher.capture.segment_tokens}, expected at "
+            f"least tokens.max_length, {teacher.tokens.max_length}; raise it"
+        )
+    config = _teacher_config(teacher.model)
+    context = next((config[known] for known in CONTEXT_KEYS if known in config), None)
+    if isinstance(context, int) and context < teacher.tokens.max_length:
+        raise IncompatibleError(
+            f"{key}.tokens.max_length: found {teacher.tokens.max_length}, the teacher's context is "
+            f"{context}; lower it"
+        )
+    depth = depth_of(config)
+    if depth is not None:
+        _rehearse(key, teacher.capture, config, depth, task, students)
+
+
+def _teacher_config(model: TeacherModel) -> dict[str, Any]:
+    """Return what is known of a teacher's configuration without loading it."""
+    if model.scratch is not None:
+        return model.scratch
+    path = Path(str(model.path)) / "config.json"
+    return read_json(path) if path.is_file() else {}
+
+
+def _rehearse(
+    key: str,
+    capture: CaptureParams,
+    config: dict[str, Any],
+    depth: int,
+    task: str,
+    students: dict[str, StudentParams],
+) -> None:
+    """Let every student select its signals from manifests as capture will write them."""
+    key = f"{key}.capture"
+    signals = resolve_signals(
+        capture.requests(), capture.logits_form(), depth=depth, task=task, key=key
+    )
+    records: dict[str, Any] = {"store": {"store": "", "layers": depth, "config": config}}
+    for signal in signals:
+        records[dotted(signal.name)] = {
+            "signal": signal.name,
+            "kind": signal.kind,
+            "layer": signal.layer,
+            "form": signal.form.name,
+            "digest": "",
+        }
+    if capture.blocks is not None:
+        layers = resolve_layers(
+            plain_layers(capture.blocks), first=1, depth=depth, key=f"{key}.blocks"
+        )
+        records["blocks"] = {"signal": "blocks", "layers": layers, "digest": ""}
+    with TemporaryDirectory() as directory:
+        for name, record in records.items():
+            write_json(Path(directory) / f"{name}.json", record)
+        for name, student in students.items():
+            select_signals(
+                Path(directory),
+                name=name,
+                objective=student.loss,
+                align=student.align,
+                architecture=student.model.architecture,
+                checkpoint=student.model.checkpoint,
+                init=student.model.init,
+                blocks=student.model.blocks,
+            )
+
+
+if __name__ == "__main__":
+    check()

@@ -1,0 +1,209 @@
+"""Reads `params.yaml` as DVC does, and says in one line which key does not fit and why."""
+
+import datetime as dt
+import difflib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pipeline.errors import ConfigError
+from pipeline.provenance import canonical_json
+
+SectionType = TypeVar("SectionType")
+Key = str | int
+MAX_SHOWN = 60
+QUOTE = "'"
+
+EXPECTED = {
+    "model_type": "a mapping",
+    "dict_type": "a mapping",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "string_type": "a text",
+    "bool_type": "true or false",
+    "none_required": "null",
+}
+"""What a key should hold, by pydantic's error type, in YAML's words."""
+
+
+class Section(BaseModel):
+    """A frozen section of parameters: unknown keys and NaN are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def read_yaml(path: Path) -> Any:
+    """Read YAML 1.2 exactly as DVC does, so that `1e-4` is the number DVC recorded.
+
+    Raises:
+        ConfigError: If the file is missing or is not YAML.
+    """
+    try:
+        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: {error.strerror}; run the command in the directory that holds it"
+        ) from error
+    except (YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path}: not YAML ({reason}); correct the file") from error
+
+
+def section(params: Path, key: str, kind: type[SectionType] | Any) -> Any:
+    """Return the section of `params.yaml` at a dotted key.
+
+    Raises:
+        ConfigError: If the section is missing, or a key of it is unknown or of another type; the
+            message names file and key.
+    """
+    value = read_yaml(params)
+    done: list[str] = []
+    for part in key.split("."):
+        if not isinstance(value, dict) or part not in value:
+            there = ", ".join(map(str, value)) if isinstance(value, dict) else "nothing"
+            place = ".".join(done) or "the file"
+            raise ConfigError(
+                f"{params}: {place} has no {part!r}, it has {there or 'nothing'}; "
+                "add it, or correct the name"
+            )
+        value = value[part]
+        done.append(part)
+    return validate(value, kind, file=params, key=key)
+
+
+def validate(value: Any, kind: Any, *, file: Path | str, key: str = "") -> Any:
+    """Validate plain YAML values as JSON, without guessing types: "1e-4" in quotes is a text.
+
+    Args:
+        value: What the YAML file holds.
+        kind: A pydantic model or any type pydantic knows.
+        file: Where the value comes from, for the message.
+        key: The dotted key of `value` in the file; empty for all of it.
+
+    Raises:
+        ConfigError: For the key that explains best why the value does not fit.
+    """
+    adapter = TypeAdapter(kind)
+    for path, leaf in _leaves(value):
+        if isinstance(leaf, float) and not math.isfinite(leaf):
+            raise ConfigError(
+                f"{file}: {_dotted(key, path)}: found {leaf}, expected a finite number; correct it"
+            )
+        if isinstance(leaf, (dt.date, bytes)):
+            raise ConfigError(
+                f"{file}: {_dotted(key, path)}: YAML reads {leaf} as {type(leaf).__name__}; "
+                "put it in quotes"
+            )
+    try:
+        return adapter.validate_json(canonical_json(_text_keys(value)), strict=True)
+    except ValidationError as error:
+        problems = [
+            (_resolve(found["loc"], value, found["type"]), found) for found in error.errors()
+        ]
+    # A union reports every alternative; the one that came furthest is the one that was meant. A
+    # misspelt key comes before the missing one it stands for.
+    deepest = max(len(path) for path, _ in problems)
+    problems = [(path, found) for path, found in problems if len(path) == deepest]
+    problems.sort(key=lambda problem: problem[1]["type"] != "extra_forbidden")
+    path = problems[0][0]
+    same = [found for other, found in problems if other == path]
+    raise ConfigError(f"{file}: {_dotted(key, path)}: {_explain(same, adapter)}")
+
+
+def _explain(problems: list[Any], adapter: TypeAdapter) -> str:
+    """Say what was found, what was expected and what to do, for one key."""
+    first = problems[0]
+    match first["type"]:
+        case "missing":
+            return "missing; add it"
+        case "extra_forbidden":
+            name = str(first["loc"][-1])
+            close = difflib.get_close_matches(name, _names(adapter), n=1)
+            return f"unknown key; {f'did you mean {close[0]!r}?' if close else 'remove it'}"
+        case "value_error":
+            return first["msg"].removeprefix("Value error, ")
+        case "union_tag_invalid" | "union_tag_not_found":
+            context = first["ctx"]
+            found = f"found {context['tag']!r}" if "tag" in context else "missing"
+            expected = context.get("expected_tags", "the name of an alternative")
+            return f"{context['discriminator'].strip(QUOTE)}: {found}, expected {expected}"
+    expected = dict.fromkeys(_expected(problem) for problem in problems)
+    found = f"{first['input']!r}"
+    found = found if len(found) <= MAX_SHOWN else f"{found[:MAX_SHOWN]}…"
+    hint = "; remove the quotes" if _is_quoted_number(first) else ""
+    return f"found {found}, expected {' or '.join(expected)}{hint}"
+
+
+def _expected(problem: Any) -> str:
+    if problem["type"] == "literal_error":
+        return problem["ctx"]["expected"]
+    if problem["type"] in EXPECTED:
+        return EXPECTED[problem["type"]]
+    wanted = problem["msg"].removeprefix("Input should be ").removeprefix("Input should ")
+    return f"a number {wanted}" if wanted.startswith(("greater", "less")) else wanted
+
+
+def _is_quoted_number(problem: Any) -> bool:
+    if problem["type"] not in {"int_type", "float_type"} or not isinstance(problem["input"], str):
+        return False
+    try:
+        float(problem["input"])
+    except ValueError:
+        return False
+    return True
+
+
+def _resolve(loc: tuple[Key, ...], value: Any, kind: str) -> tuple[Key, ...]:
+    """Return the keys of the file in a pydantic location, without the names of union members."""
+    path: list[Key] = []
+    for position, part in enumerate(loc):
+        is_last = position == len(loc) - 1
+        if isinstance(value, dict) and part in _text_keys(value):
+            value = _text_keys(value)[part]
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            value = value[part]
+        elif not (is_last and kind == "missing"):
+            continue
+        path.append(part)
+    return tuple(path)
+
+
+def _text_keys(value: Any) -> Any:
+    """Return the value with keys as JSON has them: YAML's may be numbers, which do not sort."""
+    if isinstance(value, dict):
+        return {_text(key): _text_keys(item) for key, item in value.items()}
+    return [_text_keys(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _text(key: Any) -> str:
+    return str(key).lower() if isinstance(key, bool) else str(key)
+
+
+def _leaves(value: Any, path: tuple[Key, ...] = ()) -> Iterator[tuple[tuple[Key, ...], Any]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _leaves(item, (*path, _text(key)))
+    elif isinstance(value, list):
+        for position, item in enumerate(value):
+            yield from _leaves(item, (*path, position))
+    else:
+        yield path, value
+
+
+def _names(adapter: TypeAdapter) -> list[str]:
+    """Return every key a type knows, at any depth."""
+    schema = adapter.json_schema()
+    models = [schema, *schema.get("$defs", {}).values()]
+    return sorted({name for model in models for name in model.get("properties", {})})
+
+
+def _dotted(key: str, path: tuple[Key, ...]) -> str:
+    return ".".join([*([key] if key else []), *map(str, path)]) or "the file"

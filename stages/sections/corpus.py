@@ -1,0 +1,21 @@
+"""Section `corpus`: what prepare reads."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.corpus.prepare import CorpusSource
+from stages.parameters import Section
+
+Share = Annotated[float, Field(gt=0, lt=0.5)]
+
+
+class CorpusParams(Section):
+    """Section `corpus`: where text comes from, what task it is for, and how splits are dealt."""
+
+    source: CorpusSource
+    task: Literal["causal-lm", "classification"]
+    classes: list[str] | None = None
+    validation_share: Share = 0.05
+    test_share: Share = 0.05
+    seed: int = 0

@@ -1,0 +1,22 @@
+"""Section `students.S`: all that makes one student."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from pipeline.student.objective import Alignment, Objective
+from pipeline.student.origin import StudentModel
+from pipeline.training.options import TrainOptions
+from stages.parameters import Section
+
+
+class StudentParams(Section):
+    """Section `students.S`, all of it."""
+
+    teacher: str
+    model: StudentModel
+    align: Alignment = Alignment()
+    loss: Objective = Objective()
+    train: TrainOptions = Field(default_factory=TrainOptions)
+    pool_segments: Annotated[int, Field(ge=1)] = 4
+    gradient_norms: bool = False

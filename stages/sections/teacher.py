@@ -1,0 +1,26 @@
+"""Section `teachers.T.model`: where a teacher comes from."""
+
+from typing import Any, Self
+
+from pydantic import model_validator
+
+from stages.parameters import Section
+
+
+class TeacherModel(Section):
+    """Section `teachers.T.model`: a directory or hub id (`path`), or a new model (`scratch`)."""
+
+    path: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+    scratch: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.path is None) == (self.scratch is None):
+            raise ValueError("expected exactly one of path and scratch; add or remove one")
+        if self.scratch is not None and "model_type" not in self.scratch:
+            raise ValueError("scratch has no model_type; add one, for example llama")
+        if self.trust_remote_code and self.revision is None:
+            raise ValueError("trust_remote_code needs a pinned revision; add model.revision")
+        return self

@@ -1,0 +1,135 @@
+"""Every command of every page runs, in the order a reader would type them."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from benchmarks.store import main as benchmark
+from pipeline.provenance import read_json
+from stages.cli import main as decant
+from tests.docs.conftest import Project
+from tests.docs.pages import ROOT, commands, fences
+
+SCRIPTS = {
+    "capturing": "dvc repro capture evaluate-teacher",
+    "students": "git clone HERE students && cd students",
+    "evaluating": "cp -r HERE/.dvc/cache .dvc/",
+    "every day": "dvc repro",
+    "stages": "decant --help",
+}
+"""The fences that the tests below run, by their first line."""
+ELSEWHERE = {
+    "make install": "the recipe is checked below; this test runs in what it made",
+    "make repro": "the recipe is checked below: dvc repro, which runs here",
+    "make test": "the recipe is checked below: what you are looking at",
+    "make check": "the recipe is checked below",
+    "make style": "the recipe is checked below",
+    "make bench": "test_the_benchmark_gives_a_table_and_a_json_line",
+    "dvc exp run -S 'students.aligned.train.seed=1' -S 'students.labels-only.train.seed=1'": (
+        "as the experiment of the README, half an hour long"
+    ),
+    "dvc exp show --only-changed": "test_every_day",
+}
+"""Commands that no script runs as they stand, and what stands for them."""
+
+
+def script(name: str, **places: Path) -> str:
+    (found,) = [fence for fence in fences("sh") if commands(fence)[0] == SCRIPTS[name]]
+    text = "\n".join(commands(found))
+    for place, path in places.items():
+        text = re.sub(rf"\b{place}\b", str(path), text)
+    return text
+
+
+def test_every_command_is_run_or_accounted_for():
+    unknown = [
+        command
+        for fence in fences("sh", "bash", "shell", "console")
+        if commands(fence)[0] not in SCRIPTS.values()
+        for command in commands(fence)
+        if command not in ELSEWHERE
+    ]
+    assert unknown == []
+    # None of ours hides in an indented block, where it would not be found.
+    indented = [
+        line
+        for page in {fence.page for fence in fences("sh")}
+        for line in (ROOT / page).read_text().splitlines()
+        if re.match(r" {4}(dvc|decant|make|git|python) ", line)
+    ]
+    assert indented == []
+
+
+@pytest.mark.parametrize("target", ["install", "repro", "test", "check", "style", "bench"])
+def test_a_make_target_has_a_recipe(target):
+    done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_benchmark_gives_a_table_and_a_json_line():
+    result = CliRunner().invoke(benchmark, ["--tokens=600", "--layers=2", "--width=32"])
+    assert result.exit_code == 0, result.output
+    *table, line = result.stdout.strip().splitlines()
+    assert any("teacher and capture" in row for row in table)
+    assert '"benchmark": "store"' in line
+    assert '"epoch_tokens_per_second"' in line
+
+
+@pytest.fixture(scope="module")
+def elsewhere(project) -> Project:
+    """The students' machine: a clone and a copy of the store, then what evaluating needs."""
+    project.shell(script("capturing"))
+    assert not (project.root / "data/students").exists()
+    place = project.root.parent / "elsewhere"
+    place.mkdir()
+    Project(place).shell(script("students", HERE=project.root))
+    there = Project(place / "students")
+    assert (there.root / "data/students/aligned/config.json").exists()
+    assert not (there.root / "data/teachers").exists()
+    assert not (there.root / "data/corpus/tokens").exists()
+    told = there.shell(script("evaluating", HERE=project.root))
+    assert "capture main" in told
+    for stage in ("prepare", "tokenize", "teach", "train", "evaluate_teacher"):
+        assert f"> python -m stages.{stage}" not in told, stage
+    assert set(read_json(there.root / "data/reports/metrics.json")["students"]) == {"aligned"}
+    return there
+
+
+@pytest.mark.e2e
+def test_every_day(elsewhere):
+    told = elsewhere.shell(script("every day"))
+    # The experiment trains; all before it finds its work done.
+    assert told.count("> python -m stages.train aligned") == 1
+    assert "attention/4" in told
+    assert "0 stores" in told
+    assert "aligned" in elsewhere.shell("dvc exp show --only-changed")
+
+
+@pytest.mark.e2e
+def test_every_stage_is_a_command(elsewhere, monkeypatch):
+    monkeypatch.chdir(elsewhere.root)
+    runner = CliRunner()
+    for line in script("stages").splitlines():
+        name, *arguments = line.split()
+        assert name == "decant"
+        result = runner.invoke(decant, arguments)
+        assert result.exit_code == 0, f"{line}\n{result.output}"
+
+
+@pytest.mark.e2e
+def test_plain_zarr_reads_what_the_reader_reads(elsewhere, monkeypatch):
+    monkeypatch.chdir(elsewhere.root)
+    plain, checked = [fence for fence in fences("python") if fence.page == "docs/store.md"]
+    found: dict = {}
+    exec(plain.text, found)
+    exec(checked.text, found)
+    assert len(found["first"]) == found["length"] > 0
+    assert np.array_equal(found["hidden"], found["first"])
+
+
+def test_every_snippet_of_python_is_run():
+    assert {fence.page for fence in fences("python")} == {"docs/store.md"}

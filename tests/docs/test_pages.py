@@ -1,0 +1,154 @@
+"""What the pages say is so: links lead somewhere, tables match the models, snippets are valid."""
+
+import re
+from typing import Any, get_args
+from xml.etree import ElementTree as ET
+
+import pytest
+from pydantic import BaseModel, RootModel
+from ruamel.yaml import YAML
+
+from pipeline.corpus.prepare import CorpusSource
+from pipeline.store.forms.form import options
+from pipeline.store.forms.registry import FORMS
+from pipeline.student.objective import Alignment, Objective
+from pipeline.student.origin import StudentModel
+from pipeline.training.options import TrainOptions
+from stages.cli import COMMANDS
+from stages.parameters import validate
+from stages.project import Runtime
+from stages.sections.capture import CaptureParams
+from stages.sections.corpus import CorpusParams
+from stages.sections.student import StudentParams
+from stages.sections.teacher import TeacherModel
+from stages.sections.tokens import TokenParams
+from tests.docs.pages import PAGES, ROOT, Fence, anchor, fences, tables
+
+SOURCES = {kind.model_fields["kind"].default: kind for kind in get_args(get_args(CorpusSource)[0])}
+SECTIONS: dict[str, type[BaseModel]] = {
+    "`corpus`": CorpusParams,
+    **{f"`corpus.source`, kind `{name}`": kind for name, kind in SOURCES.items()},
+    "`teachers.T.tokens`": TokenParams,
+    "`teachers.T.model`": TeacherModel,
+    "`teachers.T.capture`": CaptureParams,
+    "`students.S`": StudentParams,
+    "`students.S.model`": StudentModel,
+    "`students.S.align`": Alignment,
+    "`students.S.loss`": Objective,
+    **{
+        f"`students.S.loss.{term}`": type(getattr(Objective(), term))
+        for term in Objective.model_fields
+    },
+    "`students.S.train`": TrainOptions,
+    "`runtime.yaml`": Runtime,
+}
+PARAMETERS = tables((ROOT / "docs/parameters.md").read_text())
+EVERYTHING = "\n".join(page.read_text() for page in PAGES)
+
+
+def names(page):
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        path, _, fragment = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{names(page)}: {target}"
+        if fragment:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(), re.M)
+            assert fragment in map(anchor, headings), f"{names(page)}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names)
+def test_no_path_of_anybody_s_machine(page):
+    assert not re.search(r"(?<![\w.~])/(home|work|tmp|root|Users)\b", page.read_text())
+
+
+def test_pictures_are_small_and_need_nothing():
+    assert (ROOT / "docs/report.png").stat().st_size < 300_000
+    picture = ET.parse(ROOT / "docs/flow.svg").getroot()
+    text = "".join(picture.itertext())
+    assert "prefers-color-scheme: dark" in text
+    loads = [value for node in picture.iter() for key, value in node.items() if "href" in key]
+    assert loads == []
+
+
+def test_every_stage_is_in_the_picture_and_in_the_readme():
+    picture = (ROOT / "docs/flow.svg").read_text()
+    readme = (ROOT / "README.md").read_text()
+    for stage in YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]:
+        assert stage in picture
+        assert f"decant {stage}" in readme
+    for command in COMMANDS:
+        assert re.search(rf"`?decant {command}\b", EVERYTHING), command
+
+
+def test_every_folder_of_code_and_data_is_described():
+    ignored = (ROOT / "data/.gitignore").read_text().split()
+    data = (ROOT / "data/README.md").read_text()
+    for name in [*ignored, "manifests"]:
+        assert f"| `{name.strip('/')}" in data
+    readme = (ROOT / "README.md").read_text()
+    for folder in ("pipeline", "tests", "."):
+        tracked = {path.parent for path in (ROOT / folder).glob("*/*.py")}
+        if folder in {"pipeline", "."}:
+            for path in tracked:
+                assert f"`{path.relative_to(ROOT)}/`" in readme or path.name == "pipeline", path
+
+
+def test_every_section_has_its_table():
+    described = {heading for heading, rows in PARAMETERS.items() if rows[0][0] == "key"}
+    assert described == set(SECTIONS)
+
+
+@pytest.mark.parametrize("heading", SECTIONS)
+def test_a_table_has_the_keys_and_defaults_of_its_model(heading):
+    model = SECTIONS[heading]
+    rows = {row[0].strip("`"): row[1].strip("`") for row in PARAMETERS[heading][1:]}
+    assert set(rows) == set(model.model_fields)
+    for key, field in model.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        is_section = isinstance(default, BaseModel) and not isinstance(default, RootModel)
+        if field.is_required() or is_section:
+            assert rows[key] == "", key
+            continue
+        plain = default.root if isinstance(default, RootModel) else default
+        said = YAML(typ="safe").load(rows[key])
+        assert said == (list(plain) if isinstance(plain, tuple) else plain), key
+
+
+def test_every_form_and_option_is_described():
+    rows = [row for row in PARAMETERS["Forms"] if row[0] in FORMS]
+    assert [(row[0], row[1].strip("`")) for row in rows] == [
+        (kind, name) for kind, forms in FORMS.items() for name in forms
+    ]
+    for row in rows:
+        said = dict(re.findall(r"`(\w+)` \(`([^`]*)`\)", row[3]))
+        form = FORMS[row[0]][row[1].strip("`")]
+        assert {key: YAML(typ="safe").load(value) for key, value in said.items()} == options(form())
+
+
+@pytest.mark.parametrize("fence", list(fences("yaml")), ids=lambda fence: fence.text[:40])
+def test_a_yaml_snippet_is_valid(fence: Fence):
+    value: dict[str, Any] = YAML(typ="safe").load(fence.text)
+    assert set(value) <= {"corpus", "teachers", "students"}
+    if "corpus" in value:
+        validate(value["corpus"], CorpusParams, file=fence.page, key="corpus")
+    for name, teacher in value.get("teachers", {}).items():
+        for key, kind in {
+            "tokens": TokenParams,
+            "model": TeacherModel,
+            "fit": TrainOptions | None,
+            "capture": CaptureParams,
+        }.items():
+            validate(teacher[key], kind, file=fence.page, key=f"teachers.{name}.{key}")
+    for name, student in value.get("students", {}).items():
+        validate(student, StudentParams, file=fence.page, key=f"students.{name}")
+
+
+def test_the_readme_says_in_ten_lines_what_it_is():
+    opening = (ROOT / "README.md").read_text().split("```")[0]
+    assert len([line for line in opening.splitlines()[1:] if line]) <= 10
+    assert "make repro" in (ROOT / "README.md").read_text().split("```")[1]

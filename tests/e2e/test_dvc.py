@@ -1,0 +1,140 @@
+"""What a user does with DVC, on a project in miniature: each command runs what it must, no more."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.provenance import read_json
+from stages.parameters import read_yaml
+from tests.cases import tiny_params, write_params, write_project
+
+pytestmark = pytest.mark.e2e
+ALWAYS = ["capture@main"]
+PATIENCE_SECONDS = 300
+
+
+def environment() -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("DVC", "GIT"))}
+    bin_folder = str(Path(sys.executable).parent)
+    return kept | {"PATH": os.pathsep.join([bin_folder, kept["PATH"]]), "OMP_NUM_THREADS": "1"}
+
+
+def run(folder: Path, *command: str) -> str:
+    """Run a command in the project; return what it printed."""
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def stages_in(output: str) -> list[str]:
+    return sorted(re.findall(r"Running stage '([^']+)'", output))
+
+
+def manifests(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "data/manifests/main").iterdir()}
+
+
+def commit(folder: Path, message: str) -> None:
+    run(folder, "git", "add", "-A")
+    run(folder, "git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", message)
+
+
+def kill_when(folder: Path, pattern: str) -> None:
+    """Start `dvc repro` and kill it, with its stage, when a file of this pattern is there."""
+    process = subprocess.Popen(
+        ["dvc", "repro"],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while process.poll() is None and not any(folder.glob(pattern)):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert process.poll() is None, f"the run ended before it wrote {pattern}"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose first run was killed in the middle of a student, and then went on."""
+    folder = tmp_path_factory.mktemp("decant")
+    write_project(folder)
+    params = tiny_params()
+    for student in params["students"].values():
+        student["train"].update(epochs=4, save_every=4)
+    write_params(folder, params)
+    run(folder, "git", "init", "-q")
+    commit(folder, "start")
+    kill_when(folder, "data/work/train/*/checkpoint-*/complete.json")
+    output = run(folder, "dvc", "repro")
+    assert "teach@main" not in stages_in(output)
+    assert re.search(r"going on from .*checkpoint-\d+", output)
+    commit(folder, "run")
+    return folder
+
+
+def test_the_first_run_leaves_a_report_and_scores(project):
+    metrics = read_json(project / "data/reports/metrics.json")
+    assert set(metrics["students"]) == {"soft", "aligned"}
+    assert (project / "data/reports/index.html").is_file()
+    assert not list((project / "data/work").glob("*/*/checkpoint-*"))
+    assert run(project, "git", "status", "--porcelain") == ""
+
+
+def test_a_second_run_trains_nothing(project):
+    assert stages_in(run(project, "dvc", "repro")) == ALWAYS
+
+
+def test_a_lost_store_is_captured_again_and_nothing_else(project):
+    before = manifests(project)
+    shutil.rmtree(project / "data/stores")
+    assert stages_in(run(project, "dvc", "repro")) == ALWAYS
+    assert manifests(project) == before
+    assert list((project / "data/stores").glob("*/manifest.json"))
+
+
+def test_an_experiment_runs_the_student_it_changes_and_captures_the_layer_it_adds(project):
+    before = manifests(project)
+    output = run(
+        project,
+        *("dvc", "exp", "run", "-n", "wider"),
+        *("-S", "students.soft.loss.output.weight=0.5"),
+        *("-S", "teachers.main.capture.hidden.layers=[0,1,2]"),
+    )
+    assert stages_in(output) == [
+        *ALWAYS,
+        "check",
+        "evaluate@soft",
+        "report",
+        "select@aligned",
+        "select@soft",
+        "train@soft",
+    ]
+    after = manifests(project)
+    assert before.items() <= after.items()
+    assert [name.split("-")[0] for name in after.keys() - before.keys()] == ["hidden.1.bfloat16"]
+    assert read_yaml(project / "params.yaml")["students"]["soft"]["loss"]["output"]["weight"] == 0.5
+    difference = run(project, "dvc", "metrics", "diff")
+    assert "students.soft.test_perplexity" in difference
+    assert "students.aligned" not in difference
+    assert "students.soft.loss.output.weight" in run(project, "dvc", "params", "diff")
+    assert "wider" in run(project, "dvc", "exp", "show", "--csv")

@@ -1,0 +1,39 @@
+"""The logits a student is compared with are the most faithful there are, whatever its own."""
+
+import pytest
+
+from pipeline.errors import IntegrityError
+from pipeline.evaluate.reference import reference_logits
+from pipeline.provenance import write_json
+
+
+def record(signal: str) -> dict:
+    form = signal.removeprefix("logits/").split("-")[0]
+    return {"store": "s", "signal": signal, "digest": f"d-{signal}", "form": form, "kind": "logits"}
+
+
+@pytest.mark.parametrize(
+    ("there", "best"),
+    [
+        (["logits/topk-1"], "logits/topk-1"),
+        (["logits/topk-1", "logits/head-2"], "logits/head-2"),
+        (["logits/dense-9", "logits/head-2"], "logits/dense-9"),
+        (["logits/topk-1", "logits/new-0"], "logits/topk-1"),
+        (["logits/topk-2", "logits/topk-1"], "logits/topk-1"),
+    ],
+)
+def test_the_most_faithful_form_is_chosen(tmp_path, there, best):
+    for signal in [*there, "hidden/2/int8-1"]:
+        write_json(tmp_path / f"{signal.replace('/', '.')}.json", record(signal))
+    assert reference_logits(tmp_path) == {"store": "s", "signal": best, "digest": f"d-{best}"}
+
+
+def test_no_logits_is_no_reference(tmp_path):
+    write_json(tmp_path / "hidden.2.int8-1.json", record("hidden/2/int8-1"))
+    assert reference_logits(tmp_path) is None
+
+
+def test_a_damaged_manifest_is_an_error(tmp_path):
+    (tmp_path / "logits.topk-1.json").write_text("{")
+    with pytest.raises(IntegrityError, match=r"logits\.topk-1\.json: not readable"):
+        reference_logits(tmp_path)

@@ -1,0 +1,117 @@
+"""check finds before anything long starts what the stages would find one after another."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.provenance import read_json
+from stages.parameters import read_yaml
+from tests.cases import CONTEXT, LAYERS, error_line, tiny_params, write_params
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_repositorys_own_parameters_fit(decant, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = decant("check", "--params", str(ROOT / "params.yaml"))
+    assert result.exit_code == 0, result.output
+
+
+def test_its_output_does_not_depend_on_the_parameters(decant, empty):
+    assert decant("check").exit_code == 0
+    first = Path("data/checked.json").read_bytes()
+    params = tiny_params()
+    params["students"]["soft"]["train"]["epochs"] = 2
+    write_params(empty, params)
+    assert decant("check").exit_code == 0
+    assert Path("data/checked.json").read_bytes() == first
+
+
+def teacher(params):
+    return params["teachers"]["main"]
+
+
+def student(params):
+    return params["students"]["aligned"]
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        (
+            lambda p: teacher(p)["capture"]["hidden"].update(layers=[0, LAYERS + 1]),
+            4,
+            f"layer {LAYERS + 1} asked for, the teacher has 0 to {LAYERS}; remove it",
+        ),
+        (
+            lambda p: teacher(p)["tokens"].update(max_length=CONTEXT + 1),
+            4,
+            f"found {CONTEXT + 1}, the teacher's context is {CONTEXT}; lower it",
+        ),
+        (
+            lambda p: teacher(p)["capture"].update(segment_tokens=16, chunk_tokens=16),
+            2,
+            "segment_tokens: found 16, expected at least tokens.max_length, 32; raise it",
+        ),
+        (lambda p: teacher(p).update(fit=None), 2, "a teacher from scratch must be trained"),
+        (lambda p: teacher(p)["tokens"].pop("vocab"), 2, "tokens: no tokenizer; give vocab"),
+        (
+            lambda p: teacher(p)["capture"].update(logits={"form": "dense"}),
+            2,
+            "dense does not fit the task causal-lm; use head or topk",
+        ),
+        (
+            lambda p: student(p).update(teacher="mian"),
+            2,
+            "students.aligned.teacher: found 'mian', expected one of main; correct it",
+        ),
+        (
+            lambda p: student(p).update(align={"layers": {1: 1}}),
+            4,
+            "needs hidden/1, which is not in the store",
+        ),
+        (
+            lambda p: student(p).update(align={"layers": {1: LAYERS + 1}}),
+            4,
+            f"teacher layer {LAYERS + 1} asked for, the teacher has 0..{LAYERS}",
+        ),
+        (
+            lambda p: student(p)["model"].update(init="teacher-layers"),
+            4,
+            "add them to the teacher's capture.blocks",
+        ),
+        (lambda p: p.update(students={}), 2, "students: found none, expected at least one"),
+        (
+            lambda p: p["students"].update({"a.b": student(p)}),
+            2,
+            "students.a.b: the name becomes a file's",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit_each_other_are_named(decant, empty, change, code, message):
+    params = tiny_params()
+    change(params)
+    write_params(empty, params)
+    result = decant("check")
+    assert result.exit_code == code, result.output
+    line = error_line(result)
+    assert message in line
+    assert line.startswith("error: params.yaml: ")
+    assert not Path("data").exists()
+
+
+def test_a_student_is_checked_against_a_teacher_that_lies_on_disk(decant, empty, poured):
+    params = tiny_params()
+    model = poured / "data" / "teachers" / "main" / "model"
+    teacher(params).update(model={"path": str(model)}, fit=None)
+    del teacher(params)["tokens"]["vocab"]
+    write_params(empty, params)
+    assert decant("check").exit_code == 0
+    assert read_json(model / "config.json")["num_hidden_layers"] == LAYERS
+    teacher(params)["capture"]["attention"]["layers"] = [LAYERS + 1]
+    write_params(empty, params)
+    assert "the teacher has 1 to 2" in error_line(decant("check"))
+
+
+def test_the_repositorys_parameters_name_no_key_twice():
+    assert set(read_yaml(ROOT / "params.yaml")) == {"corpus", "teachers", "students"}

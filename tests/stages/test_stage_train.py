@@ -1,0 +1,80 @@
+"""train@S: from the store alone; another store or an altered one is refused before a step."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline.provenance import read_json, write_json
+from tests.cases import error_line
+
+SELECTED = Path("data/selected/aligned.json")
+STUDENT = Path("data/students/aligned")
+
+
+def store() -> Path:
+    return Path("data/stores") / read_json(SELECTED)["store"]
+
+
+def students() -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in STUDENT.iterdir()}
+
+
+def test_the_teacher_may_be_gone(decant, project):
+    before = (STUDENT / "model.safetensors").read_bytes()
+    shutil.rmtree("data/teachers")
+    shutil.rmtree("data/corpus")
+    assert decant("train", "aligned").exit_code == 0
+    assert (STUDENT / "model.safetensors").read_bytes() == before
+
+
+def test_the_store_is_found_from_an_experiments_own_directory(decant, project, monkeypatch):
+    elsewhere = project / "experiment"
+    shutil.copytree(project / "data" / "selected", elsewhere / "data" / "selected")
+    shutil.copyfile(project / "params.yaml", elsewhere / "params.yaml")
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setenv("DVC_ROOT", str(project))
+    assert decant("train", "aligned").exit_code == 0
+    assert (elsewhere / STUDENT).is_dir()
+    assert not (elsewhere / "data" / "stores").exists()
+
+
+def test_features_other_than_those_selected_are_refused(decant, project):
+    selected = read_json(SELECTED)
+    signal = next(iter(selected["signals"]))
+    selected["signals"][signal] = "0" * 64
+    write_json(SELECTED, selected)
+    before = students()
+    result = decant("train", "aligned")
+    assert result.exit_code == 4
+    line = error_line(result)
+    assert signal in line
+    assert "expected 0000" in line
+    assert students() == before
+
+
+def test_a_store_that_is_gone_is_named(decant, project):
+    shutil.rmtree("data/stores")
+    result = decant("train", "aligned")
+    assert result.exit_code == 3
+    assert "run the capture stage" in error_line(result)
+
+
+@pytest.mark.parametrize("kind", ["hidden", "tokens"])
+def test_an_altered_byte_is_noticed_and_the_old_student_stays(decant, project, kind):
+    files = [path for path in (store() / "features.zarr" / kind).rglob("c/**/*") if path.is_file()]
+    shard = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    before = students()
+    result = decant("train", "aligned")
+    assert result.exit_code == 3, result.output
+    assert str(shard.relative_to(store())) in error_line(result)
+    assert students() == before
+
+
+def test_a_student_without_parameters_is_named(decant, project):
+    result = decant("train", "algned")
+    assert result.exit_code == 2
+    assert "students has no 'algned', it has aligned; add it" in error_line(result)

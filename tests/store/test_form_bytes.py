@@ -1,0 +1,77 @@
+"""The stored bytes of each form, pinned: whoever changes them raises the form's version.
+
+Stores written before must decode for ever, so a repaired quantiser is a new version, a new signal
+name, and a new line here.
+"""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from pipeline.store.forms.form import Channels, identity
+from pipeline.store.forms.registry import FORMS, build_form
+
+PINNED = {
+    ("float16", 1): ("float16-163ad3e6", "99e010b31f20ecbb"),
+    ("bfloat16", 1): ("bfloat16-826c60a8", "b534c1eef24d342a"),
+    ("int8", 1): ("int8-0f737721", "81689b961053f1c9"),
+    ("qk", 1): ("qk-e8cfbc3a", "660c3c2bb5d91331"),
+    ("head", 1): ("head-ea2e4295", "81689b961053f1c9"),
+    ("dense", 1): ("dense-1dd854e1", "059f662eb13d2483"),
+    ("topk", 1): ("topk-e27f5fd0", "86af8656266132f3"),
+}
+NORMALIZER = 3.75288
+LOG_PROBS = -5237.35
+SHAPES = {
+    "hidden": (7, 8),
+    "head_input": (7, 8),
+    "query": (7, 4, 6),
+    "key": (7, 2, 6),
+    "logits": (7, 16),
+}
+
+
+def numbers(shape: tuple[int, ...]) -> np.ndarray:
+    """Numbers of many sizes, exact in float32 and the same on every machine."""
+    i = np.arange(np.prod(shape), dtype=np.int64)
+    signed = (i * 2654435761 % 2**16 - 2**15).astype(np.float32)
+    return (signed * np.float32(2.0) ** (i % 24 - 28).astype(np.float32)).reshape(shape)
+
+
+def encoded(name: str) -> dict[str, np.ndarray]:
+    [kind] = [kind for kind, forms in FORMS.items() if name in forms]
+    form = build_form(kind, name, {"k": 4, "temperatures": [1.0, 2.0]} if name == "topk" else {})
+    channels = Channels(numbers((8,)), np.abs(numbers((8,))) + np.float32(0.25))
+    return form.encode({key: numbers(shape) for key, shape in SHAPES.items()}, channels)
+
+
+def digest(arrays: dict[str, np.ndarray]) -> str:
+    found = hashlib.sha256()
+    for key, value in sorted(arrays.items()):
+        found.update(f"{key}:{value.dtype.str}:{value.shape};".encode())
+        found.update(np.ascontiguousarray(value).tobytes())
+    return found.hexdigest()[:16]
+
+
+def test_every_form_is_pinned_in_its_version():
+    forms = {(name, form.version) for kind in FORMS.values() for name, form in kind.items()}
+    assert forms == set(PINNED), (
+        "pin the bytes of the new version here, and keep the old golden store"
+    )
+
+
+@pytest.mark.parametrize(("name", "version"), PINNED)
+def test_bytes_have_not_changed(name, version):
+    signal, expected = PINNED[name, version]
+    form = build_form(next(kind for kind, forms in FORMS.items() if name in forms), name, {})
+    assert identity(form) == signal, "the name of every stored signal would change"
+    arrays = encoded(name)
+    if name == "topk":
+        # The last bit of `exp` and `log` is the library's: ids are pinned, values nearly.
+        normalizer = arrays.pop("log_normalizer")
+        log_probs = arrays.pop("log_probs")
+        assert (log_probs.dtype, normalizer.dtype) == (np.float16, np.float32)
+        np.testing.assert_allclose(normalizer.sum(), NORMALIZER, rtol=1e-5)
+        np.testing.assert_allclose(log_probs.astype(np.float64).sum(), LOG_PROBS, rtol=1e-3)
+    assert digest(arrays) == expected, f"{name}: raise its version and pin the new bytes"

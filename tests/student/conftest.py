@@ -1,0 +1,43 @@
+"""One captured store an architecture, shared by the tests that only read it."""
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.captured import Captured, prepared, signal
+
+HIDDEN = (0, 2, 3)
+ATTENTION = (1, 3)
+
+
+def all_signals(task: str) -> list:
+    signals = [
+        signal("hidden", layer, form)
+        for layer in HIDDEN
+        for form in ("float16", "bfloat16", "int8")
+    ]
+    signals += [signal("attention", layer, "qk") for layer in ATTENTION]
+    if task == "classification":
+        return [*signals, signal("logits", None, "dense")]
+    return [
+        *signals,
+        signal("logits", None, "topk", k=8, temperatures=(1.0, 2.0)),
+        signal("logits", None, "head", values="int8"),
+        signal("logits", None, "head", values="float16"),
+    ]
+
+
+@pytest.fixture(scope="session")
+def captured(tmp_path_factory) -> Callable[..., Captured]:
+    """Return the store of an architecture and task; made when first asked for."""
+    made: dict[tuple, Captured] = {}
+
+    def get(kind: str, task: str | None = None) -> Captured:
+        if (kind, task) not in made:
+            root = tmp_path_factory.mktemp(f"{kind}-{task}")
+            store = prepared(root, kind, task=task)
+            store.capture(all_signals(store.task), blocks=[1, 2, 3])
+            made[kind, task] = store
+        return made[kind, task]
+
+    return get
