@@ -225,7 +225,7 @@ def _check_fit(model: PreTrainedModel, meta: TokenMeta, name: str) -> None:
     if positions is not None and positions < meta.max_length:
         raise IncompatibleError(
             f"teachers.{name}: the model has a context of {positions} tokens, "
-            f"tokens.max_length is {meta.max_length}; lower max_length"
+            f"its tokens.max_length is {meta.max_length}; lower max_length"
         )
 
 
