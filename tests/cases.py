@@ -9,7 +9,15 @@ from click.testing import Result
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
-FILES = ("dvc.yaml", "Makefile", "pyproject.toml", ".gitignore", ".dvcignore", "data/.gitignore")
+FILES = (
+    "data/raw/README.md",
+    "dvc.yaml",
+    "Makefile",
+    "pyproject.toml",
+    ".gitignore",
+    ".dvcignore",
+    "data/.gitignore",
+)
 FOLDERS = ("pipeline", "stages")
 LAYERS = 2
 CONTEXT = 32

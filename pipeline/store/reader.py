@@ -186,7 +186,8 @@ class StoreReader:
 
     def examples_in(self, segment: int) -> NDArray[np.int64]:
         """Return the positions in the example table of a segment's examples."""
-        return np.flatnonzero(self.examples["segment"] == segment)
+        first, last = np.searchsorted(self.examples["segment"], [segment, segment + 1])
+        return np.arange(first, last)
 
     def read_segment(self, segment: int, signals: Sequence[str] = ()) -> Segment:
         """Read tokens and the given signals of one segment.

@@ -33,8 +33,17 @@ students:
     loss: {feature: {weight: 0.1}, attention: {weight: 0.1}, output: {weight: 1.0}}
     train: {steps: 4, batch_size: 8, log_every: 2}
 """
-CODE = ("pipeline", "stages", "dvc.yaml", ".dvc/config", ".dvc/.gitignore", ".dvcignore")
-PLAIN = (".gitignore", "data/.gitignore", "data/README.md", "pyproject.toml")
+CODE = (
+    "benchmarks",
+    "pipeline",
+    "stages",
+    "dvc.yaml",
+    ".dvc/config",
+    ".dvc/.gitignore",
+    ".dvcignore",
+)
+SETTINGS = ("dvc.yaml", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore")
+PLAIN = ("data/raw/README.md", "data/.gitignore", "data/README.md", "pyproject.toml")
 WORDS = ("teacher", "reads", "the", "store", "writes", "small", "signals", "students", "learn")
 
 
@@ -71,7 +80,7 @@ class Project:
 def project(tmp_path_factory) -> Project:
     """A fresh project, committed; nothing has run."""
     root = tmp_path_factory.mktemp("teacher") / "decant"
-    for name in (*CODE, *PLAIN):
+    for name in (*CODE, *SETTINGS, *PLAIN):
         source, target = ROOT / name, root / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():

@@ -1,5 +1,6 @@
 """Every command of every page runs, in the order a reader would type them."""
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -29,10 +30,7 @@ ELSEWHERE = {
     "make check": "the recipe is checked below",
     "make style": "the recipe is checked below",
     "make bench": "test_the_benchmark_gives_a_table_and_a_json_line",
-    "dvc exp run -S 'students.aligned.train.seed=1' -S 'students.labels-only.train.seed=1'": (
-        "as the experiment of the README, half an hour long"
-    ),
-    "dvc exp show --only-changed": "test_every_day",
+    "python -m benchmarks.seeds --seeds 3": "test_the_seeds_of_one_student",
 }
 """Commands that no script runs as they stand, and what stands for them."""
 
@@ -107,6 +105,18 @@ def test_every_day(elsewhere):
     assert "attention/4" in told
     assert "0 stores" in told
     assert "aligned" in elsewhere.shell("dvc exp show --only-changed")
+
+
+@pytest.mark.e2e
+def test_the_seeds_of_one_student(elsewhere):
+    command = "python -m benchmarks.seeds --seeds 2 --student aligned"
+    (line,) = re.findall(r"^\{.*\}$", elsewhere.shell(command), flags=re.MULTILINE)
+    first, second = json.loads(line)["aligned"]
+    assert first != second
+    # Finished seeds are read back, not trained again.
+    again = elsewhere.shell(command)
+    assert line in again
+    assert "train aligned" not in again
 
 
 @pytest.mark.e2e
