@@ -13,9 +13,10 @@ from typing import Any
 import click
 from pydantic import model_validator
 
-from pipeline.errors import ConfigError, IncompatibleError
+from pipeline.errors import ConfigError, DecantError, IncompatibleError
 from pipeline.provenance import read_json, write_json
 from pipeline.store.signals import dotted
+from pipeline.student.architecture import student_configuration, teacher_configuration
 from pipeline.student.needs import depth_of, select_signals
 from pipeline.teacher.request import resolve_layers, resolve_signals
 from pipeline.training.options import TrainOptions
@@ -169,6 +170,7 @@ def _rehearse(
         for name, record in records.items():
             write_json(Path(directory) / f"{name}.json", record)
         for name, student in students.items():
+            _check_architecture(name, student, config)
             select_signals(
                 Path(directory),
                 name=name,
@@ -179,6 +181,24 @@ def _rehearse(
                 init=student.model.init,
                 blocks=student.model.blocks,
             )
+
+
+def _check_architecture(name: str, student: StudentParams, config: dict[str, Any]) -> None:
+    """Build the student's configuration, where its teacher's is known, and compare head counts."""
+    architecture = student.model.architecture
+    if architecture is None or "model_type" not in config:
+        return
+    teacher = teacher_configuration(config)
+    try:
+        built = student_configuration(architecture, teacher, vocab=teacher.vocab_size)
+    except DecantError as error:
+        raise type(error)(f"students.{name}.model: {error}") from error
+    found, expected = built.num_attention_heads, teacher.num_attention_heads
+    if not student.loss.attention.weight.is_off and found != expected:
+        raise IncompatibleError(
+            f"students.{name}.loss.attention: the student has {found} attention heads, the teacher "
+            f"{expected}; give the student {expected} or set the term's weight to 0"
+        )
 
 
 if __name__ == "__main__":

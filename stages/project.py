@@ -2,7 +2,9 @@
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from pipeline.errors import ConfigError
 from stages.parameters import Section, read_yaml, validate
@@ -24,9 +26,9 @@ class Runtime(Section):
 
     device: str = "auto"
     scheduler: Literal["synchronous", "threads"] = "synchronous"
-    workers: int = 2
-    writers: int = 1
-    threads: int = 0
+    workers: Annotated[int, Field(ge=1)] = 2
+    writers: Annotated[int, Field(ge=1)] = 1
+    threads: Annotated[int, Field(ge=0)] = 0
 
 
 def runtime() -> Runtime:

@@ -38,10 +38,12 @@ def tokenize(teacher: str, params: Path) -> None:
                 f"{params}: teachers.{teacher}.tokens: no tokenizer; give vocab to train one, or "
                 "tokenizer with a directory or hub id"
             )
+        # Revision and trust were given to the teacher's repository, not to another.
+        is_teachers = options.tokenizer is None
         tokenizer = load_tokenizer(
             source,
-            revision=model.get("revision"),
-            trust_remote_code=bool(model.get("trust_remote_code", False)),
+            revision=model.get("revision") if is_teachers else None,
+            trust_remote_code=is_teachers and bool(model.get("trust_remote_code", False)),
         )
     tokenize_corpus(
         corpus=corpus,

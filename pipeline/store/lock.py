@@ -18,18 +18,18 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def writer_lock(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold the store's lock for the duration of the block.
+def writer_lock(path: Path, *, wait: bool = True, what: str = "this store") -> Iterator[None]:
+    """Hold a lock for the duration of the block: a store's, or that of a checkpoint directory.
 
     Raises:
         ResourceError: If another process holds it and `wait` is false, or if the lock's file
             cannot be made.
     """
-    file = _locked(path, wait=wait)
+    file = _locked(path, wait=wait, what=what)
     # The store may have been removed while this process waited, and its lock with it.
     while not _is_current(file, path):
         file.close()
-        file = _locked(path, wait=wait)
+        file = _locked(path, wait=wait, what=what)
     with file:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -37,7 +37,7 @@ def writer_lock(path: Path, *, wait: bool = True) -> Iterator[None]:
         yield
 
 
-def _locked(path: Path, *, wait: bool) -> TextIO:
+def _locked(path: Path, *, wait: bool, what: str) -> TextIO:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
@@ -53,9 +53,9 @@ def _locked(path: Path, *, wait: bool) -> TextIO:
         if not wait:
             file.close()
             raise ResourceError(
-                f"{path.parent}: {holder} is writing this store; wait for it to finish or stop it"
+                f"{path.parent}: {holder} is writing {what}; wait for it to finish or stop it"
             ) from None
-        logger.warning("%s: waiting for %s, which is writing this store", path.parent, holder)
+        logger.warning("%s: waiting for %s, which is writing %s", path.parent, holder, what)
         fcntl.flock(file, fcntl.LOCK_EX)
     return file
 

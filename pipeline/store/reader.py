@@ -146,7 +146,7 @@ class StoreReader:
             ):
                 raise IntegrityError(
                     f"{path}: not the manifest of the whole signal {name} that the index states; "
-                    "run `decant capture --verify` to rebuild it"
+                    "run `decant capture TEACHER --verify` to rebuild it"
                 )
             self._signals[name] = StoredSignal(
                 declaration, entry["digest"], {receipt.segment: receipt for receipt in receipts}

@@ -34,12 +34,12 @@ def read_record(path: Path, root: Path, expected: dict[str, int] | None = None) 
         is_whole = fingerprint(value) == seal
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise IntegrityError(
-            f"{path}: not a record of this store ({error!r}); run `decant capture --verify` to "
-            f"rebuild it"
+            f"{path}: not a record of this store ({error!r}); run "
+            "`decant capture TEACHER --verify` to rebuild it"
         ) from error
     if not is_whole:
         raise IntegrityError(
-            f"{path}: its content does not match its seal; run `decant capture --verify` to "
-            f"rebuild it"
+            f"{path}: its content does not match its seal; run "
+            "`decant capture TEACHER --verify` to rebuild it"
         )
     return value

@@ -98,7 +98,7 @@ def _opened(path: Path, root: Path, size: int | None) -> Iterator[BinaryIO]:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         raise IntegrityError(
-            f"{path}: cannot be read ({error}); run `decant capture --verify` to rebuild it"
+            f"{path}: cannot be read ({error}); run `decant capture TEACHER --verify` to rebuild it"
         ) from error
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)
@@ -160,8 +160,7 @@ def check_file(path: Path, root: Path, expected: dict[str, int]) -> bytes:
     if found != expected["xxh3"]:
         raise IntegrityError(
             f"{path}: found checksum {found:016x}, expected {expected['xxh3']:016x}; run "
-            f"`decant capture --verify` "
-            "again to rebuild it"
+            "`decant capture TEACHER --verify` to rebuild it"
         )
     return data
 
@@ -176,9 +175,8 @@ def read_shard(
     """
     if read_inside(array / METADATA, root) != spec.metadata():
         raise IntegrityError(
-            f"{array / METADATA}: not the metadata that the manifest states; run `decant "
-            f"capture --verify` to "
-            "rebuild it"
+            f"{array / METADATA}: not the metadata that the manifest states; run "
+            "`decant capture TEACHER --verify` to rebuild it"
         )
     path = array / shard_name(segment, spec.part)
     return decode_shard(

@@ -3,6 +3,7 @@
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from pipeline.student.features import TeacherFeatures
 from pipeline.student.objective import Objective
 from pipeline.student.stream import BatchOrder, StoreDataset
 from pipeline.student.trainer import DistillationTrainer
-from pipeline.training.checkpoints import last_complete_checkpoint
+from pipeline.training.checkpoints import checkpoint_lock, last_complete_checkpoint
 from pipeline.training.options import TrainOptions, training_arguments
 
 logger = logging.getLogger(__name__)
@@ -122,19 +123,20 @@ def train_student(
         description=f"train {name}",
         gradient_norms=gradient_norms,
     )
-    resumed = last_complete_checkpoint(directory)
-    if resumed is not None:
-        logger.info("%s: going on from %s", name, resumed)
-    trainer.train(resume_from_checkpoint=resumed)
-    if not trainer.is_world_process_zero():
-        return
-    export(student, reader, output)
-    write_json(
-        output / "distillation.json",
-        {"student": name, **selected, "objective": objective.model_dump(mode="json")},
-    )
-    write_curve(trainer.state.log_history, curve)
-    shutil.rmtree(directory, ignore_errors=True)
+    with checkpoint_lock(directory) if trainer.is_world_process_zero() else nullcontext():
+        resumed = last_complete_checkpoint(directory)
+        if resumed is not None:
+            logger.info("%s: going on from %s", name, resumed)
+        trainer.train(resume_from_checkpoint=resumed)
+        if not trainer.is_world_process_zero():
+            return
+        export(student, reader, output)
+        write_json(
+            output / "distillation.json",
+            {"student": name, **selected, "objective": objective.model_dump(mode="json")},
+        )
+        write_curve(trainer.state.log_history, curve)
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _blocks(reader: StoreReader, selected: Mapping[str, Any]) -> Path:
@@ -165,8 +167,7 @@ def export(student: PreTrainedModel, reader: StoreReader, output: Path) -> None:
     shutil.rmtree(staging, ignore_errors=True)
     student.set_attn_implementation("sdpa")
     student.save_pretrained(staging)
-    for file in sorted(reader.tokenizer().iterdir()):
-        shutil.copyfile(file, staging / file.name)
+    shutil.copytree(reader.tokenizer(), staging, dirs_exist_ok=True)
     shutil.rmtree(output, ignore_errors=True)
     staging.rename(output)
 

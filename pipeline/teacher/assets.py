@@ -22,10 +22,7 @@ BLOCKS = "blocks"
 def write_descriptions(layout: Layout, config: dict[str, Any], tokenizer: Path) -> None:
     """Write configuration and tokenizer; before the plan, which lists their digests."""
     write_json(layout.assets / "teacher" / "config.json", config)
-    target = layout.assets / "tokenizer"
-    target.mkdir(parents=True, exist_ok=True)
-    for file in sorted(tokenizer.iterdir()):
-        shutil.copyfile(file, target / file.name)
+    shutil.copytree(tokenizer, layout.assets / "tokenizer", dirs_exist_ok=True)
 
 
 def _write(layout: Layout, name: str, tensors: dict[str, Tensor], **record: Any) -> dict[str, Any]:

@@ -113,7 +113,8 @@ class TappedTeacher:
         return values
 
     def _run(self, inputs: dict[str, Tensor]) -> Tensor | None:
-        if not self._logits:
+        # The form head needs only the head's input, which the tap records.
+        if not {"topk", "dense"} & set(self._logits):
             run_base(self.model, inputs)
             return None
         return self.model(**inputs).logits
@@ -121,13 +122,14 @@ class TappedTeacher:
     def _logit_values(
         self, record: Record, logits: Tensor | None, live: Tensor
     ) -> dict[str, Tensor]:
-        assert logits is not None
         values = {}
         if "head" in self._logits:
             assert record.head_input is not None
             values["head_input"] = record.head_input[live].float()
         if "topk" in self._logits:
+            assert logits is not None
             values["logits"] = logits[live].float()
         if "dense" in self._logits:
+            assert logits is not None
             values["logits"] = logits.float()
         return values

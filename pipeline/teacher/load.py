@@ -1,6 +1,7 @@
 """Loads a teacher for inference, or refuses it before anything expensive."""
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from transformers import (
 
 from pipeline.errors import ConfigError, IncompatibleError
 from pipeline.teacher.reference import TeacherReference
+from pipeline.teacher.weights import weights_sha256
 
 logger = logging.getLogger(__name__)
 AUTO_CLASSES = {
@@ -59,11 +61,12 @@ def load_pretrained(
     try:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            return AUTO_CLASSES[task].from_pretrained(
+            loaded, info = AUTO_CLASSES[task].from_pretrained(
                 model,
                 dtype=dtype,
                 use_safetensors=True,
                 ignore_mismatched_sizes=new_head,
+                output_loading_info=True,
                 **keywords,
             )
     except OSError as error:
@@ -83,6 +86,9 @@ def load_pretrained(
             f"({' '.join(str(error).split())[:300]}); expected a directory that save_pretrained "
             "wrote"
         ) from error
+    if not new_head:
+        _refuse_missing(model, task, info["missing_keys"])
+    return loaded
 
 
 def _needs_code(model: str) -> ConfigError:
@@ -90,6 +96,28 @@ def _needs_code(model: str) -> ConfigError:
         f"teacher {model}: needs code from its repository; set model.trust_remote_code: true and "
         "pin model.revision if you trust it"
     )
+
+
+def _refuse_missing(model: str, task: str, missing: Collection[str]) -> None:
+    """Weights that are not on disk would be drawn at random, without a word."""
+    if missing:
+        names = ", ".join(sorted(missing)[:3])
+        raise IncompatibleError(
+            f"teacher {model}: no weights for {names} ({len(missing)} in all); expected a whole "
+            f"{task} model, or add a fit section to train what is missing"
+        )
+
+
+def _check_weights(location: str, reference: TeacherReference) -> None:
+    """A directory's weights may have been replaced since the reference was written."""
+    if not Path(location).is_dir():
+        return
+    found = weights_sha256(Path(location))
+    if found != reference.weights_sha256:
+        raise IncompatibleError(
+            f"{location}: weights {found[:16]}, expected {reference.weights_sha256[:16]} as the "
+            "teach stage found them; run `dvc repro --force teach` to take the new ones"
+        )
 
 
 def load_teacher(
@@ -100,9 +128,16 @@ def load_teacher(
     device: torch.device,
     dtype: torch.dtype,
 ) -> PreTrainedModel:
-    """Load the teacher for capture or evaluation: evaluation mode, no gradients, no KV cache."""
+    """Load the teacher for capture or evaluation: evaluation mode, no gradients, no KV cache.
+
+    Raises:
+        ConfigError: If it cannot be found.
+        IncompatibleError: If its weights are not those of the reference.
+    """
+    location = reference.location(directory)
+    _check_weights(location, reference)
     model = load_pretrained(
-        reference.location(directory),
+        location,
         task=task,
         revision=reference.revision,
         trust_remote_code=reference.trust_remote_code,

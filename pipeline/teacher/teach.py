@@ -35,7 +35,12 @@ from pipeline.taps.inputs import model_columns
 from pipeline.teacher.load import load_config, load_pretrained
 from pipeline.teacher.reference import TeacherReference
 from pipeline.teacher.weights import weights_sha256
-from pipeline.training.checkpoints import CompletionMarker, Progress, last_complete_checkpoint
+from pipeline.training.checkpoints import (
+    CompletionMarker,
+    Progress,
+    checkpoint_lock,
+    last_complete_checkpoint,
+)
 from pipeline.training.options import TrainOptions, training_arguments
 
 logger = logging.getLogger(__name__)
@@ -81,6 +86,11 @@ def teach(
         raise ConfigError(f"teachers.{name}.fit: missing; a teacher from scratch must be trained")
     if path is not None:
         config = load_config(path, revision=revision, trust_remote_code=trust_remote_code)
+        if revision is None and not Path(path).is_dir():
+            raise ConfigError(
+                f"teachers.{name}.model.revision: missing; {path} is a hub id, whose weights may "
+                "change: pin a revision"
+            )
         if meta.task == "classification" and fit is None:
             _refuse_untrained_head(config, meta, name)
         model = load_pretrained(
@@ -113,7 +123,8 @@ def teach(
             }
         )
         checkpoints = work / "teach" / f"{name}-{identity[:16]}"
-        _fit(name, model, token_set, fit, checkpoints, device)
+        with checkpoint_lock(checkpoints):
+            _fit(name, model, token_set, fit, checkpoints, device)
         directory, location = output / "model", "model"
         _save(model, token_set.tokenizer_path, directory)
     reference = TeacherReference(

@@ -7,6 +7,8 @@ from.
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from pipeline.errors import IntegrityError
 from pipeline.provenance import fsync_directory, write_json
+from pipeline.store.lock import writer_lock
 
 MARKER = "complete.json"
 
@@ -54,6 +57,18 @@ def last_complete_checkpoint(directory: Path) -> str | None:
     return str(max(steps)[1]) if steps else None
 
 
+@contextmanager
+def checkpoint_lock(directory: Path) -> Iterator[None]:
+    """Let one process at a time use a checkpoint directory; queued experiments share them."""
+    path = directory.with_suffix(".lock")
+    with writer_lock(path, what=f"the checkpoints {directory.name}"):
+        try:
+            yield
+        finally:
+            # Who waits sees that the file is gone and makes a new one.
+            path.unlink(missing_ok=True)
+
+
 class Progress(TrainerCallback):
     """One bar a run, on stderr, with steps, ETA and the latest loss.
 
@@ -80,7 +95,9 @@ class Progress(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Advance."""
+        """Advance; the last step is always logged, so that a short run has a curve too."""
+        if state.global_step >= state.max_steps:
+            control.should_log = True
         if self._bar is not None:
             self._bar.update(state.global_step - self._bar.n)
 

@@ -40,7 +40,7 @@ def training_arguments(options: TrainOptions, directory: Path, device: str) -> T
     Checkpoints go to `directory`; the newest two are kept, because only one with its completion
     marker counts.
     """
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(directory),
         num_train_epochs=options.epochs,
         max_steps=options.steps or -1,
@@ -66,3 +66,6 @@ def training_arguments(options: TrainOptions, directory: Path, device: str) -> T
         remove_unused_columns=False,
         dataloader_pin_memory=device != "cpu",
     )
+    # One process, one device: DataParallel would cut flat token features by rows of the batch.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
