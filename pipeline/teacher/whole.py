@@ -32,6 +32,7 @@ def is_whole(layout: Layout, signals: Sequence[Signal], blocks: Sequence[int]) -
             entry is None
             or entry["layers"] != list(blocks)
             or not (layout.assets / entry["file"]).is_file()
+            or (layout.assets / entry["file"]).stat().st_size != entry["bytes"]
         ):
             return False
         files = {name: record["bytes"] for name, record in reader.plan["files"].items()}

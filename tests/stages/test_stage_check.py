@@ -53,6 +53,18 @@ def student(params):
             2,
             "segment_tokens: found 16, expected at least tokens.max_length, 32; raise it",
         ),
+        (
+            lambda p: student(p)["model"]["architecture"].update(num_hiden_layers=1),
+            2,
+            "students.aligned.model: model.architecture.num_hiden_layers: no key",
+        ),
+        (
+            lambda p: student(p)["model"]["architecture"].update(
+                num_attention_heads=2, num_key_value_heads=2
+            ),
+            4,
+            "students.aligned.loss.attention: the student has 2 attention heads",
+        ),
         (lambda p: teacher(p).update(fit=None), 2, "a teacher from scratch must be trained"),
         (lambda p: teacher(p)["tokens"].pop("vocab"), 2, "tokens: no tokenizer; give vocab"),
         (

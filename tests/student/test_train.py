@@ -252,6 +252,11 @@ def test_the_curve_has_a_column_a_term_and_norms_on_request(store, tmp_path):
         assert all(part > 0 for part in parts)
 
 
+def test_a_run_shorter_than_the_interval_of_logs_has_a_curve(store, tmp_path):
+    run(store, tmp_path, options={"steps": 3, "log_every": 10})
+    assert [row["step"] for row in curve(tmp_path)] == [3]
+
+
 def test_the_norm_of_a_single_terms_gradient_is_the_whole_gradients(store, tmp_path):
     """Over all micro-batches of the step, not the last one's."""
     goal = Objective.model_validate({"labels": {"weight": 2.0}})

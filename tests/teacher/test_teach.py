@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from pipeline.errors import ConfigError, IncompatibleError
@@ -54,6 +54,26 @@ def test_the_identity_is_that_of_weights_and_not_of_their_place(tokens, tmp_path
         tiny_model("llama", seed=seed).save_pretrained(tmp_path / place)
         found.append(run(tmp_path / place, tokens, path=str(tmp_path / place)).identity())
     assert found[0] == found[1] != found[2]
+
+
+def test_weights_replaced_after_teach_are_refused(tokens, tmp_path):
+    tiny_model("llama").save_pretrained(tmp_path / "hub")
+    reference = run(tmp_path, tokens, path=str(tmp_path / "hub"))
+    options: Any = {"task": "causal-lm", "device": torch.device("cpu"), "dtype": torch.float32}
+    load_teacher(tmp_path / "teacher", reference, **options)
+    tiny_model("llama", seed=1).save_pretrained(tmp_path / "hub")
+    with pytest.raises(IncompatibleError, match="as the teach stage found them"):
+        load_teacher(tmp_path / "teacher", reference, **options)
+
+
+def test_weights_that_are_not_there_are_refused(tokens, tmp_path):
+    tiny_model("llama").save_pretrained(tmp_path / "hub")
+    file = tmp_path / "hub" / "model.safetensors"
+    whole = load_file(file)
+    del whole["model.layers.0.mlp.up_proj.weight"]
+    save_file(whole, file, metadata={"format": "pt"})
+    with pytest.raises(IncompatibleError, match="no weights for model"):
+        run(tmp_path, tokens, path=str(tmp_path / "hub"))
 
 
 def test_a_teacher_from_scratch_is_trained_and_plain(tokens, tmp_path):
