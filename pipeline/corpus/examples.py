@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import IntegrityError
 from pipeline.provenance import canonical_json, fingerprint, read_json, write_json
+from pipeline.tasks import Task
 
-Task = Literal["causal-lm", "classification"]
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 

@@ -20,6 +20,7 @@ from pipeline.student.losses.forward_kl_topk import forward_kl_topk
 from pipeline.student.stream import StoreDataset, target_positions
 from pipeline.taps.anatomy import find_anatomy
 from pipeline.taps.inputs import model_columns, model_inputs
+from pipeline.tasks import models_language
 
 CHUNK_ROWS = 1024
 
@@ -46,7 +47,7 @@ def agreement(
         IntegrityError: If the store is not what the digest says, or holds no example of the split.
     """
     reader = StoreReader(store, {signal: digest})
-    is_causal_lm = reader.plan["task"] == "causal-lm"
+    is_causal_lm = models_language(reader.plan["task"])
     temperature = _a_captured_temperature(reader, signal)
     features = TeacherFeatures(reader, [signal], temperature=temperature).to(device)
     dataset = StoreDataset(reader, [signal], split=split)

@@ -17,6 +17,7 @@ from pipeline.errors import IncompatibleError
 from pipeline.evaluate.classification import classify
 from pipeline.evaluate.cost import cost_metrics, measure_speed
 from pipeline.evaluate.perplexity import perplexity
+from pipeline.tasks import models_language
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def evaluate_model(
     model = model.to(device).eval()  # pyright: ignore[reportCallIssue, reportArgumentType]
     metrics: dict[str, Any] = {"task": meta.task}
     for split in splits:
-        if meta.task == "causal-lm":
+        if models_language(meta.task):
             found = perplexity(
                 model,
                 tokens.split(split),

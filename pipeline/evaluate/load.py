@@ -9,6 +9,7 @@ from transformers import (
 )
 
 from pipeline.errors import IntegrityError
+from pipeline.tasks import models_language
 
 
 def load_student(directory: Path, *, task: str) -> PreTrainedModel:
@@ -17,7 +18,7 @@ def load_student(directory: Path, *, task: str) -> PreTrainedModel:
     Raises:
         IntegrityError: If the directory is not a whole model.
     """
-    kind = AutoModelForCausalLM if task == "causal-lm" else AutoModelForSequenceClassification
+    kind = AutoModelForCausalLM if models_language(task) else AutoModelForSequenceClassification
     try:
         model = kind.from_pretrained(directory, local_files_only=True, use_safetensors=True)
     except (OSError, ValueError) as error:

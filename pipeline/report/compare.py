@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pipeline.errors import ConfigError, IncompatibleError
 from pipeline.report.results import ModelMetrics, StudentResult, Task, TeacherResult
 from pipeline.report.words import Number
+from pipeline.tasks import models_language
 
 Score = Literal["accuracy", "f1", "matthews"]
 
@@ -59,12 +60,12 @@ class Comparison:
     def quality_name(self) -> str:
         """What `Row.quality` is, as a heading."""
         names = {"accuracy": "test accuracy", "f1": "test F1", "matthews": "test Matthews"}
-        return "test perplexity" if self.task == "causal-lm" else names[self.score]
+        return "test perplexity" if models_language(self.task) else names[self.score]
 
     @property
     def is_lower_better(self) -> bool:
         """Whether less of the quality is better."""
-        return self.task == "causal-lm"
+        return models_language(self.task)
 
     @property
     def students(self) -> tuple[Row, ...]:
@@ -165,7 +166,7 @@ def report_metrics(comparison: Comparison) -> dict[str, Any]:
 
 def _row(name: str, teacher: str, metrics: ModelMetrics, best: Row | None, score: Score) -> Row:
     """One row; `best` is the teacher's, None for the teacher itself."""
-    lower_is_better = metrics.task == "causal-lm"
+    lower_is_better = models_language(metrics.task)
     quality = metrics.test_perplexity if lower_is_better else getattr(metrics, f"test_{score}")
     if best is None:
         known = (quality, metrics.parameters, metrics.tokens_per_second)

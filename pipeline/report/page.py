@@ -17,6 +17,7 @@ from pipeline.report.compare import Comparison, Score, compare, report_metrics
 from pipeline.report.figures import mark
 from pipeline.report.flow import flow
 from pipeline.report.results import CorpusSummary, StudentResult, TeacherResult, in_order
+from pipeline.tasks import models_language
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +132,7 @@ def summary(
     """Say in one paragraph what the run did and what came of it."""
     sentences = []
     if corpus is not None and corpus.source.get("kind"):
-        task = "language modelling" if comparison.task == "causal-lm" else "classification"
+        task = "language modelling" if models_language(comparison.task) else "classification"
         sentences.append(f"The corpus is {corpus.source['kind']}, the task {task}.")
     for teacher in teachers:
         size = words.count(teacher.metrics.parameters)

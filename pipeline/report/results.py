@@ -7,14 +7,14 @@ import csv
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import IntegrityError
 from pipeline.provenance import read_json
+from pipeline.tasks import Task
 
-Task = Literal["causal-lm", "classification"]
 Model = TypeVar("Model", bound=BaseModel)
 KINDS = ("hidden", "attention", "logits")
 

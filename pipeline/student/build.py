@@ -26,10 +26,10 @@ from pipeline.student.architecture import (
 )
 from pipeline.student.blocks import check_sizes, load_blocks
 from pipeline.student.maps import block_choice
+from pipeline.tasks import Task
 
 logger = logging.getLogger(__name__)
 
-Task = Literal["causal-lm", "classification"]
 MODEL_CLASSES = {
     "causal-lm": AutoModelForCausalLM,
     "classification": AutoModelForSequenceClassification,

@@ -26,6 +26,7 @@ from pipeline.taps.head import apply_head, read_head_spec
 from pipeline.taps.inputs import model_columns, model_inputs, run_base
 from pipeline.taps.scores import attention_log_probs, visible_keys
 from pipeline.taps.tap import Record, tap
+from pipeline.tasks import models_language
 
 CHUNK_LOGITS = 2**24
 """Logits alive at once in the output and label terms: 64 MiB in float32, a side."""
@@ -46,7 +47,7 @@ def term_counts(batch: Mapping[str, Any], objective: Objective, *, task: str) ->
     live = batch["attention_mask"]
     tokens = int(live.sum())
     first = len(live) if objective.feature.skip_first_token else 0
-    outputs = int(target_positions(dict(batch)).sum()) if task == "causal-lm" else len(live)
+    outputs = int(target_positions(dict(batch)).sum()) if models_language(task) else len(live)
     counts = {
         "feature": tokens - first,
         "attention": tokens,
@@ -90,7 +91,7 @@ class Distiller(nn.Module):
         self.attention_map = dict(maps["attention"]) if "attention" in self.terms else {}
         self._anatomy = find_anatomy(student)
         self._is_causal = self._anatomy.is_causal
-        self._head = read_head_spec(student) if task == "causal-lm" else None
+        self._head = read_head_spec(student) if models_language(task) else None
         self._check_fit()
         widths = {
             features.declaration("hidden", t).geometry.width for t in self.feature_map.values()
@@ -145,7 +146,7 @@ class Distiller(nn.Module):
         ) as record:
             output = (
                 run_base(self.student, inputs)
-                if self.task == "causal-lm"
+                if models_language(self.task)
                 else self.student(**inputs).logits
             )
         terms: dict[str, Tensor] = {}
@@ -208,7 +209,7 @@ class Distiller(nn.Module):
         wanted = [term for term in ("output", "labels") if term in self.terms]
         if not wanted:
             return {}
-        if self.task == "causal-lm":
+        if models_language(self.task):
             positions = target_positions(dict(batch))
             rows = output[positions]
             targets = batch["input_ids"].roll(-1, dims=1)[positions]
@@ -234,7 +235,7 @@ class Distiller(nn.Module):
 
         vocab = self.student.config.get_text_config().vocab_size
         chunk_rows = (
-            max(1, CHUNK_LOGITS // vocab) if self.task == "causal-lm" else max(1, len(rows))
+            max(1, CHUNK_LOGITS // vocab) if models_language(self.task) else max(1, len(rows))
         )
         values = chunked_rows(chunk, rows, targets, *parts, chunk_rows=chunk_rows)
         return dict(zip(wanted, values, strict=True))

@@ -11,6 +11,7 @@ from pipeline.axes import SPLITS, TRAIN, Axis
 from pipeline.errors import ConfigError, IncompatibleError
 from pipeline.store.forms.form import Form
 from pipeline.store.signals import Signal
+from pipeline.tasks import models_language
 
 Layers: TypeAlias = Literal["all"] | Sequence[int] | dict[Literal["every"], int]
 """Layers by name: a list, `all`, or `{every: n}`, counted back from the last."""
@@ -70,8 +71,8 @@ def resolve_signals(
         )
         signals += [Signal(request.kind, layer, request.form) for layer in numbers]
     if logits is not None:
-        if (logits.axis == Axis.EXAMPLE) != (task == "classification"):
-            fitting = "dense" if task == "classification" else "head or topk"
+        if (logits.axis == Axis.EXAMPLE) != (not models_language(task)):
+            fitting = "head or topk" if models_language(task) else "dense"
             raise ConfigError(
                 f"{key}.logits.form: {logits.name} does not fit the task {task}; use {fitting}"
             )

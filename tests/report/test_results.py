@@ -73,7 +73,7 @@ def test_a_broken_curve_is_refused(tmp_path, text, match):
 @pytest.mark.parametrize(
     ("value", "match"),
     [
-        ({"task": "regression"}, r"t\.json: task: .*found 'regression'"),
+        ({"task": "juggling"}, r"t\.json: task: .*found 'juggling'"),
         ({"task": "causal-lm", "parameters": "many"}, r"t\.json: parameters: "),
         ([1], r"t\.json: the whole file: "),
     ],
