@@ -59,9 +59,9 @@ def run_seed(name: str, options: StudentParams, seed: int, device: str) -> dict[
     )
     tokens = TokenSet.load(DATA / "corpus" / "tokens" / options.teacher)
     model = load_student(directory / "model", task=tokens.meta.task)
-    metrics = evaluate_model(model, tokens, batch_tokens=BATCH_TOKENS, device=torch.device(device))
-    write_json(measured, metrics)
-    return metrics
+    found = evaluate_model(model, tokens, batch_tokens=BATCH_TOKENS, device=torch.device(device))
+    write_json(measured, found.metrics)
+    return found.metrics
 
 
 @click.command()

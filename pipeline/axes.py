@@ -4,10 +4,11 @@ from enum import StrEnum
 
 
 class Axis(StrEnum):
-    """What one row of a signal stands for."""
+    """What one row of a signal stands for; a pair is a query and a key that it may see."""
 
     TOKEN = "token"
     EXAMPLE = "example"
+    PAIR = "pair"
 
 
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")

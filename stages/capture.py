@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from pipeline.corpus.tokens import TokenSet
+from pipeline.corpus.transfer import transfer_tokens
 from pipeline.store.layout import Layout
 from pipeline.teacher.reference import TeacherReference
 from pipeline.teacher.request import resolve_layers, resolve_signals
@@ -34,7 +35,8 @@ def capture(teacher: str, params: Path, no_wait: bool, verify: bool) -> None:
     """
     key = f"teachers.{teacher}.capture"
     options = section(params, key, CaptureParams)
-    tokens, directory = DATA / "corpus" / "tokens" / teacher, DATA / "teachers" / teacher
+    corpus, directory = DATA / "corpus", DATA / "teachers" / teacher
+    tokens = transfer_tokens(corpus / "transfer" / teacher, corpus / "tokens" / teacher)
     reference = TeacherReference.load(directory)
     meta = TokenSet.load(tokens).meta
     signals = resolve_signals(

@@ -13,18 +13,24 @@ from typing import Any
 import click
 from pydantic import model_validator
 
+from pipeline.corpus.checks import check_task
 from pipeline.errors import ConfigError, DecantError, IncompatibleError
+from pipeline.evaluate.scores import headline
 from pipeline.provenance import read_json, write_json
 from pipeline.store.signals import dotted
 from pipeline.student.architecture import student_configuration, teacher_configuration
 from pipeline.student.needs import depth_of, select_signals
-from pipeline.teacher.request import resolve_layers, resolve_signals
+from pipeline.student.objective import check_task as check_losses
+from pipeline.student.sizes import check_sizes
+from pipeline.tasks import generates, models_language
+from pipeline.teacher.request import needs_of, resolve_layers, resolve_signals
 from pipeline.training.options import TrainOptions
 from stages.command import params_option, stage
 from stages.parameters import Section, read_yaml, validate
 from stages.project import DATA
 from stages.sections.capture import CaptureParams, plain_layers
 from stages.sections.corpus import CorpusParams
+from stages.sections.evaluate import EvaluateParams
 from stages.sections.student import StudentParams
 from stages.sections.teacher import TeacherModel
 from stages.sections.tokens import TokenParams
@@ -53,11 +59,12 @@ class TeacherParams(Section):
 
 
 class ProjectParams(Section):
-    """All of `params.yaml`."""
+    """All of `params.yaml`. `evaluate: {}` must stand there, because DVC tracks it."""
 
     corpus: CorpusParams
     teachers: dict[str, TeacherParams]
     students: dict[str, StudentParams]
+    evaluate: EvaluateParams
 
 
 @click.command()
@@ -79,6 +86,8 @@ def check(params: Path) -> None:
 
 
 def _check_project(project: ProjectParams) -> None:
+    check_task(project.corpus.source, project.corpus.task, project.corpus.classes)
+    headline(project.corpus.task, project.evaluate.score)
     _check_names("teachers", project.teachers)
     _check_names("students", project.students)
     for name, student in project.students.items():
@@ -119,6 +128,11 @@ def _check_teacher(
             f"{key}.capture.segment_tokens: found {teacher.capture.segment_tokens}, expected at "
             f"least tokens.max_length, {teacher.tokens.max_length}; raise it"
         )
+    if teacher.tokens.targets == "teacher" and not generates(task):
+        raise ConfigError(
+            f"{key}.tokens.targets: found teacher, but task {task} has no prompts that a teacher "
+            "could go on from; use targets: corpus, or task prompt-target or messages"
+        )
     config = _teacher_config(teacher.model)
     context = next((config[known] for known in CONTEXT_KEYS if known in config), None)
     if isinstance(context, int) and context < teacher.tokens.max_length:
@@ -126,9 +140,28 @@ def _check_teacher(
             f"{key}.tokens.max_length: found {teacher.tokens.max_length}, the teacher's context is "
             f"{context}; lower it"
         )
+    for student, options in students.items():
+        check_losses(options.loss, task, key=f"students.{student}.loss")
+        _check_vocabulary(student, options, teacher.capture, task)
     depth = depth_of(config)
     if depth is not None:
         _rehearse(key, teacher.capture, config, depth, task, students)
+
+
+def _check_vocabulary(name: str, student: StudentParams, capture: CaptureParams, task: str) -> None:
+    """A student with fewer ids needs logits that can be taken over just these."""
+    logits = capture.logits_form()
+    if (
+        student.model.vocabulary == "corpus"
+        and models_language(task)
+        and not student.loss.output.weight.is_off
+        and logits is not None
+        and logits.name != "head"
+    ):
+        raise IncompatibleError(
+            f"students.{name}.model.vocabulary: corpus needs logits over all ids, the capture has "
+            f"form {logits.name}; capture logits as head, or use vocabulary: teacher"
+        )
 
 
 def _teacher_config(model: TeacherModel) -> dict[str, Any]:
@@ -161,6 +194,8 @@ def _rehearse(
             "form": signal.form.name,
             "digest": "",
         }
+        if needs := needs_of(signal):
+            records[dotted(signal.name)]["needs"] = needs
     if capture.blocks is not None:
         layers = resolve_layers(
             plain_layers(capture.blocks), first=1, depth=depth, key=f"{key}.blocks"
@@ -194,10 +229,14 @@ def _check_architecture(name: str, student: StudentParams, config: dict[str, Any
     except DecantError as error:
         raise type(error)(f"students.{name}.model: {error}") from error
     found, expected = built.num_attention_heads, teacher.num_attention_heads
-    if not student.loss.attention.weight.is_off and found != expected:
+    if student.model.init == "teacher-layers":
+        check_sizes(built, teacher)
+    attention = student.loss.attention
+    if not attention.weight.is_off and attention.loss == "kl" and found != expected:
         raise IncompatibleError(
             f"students.{name}.loss.attention: the student has {found} attention heads, the teacher "
-            f"{expected}; give the student {expected} or set the term's weight to 0"
+            f"{expected}; give the student {expected}, use loss: relations or head_mean, or set "
+            "the term's weight to 0"
         )
 
 

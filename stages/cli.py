@@ -6,16 +6,19 @@ from typing import Any
 import click
 
 COMMANDS = {
+    "init": "init",
     "check": "check",
     "prepare": "prepare",
     "tokenize": "tokenize",
     "teach": "teach",
+    "generate": "generate",
     "capture": "capture",
     "select": "select",
     "train": "train",
     "evaluate-teacher": "evaluate_teacher",
     "evaluate": "evaluate",
     "report": "report",
+    "compare": "compare",
     "inspect": "inspect",
     "gc": "gc",
 }

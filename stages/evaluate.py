@@ -1,5 +1,6 @@
 """evaluate@S: what student S scores, how it agrees with its teacher, and what it costs."""
 
+import logging
 from pathlib import Path
 
 import click
@@ -8,6 +9,9 @@ from pipeline.provenance import read_json, write_json
 from stages.command import params_option, stage
 from stages.parameters import section
 from stages.project import DATA, prepare_torch, runtime, stores
+from stages.sections.evaluate import EvaluateParams
+
+logger = logging.getLogger(__name__)
 
 BATCH_TOKENS = 8192
 
@@ -19,6 +23,8 @@ BATCH_TOKENS = 8192
 def evaluate(student: str, params: Path) -> None:
     """Measure STUDENT on the validation and test splits into data/metrics/students/STUDENT.json.
 
+    What it says to each test row goes to data/predictions/students/STUDENT.jsonl.
+
     \b
     Example:
       decant evaluate aligned
@@ -29,17 +35,37 @@ def evaluate(student: str, params: Path) -> None:
     from pipeline.evaluate.agreement import agreement
     from pipeline.evaluate.evaluate import evaluate_model
     from pipeline.evaluate.load import load_student
+    from pipeline.evaluate.predictions import identity, read_predictions, write_predictions
+    from pipeline.evaluate.vocabulary import student_token_set
+    from pipeline.tasks import generates
 
     teacher = section(params, f"students.{student}.teacher", str)
+    options: EvaluateParams = section(params, "evaluate", EvaluateParams)
     device = torch.device(prepare_torch(runtime()))
-    tokens = TokenSet.load(DATA / "corpus" / "tokens" / teacher)
+    teacher_tokens = TokenSet.load(DATA / "corpus" / "tokens" / teacher)
     directory = DATA / "students" / student
-    model = load_student(directory, task=tokens.meta.task)
-    metrics = evaluate_model(
-        model, tokens, batch_tokens=BATCH_TOKENS, device=device, directory=directory
+    model = load_student(directory, task=teacher_tokens.meta.task)
+    tokens = student_token_set(teacher_tokens, directory)
+    teacher_texts = None
+    if generates(tokens.meta.task):
+        rows = read_predictions(DATA / "predictions" / "teachers" / f"{teacher}.jsonl")
+        teacher_texts = {identity(row): row["text"] for row in rows if "text" in row}
+    found = evaluate_model(
+        model,
+        tokens,
+        batch_tokens=BATCH_TOKENS,
+        device=device,
+        directory=directory,
+        score=options.score,
+        generate=options.generate,
+        teacher_texts=teacher_texts,
+        intervals=options.intervals,
     )
+    metrics = found.metrics
     reference = read_json(DATA / "selected" / f"{student}.agreement.json")
-    if reference is not None:
+    if reference is not None and tokens is not teacher_tokens:
+        logger.info("%s has a vocabulary of its own: no agreement with its teacher", student)
+    elif reference is not None:
         metrics["agreement"] = agreement(
             model,
             stores() / reference["store"],
@@ -48,6 +74,7 @@ def evaluate(student: str, params: Path) -> None:
             batch_tokens=BATCH_TOKENS,
             device=device,
         )
+    write_predictions(DATA / "predictions" / "students" / f"{student}.jsonl", found.predictions)
     output = DATA / "metrics" / "students" / f"{student}.json"
     write_json(output, {"name": student, "teacher": teacher, **metrics})
 

@@ -1,4 +1,4 @@
-"""evaluate-teacher@T: what teacher T scores and costs; it alone loads the teacher again."""
+"""evaluate-teacher@T: what teacher T scores, says and costs; after capture it alone loads it."""
 
 from pathlib import Path
 
@@ -6,7 +6,9 @@ import click
 
 from pipeline.provenance import write_json
 from stages.command import params_option, stage
+from stages.parameters import section
 from stages.project import DATA, prepare_torch, runtime
+from stages.sections.evaluate import EvaluateParams
 
 BATCH_TOKENS = 8192
 
@@ -18,6 +20,8 @@ BATCH_TOKENS = 8192
 def evaluate_teacher(teacher: str, params: Path) -> None:
     """Measure TEACHER on the validation and test splits into data/metrics/teachers/TEACHER.json.
 
+    What it says to each test row goes to data/predictions/teachers/TEACHER.jsonl.
+
     \b
     Example:
       decant evaluate-teacher main
@@ -26,9 +30,11 @@ def evaluate_teacher(teacher: str, params: Path) -> None:
 
     from pipeline.corpus.tokens import TokenSet
     from pipeline.evaluate.evaluate import evaluate_model
+    from pipeline.evaluate.predictions import write_predictions
     from pipeline.teacher.load import load_teacher
     from pipeline.teacher.reference import TeacherReference
 
+    options: EvaluateParams = section(params, "evaluate", EvaluateParams)
     device = torch.device(prepare_torch(runtime()))
     tokens = TokenSet.load(DATA / "corpus" / "tokens" / teacher)
     directory = DATA / "teachers" / teacher
@@ -37,15 +43,19 @@ def evaluate_teacher(teacher: str, params: Path) -> None:
         directory, reference, task=tokens.meta.task, device=device, dtype=torch.float32
     )
     location = Path(reference.location(directory))
-    metrics = evaluate_model(
+    found = evaluate_model(
         model,
         tokens,
         batch_tokens=BATCH_TOKENS,
         device=device,
         directory=location if location.is_dir() else None,
+        score=options.score,
+        generate=options.generate,
+        intervals=options.intervals,
     )
+    write_predictions(DATA / "predictions" / "teachers" / f"{teacher}.jsonl", found.predictions)
     output = DATA / "metrics" / "teachers" / f"{teacher}.json"
-    write_json(output, {"name": teacher, **metrics})
+    write_json(output, {"name": teacher, **found.metrics})
 
 
 if __name__ == "__main__":

@@ -1,26 +1,40 @@
 """report: the page, metrics.json, and the table a run ends with."""
 
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
 
+from pipeline.corpus.examples import read_split
+from pipeline.errors import ConfigError, IncompatibleError
+from pipeline.evaluate.predictions import read_predictions
+from pipeline.evaluate.significance import compare_predictions
 from pipeline.provenance import read_json
-from pipeline.report.compare import compare
+from pipeline.report.compare import Comparison, compare
 from pipeline.report.page import write_report
+from pipeline.report.pairs import PairedTest, pairs_of
 from pipeline.report.results import (
+    CorpusSummary,
     SignalResult,
     TeacherResult,
     load_corpus,
     load_student,
     load_teacher,
 )
+from pipeline.report.samples import Prediction, Sample, disagreements, generated_samples
 from pipeline.report.table import results_table
 from pipeline.store.reader import StoreReader
+from pipeline.tasks import generates
 from stages.command import params_option, stage
 from stages.parameters import section
 from stages.project import DATA, stores
+from stages.sections.evaluate import EvaluateParams
+
+logger = logging.getLogger(__name__)
 
 
 @click.command()
@@ -35,6 +49,7 @@ def report(params: Path) -> None:
     """
     teachers = section(params, "teachers", dict[str, Any])
     students = section(params, "students", dict[str, Any])
+    evaluation = section(params, "evaluate", EvaluateParams)
     teacher_results = [_teacher(name) for name in teachers]
     student_results = [
         load_student(
@@ -45,22 +60,34 @@ def report(params: Path) -> None:
         )
         for name, options in students.items()
     ]
+    corpus = load_corpus(DATA / "corpus" / "text" / "corpus.json")
+    comparison = compare(teacher_results, student_results)
+    answers = {
+        kind: _predictions(kind, names)
+        for kind, names in (("teachers", teachers), ("students", students))
+    }
     write_report(
         output=DATA / "reports",
         teachers=teacher_results,
         students=student_results,
-        corpus=load_corpus(DATA / "corpus" / "text" / "corpus.json"),
+        corpus=corpus,
+        pairs=_pairs(comparison, answers["students"], corpus, evaluation),
+        samples=_samples(comparison, answers, corpus, evaluation.samples),
+        confidence=evaluation.intervals.confidence,
     )
-    Console().print(results_table(compare(teacher_results, student_results)))
+    console = Console()
+    console.print(results_table(comparison, width=console.width))
     click.echo(f"report: {(DATA / 'reports' / 'index.html').resolve()}")
 
 
 def _teacher(name: str) -> TeacherResult:
     """Return a teacher with the bytes of its signals, which only the store knows."""
+    transfer = DATA / "corpus" / "transfer" / name / "transfer.json"
     result = load_teacher(
         name,
         metrics=DATA / "metrics" / "teachers" / f"{name}.json",
         tokens=DATA / "corpus" / "tokens" / name / "tokens.json",
+        transfer=transfer if transfer.exists() else None,
     )
     signals, store = [], ""
     for path in sorted((DATA / "manifests" / name).glob("*.json")):
@@ -71,6 +98,82 @@ def _teacher(name: str) -> TeacherResult:
             splits = stored.declaration.splits
             signals.append(SignalResult(**record, bytes=stored.bytes, splits=splits))
     return result.model_copy(update={"signals": tuple(signals), "fingerprint": store})
+
+
+def _predictions(kind: str, names: Mapping[str, Any]) -> dict[str, list[Prediction]]:
+    """Return what models said to the test rows; one without a file is left out."""
+    paths = {name: DATA / "predictions" / kind / f"{name}.jsonl" for name in names}
+    return {name: read_predictions(path) for name, path in paths.items() if path.exists()}
+
+
+def _pairs(
+    comparison: Comparison,
+    answers: Mapping[str, list[Prediction]],
+    corpus: CorpusSummary,
+    evaluation: EvaluateParams,
+) -> list[PairedTest]:
+    """Test students against each other on the headline, where both have said something."""
+    found = []
+    for first, second in pairs_of(comparison):
+        if first not in answers or second not in answers:
+            continue
+        try:
+            result = compare_predictions(
+                answers[first],
+                answers[second],
+                comparison.task,
+                comparison.headline.key,
+                evaluation.intervals.resamples,
+                evaluation.intervals.seed,
+                confidence=evaluation.intervals.confidence,
+                classes=len(corpus.classes) or None,
+            )
+        except (ConfigError, IncompatibleError) as error:
+            logger.warning("%s and %s are not compared: %s", first, second, error)
+            continue
+        found.append(PairedTest(first=first, second=second, **asdict(result)))
+    return found
+
+
+def _samples(
+    comparison: Comparison,
+    answers: Mapping[str, Mapping[str, list[Prediction]]],
+    corpus: CorpusSummary,
+    count: int,
+) -> list[Sample]:
+    """Return the rows of each teacher and its students to read side by side."""
+    found: list[Sample] = []
+    for name in (row.name for row in comparison.rows if row.is_teacher):
+        teachers_rows = answers["teachers"].get(name)
+        students = {
+            row.name: answers["students"][row.name]
+            for row in comparison.students
+            if row.teacher == name and row.name in answers["students"]
+        }
+        if generates(comparison.task):
+            found += generated_samples(name, teachers_rows, students, count=count)
+        elif comparison.task == "classification" and count:
+            found += disagreements(
+                name,
+                teachers_rows,
+                students,
+                texts=_texts(),
+                classes=corpus.classes,
+                count=count,
+            )
+    return found
+
+
+def _texts() -> dict[int, tuple[str, ...]]:
+    """Return the test split's texts by source row."""
+    path = DATA / "corpus" / "text"
+    if not (path / "test").is_dir():
+        return {}
+    rows = read_split(path, "test")
+    return {
+        row: (text,) if pair is None else (text, pair)
+        for row, text, pair in zip(rows["source_row"], rows["text"], rows["pair"], strict=True)
+    }
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
-from pipeline.corpus.examples import read_split
-from pipeline.corpus.tokenize import tokenize_corpus
+from pipeline.corpus.files import open_text
+from pipeline.corpus.tokenize import tokenize_corpus, training_texts
 from pipeline.corpus.tokenizer import load_tokenizer, train_tokenizer
 from pipeline.errors import ConfigError
 from stages.command import params_option, stage
@@ -29,8 +29,17 @@ def tokenize(teacher: str, params: Path) -> None:
     options = section(params, f"teachers.{teacher}.tokens", TokenParams)
     model = section(params, f"teachers.{teacher}.model", dict[str, Any])
     corpus = DATA / "corpus" / "text"
+    chat_template = None
+    if options.chat_template is not None:
+        with open_text(Path(options.chat_template)) as file:
+            chat_template = file.read()
+    form: dict[str, Any] = {
+        "template": options.template,
+        "chat_template": chat_template,
+        "chat_date": options.chat_date,
+    }
     if options.vocab is not None:
-        tokenizer = train_tokenizer(read_split(corpus, "train")["text"], vocab=options.vocab)
+        tokenizer = train_tokenizer(training_texts(corpus, **form), vocab=options.vocab)
     else:
         source = options.tokenizer or model.get("path")
         if source is None:
@@ -51,6 +60,7 @@ def tokenize(teacher: str, params: Path) -> None:
         max_length=options.max_length,
         overlong=options.overlong,
         output=DATA / "corpus" / "tokens" / teacher,
+        **form,
     )
 
 

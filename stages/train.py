@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from pipeline.errors import ConfigError
 from pipeline.provenance import read_json
 from stages.command import params_option, stage
 from stages.parameters import section
@@ -12,10 +13,11 @@ from stages.sections.student import StudentParams
 
 
 @click.command()
-@click.argument("student")
+@click.argument("student", required=False)
+@click.option("--student", "named", metavar="NAME", help="The same as the argument.")
 @params_option
 @stage
-def train(student: str, params: Path) -> None:
+def train(student: str | None, named: str | None, params: Path) -> None:
     """Train STUDENT from the store into data/students/STUDENT. The teacher is not loaded.
 
     \b
@@ -23,6 +25,10 @@ def train(student: str, params: Path) -> None:
       decant train aligned
     """
     from pipeline.student.train import train_student
+
+    if (student is None) == (named is None):
+        raise ConfigError("train: expected one student; give STUDENT, or --student NAME")
+    student = student or named
 
     options = section(params, f"students.{student}", StudentParams)
     train_student(
@@ -40,6 +46,9 @@ def train(student: str, params: Path) -> None:
         pool_segments=options.pool_segments,
         gradient_norms=options.gradient_norms,
         device=prepare_torch(runtime()),
+        revision=options.model.revision,
+        vocabulary=options.model.vocabulary,
+        lora=options.model.lora,
     )
 
 

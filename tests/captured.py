@@ -19,6 +19,7 @@ from pipeline.store.index import read_index
 from pipeline.store.layout import Layout
 from pipeline.store.reader import StoreReader
 from pipeline.store.signals import Signal
+from pipeline.tasks import generates, models_language
 from pipeline.teacher.capture import Runtime, capture
 from pipeline.teacher.reference import TeacherReference
 from pipeline.teacher.spec import SegmentOptions
@@ -50,19 +51,30 @@ def write_rows(
 ) -> TokenSet:
     """Random ids (3 and up), random loss masks, and a tokenizer of single words."""
     generator = np.random.default_rng(seed)
-    is_classification = task == "classification"
+    language = models_language(task)
+    outputs = {"classification": 2, "multi-label": 3, "regression": 1}.get(task, 0)
     splits: dict[Split, TokenColumns] = {}
     for code, split in enumerate(SPLITS):
         counts = lengths[split]
         total = sum(counts)
+        mask = generator.random(total) < 0.8
+        prompts = np.array([count // 2 for count in counts], np.int32)
+        if generates(task):
+            # The target is the end of a row, as tokenising leaves it.
+            mask = np.concatenate([np.arange(n) >= p for n, p in zip(counts, prompts, strict=True)])
         splits[split] = TokenColumns(
             offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
             input_ids=generator.integers(3, VOCAB, total).astype(np.int32),
-            loss_mask=generator.random(total) < 0.8,
+            loss_mask=mask,
             source_row=np.arange(len(counts)) + 100 * code,
             piece=np.zeros(len(counts), np.int32),
             token_type_ids=(generator.random(total) < 0.5).astype(np.int8) if token_types else None,
-            label=generator.integers(0, 2, len(counts)) if is_classification else None,
+            label=generator.integers(0, 2, len(counts)) if task == "classification" else None,
+            targets=_targets(task, (len(counts), outputs), generator),
+            target_bytes=np.array([3 * n for n in counts], np.int32) if language else None,
+            target_words=np.array(counts, np.int32) if language else None,
+            prompt_tokens=prompts if generates(task) else None,
+            references=[[f"w{3 + n}"] for n in range(len(counts))] if generates(task) else None,
         )
     words = {"<pad>": 0, "<s>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, VOCAB)}}
     backend = Tokenizer(models.WordLevel(words, unk_token="</s>"))
@@ -70,8 +82,9 @@ def write_rows(
     FastTokenizer(tokenizer_object=backend, pad_token="<pad>").save_pretrained(path / "tokenizer")
     ragged = {split: list(lengths[split]) for split in SPLITS}
     meta = TokenMeta(
-        task="classification" if is_classification else "causal-lm",
-        classes=("no", "yes") if is_classification else (),
+        task=task,  # pyright: ignore[reportArgumentType]
+        classes={2: ("no", "yes"), 3: ("a", "b", "c")}.get(outputs, ()),
+        outputs=outputs,
         vocab=VOCAB,
         max_length=max_length,
         pad_id=PAD_ID,
@@ -79,6 +92,8 @@ def write_rows(
         rows={split: len(rows) for split, rows in ragged.items()},
         tokens={split: sum(rows) for split, rows in ragged.items()},
         targets={split: columns.count_targets() for split, columns in splits.items()},
+        target_bytes={split: 3 * sum(rows) for split, rows in ragged.items()} if language else {},
+        target_words={split: sum(rows) for split, rows in ragged.items()} if language else {},
         text_bytes=dict.fromkeys(SPLITS, 1),
         overlong=dict.fromkeys(SPLITS, 0),
         dropped=dict.fromkeys(SPLITS, 0),
@@ -88,6 +103,15 @@ def write_rows(
     )
     write_tokens(path, splits, meta)
     return TokenSet.load(path)
+
+
+def _targets(task: str, shape: tuple[int, int], generator: np.random.Generator) -> Any:
+    """Return numbers around 2 for a regression, 0 and 1 for multi-label, None else."""
+    if task == "regression":
+        return generator.normal(2.0, 1.0, shape).astype(np.float32)
+    if task == "multi-label":
+        return (generator.random(shape) < 0.4).astype(np.float32)
+    return None
 
 
 def write_teacher(path: Path, model: PreTrainedModel) -> TeacherReference:
@@ -149,7 +173,9 @@ class Captured:
     def load_teacher(self, *, attention: str = "eager", **options: Any) -> PreTrainedModel:
         """The teacher by plain transformers."""
         factory = (
-            AutoModelForCausalLM if self.task == "causal-lm" else AutoModelForSequenceClassification
+            AutoModelForCausalLM
+            if models_language(self.task)
+            else AutoModelForSequenceClassification
         )
         options["attn_implementation"] = attention
         return factory.from_pretrained(self.teacher / "model", **options).eval()
@@ -198,7 +224,8 @@ def prepared(
     """Corpus and teacher, nothing captured yet."""
     task = task or ("causal-lm" if kind in CAUSAL else "classification")
     write_rows(root / "tokens", task=task, token_types=kind == "bert", **(rows or {}))
-    write_teacher(root / "teacher", tiny_model(kind, task=task, **{"layers": 3, **model}))
+    heads = {"regression": {"num_labels": 1}, "multi-label": {"num_labels": 3}}.get(task, {})
+    write_teacher(root / "teacher", tiny_model(kind, task=task, **{"layers": 3, **heads, **model}))
     return Captured(root, task, options)
 
 
@@ -214,10 +241,7 @@ def tree_of_values(captured: Captured, name: str) -> dict[str, np.ndarray]:
     stored = captured.reader.signal(name)
     for number in stored.receipts:
         segment = captured.reader.read_segment(number, [name])
-        rows = np.concatenate(
-            [np.arange(s, s + n) for s, n in zip(segment.offset, segment.length, strict=True)]
-        )
-        chosen = rows if stored.declaration.axis == "token" else segment.slot
+        chosen = np.concatenate([np.arange(*span) for span in segment.spans[name]])
         for part, values in segment.features[name].items():
             found.setdefault(part, []).append(values[chosen])
     return {part: np.concatenate(values) for part, values in found.items()}

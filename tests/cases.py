@@ -18,7 +18,7 @@ FILES = (
     ".dvcignore",
     "data/.gitignore",
 )
-FOLDERS = ("pipeline", "stages")
+FOLDERS = ("pipeline", "presets", "stages")
 LAYERS = 2
 CONTEXT = 32
 
@@ -78,6 +78,7 @@ def tiny_params() -> dict[str, Any]:
                 "train": {**training},
             },
         },
+        "evaluate": {"intervals": {"resamples": 50}},
     }
 
 

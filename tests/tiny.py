@@ -29,6 +29,8 @@ from transformers import (
     RobertaConfig,
 )
 
+from pipeline.tasks import models_language
+
 Kind = Literal[
     "llama",
     "qwen3",
@@ -65,6 +67,7 @@ def tiny_config(
         "pad_token_id": PAD_ID,
         "bos_token_id": 1,
         "eos_token_id": 2,
+        "num_labels": num_labels,
     }
     modern = {
         "hidden_size": width,
@@ -149,7 +152,7 @@ def tiny_model(
     """A causal language model for decoders, a classifier for encoders, unless `task` differs."""
     config = tiny_config(kind, **options)
     task = task or ("causal-lm" if kind in CAUSAL else "classification")
-    factory = AutoModelForCausalLM if task == "causal-lm" else AutoModelForSequenceClassification
+    factory = AutoModelForCausalLM if models_language(task) else AutoModelForSequenceClassification
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = factory.from_config(config)

@@ -27,6 +27,10 @@ CORPUS_SCHEMA = pa.schema(
         ("text", pa.string()),
         ("pair", pa.string()),
         ("label", pa.string()),
+        ("labels", pa.list_(pa.string())),
+        ("target", pa.string()),
+        ("references", pa.list_(pa.string())),
+        ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
         ("source", pa.string()),
         ("source_row", pa.int64()),
     ]
@@ -35,12 +39,17 @@ CORPUS_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One text, or one pair of texts, as its source gives it.
+    """One text, one pair of texts, or one chat, as its source gives it.
 
     Attributes:
-        text: The text; the first of the two in a pair task.
+        text: The text; the first of the two in a pair task, empty for a chat.
         pair: The second text of a pair.
-        label: The class by name, as it stands in the source; empty where the source has none.
+        label: The class by name, or the number, as it stands in the source; empty where the source
+            has none.
+        labels: Classes by name, none of them or several; None where the source has no answer.
+        target: What is to be written after the text; empty where the source has none.
+        references: All texts that would do, the target first; of a chat, its last answer.
+        messages: Turns of a chat, each with `role` and `content`.
         split: The source's own split; None leaves the choice to the seed.
         source: Where the example comes from, for people: a module, or a file and line.
         source_row: Position in the source's reading order; unique in the corpus.
@@ -50,22 +59,32 @@ class Example:
     text: str
     pair: str | None = None
     label: str | None = None
+    labels: tuple[str, ...] | None = None
+    target: str | None = None
+    references: tuple[str, ...] | None = None
+    messages: tuple[dict[str, str], ...] | None = None
     split: Split | None = None
     source: str = ""
     source_row: int = 0
     group: str = ""
 
     @property
+    def texts(self) -> list[str]:
+        """All text that a model reads or learns to write."""
+        turns = [message["content"] for message in self.messages or ()]
+        return [text for text in (self.text, self.pair, self.target, *turns) if text]
+
+    @property
     def text_bytes(self) -> int:
         """Length of all text in UTF-8 bytes."""
-        return len(self.text.encode()) + len((self.pair or "").encode())
+        return sum(len(text.encode()) for text in self.texts)
 
 
 class CorpusMeta(BaseModel):
     """What a prepared corpus is, as `corpus.json` says it.
 
     Attributes:
-        classes: Class names in the order of their ids; empty for causal-lm.
+        classes: Class names in the order of their ids; empty for a task without classes.
         has_pairs: Whether examples are pairs of texts.
         rows: Examples of each split.
         text_bytes: UTF-8 bytes of each split.
@@ -96,6 +115,13 @@ def corpus_digest(splits: Mapping[Split, Iterable[Example]]) -> str:
     for split in SPLITS:
         for example in splits.get(split, ()):
             row = [split, example.text, example.pair, example.label, example.source_row]
+            # Only where there are any: a corpus without them keeps the digest it always had.
+            more = {
+                name: getattr(example, name)
+                for name in ("labels", "target", "references", "messages")
+                if getattr(example, name)
+            }
+            row += [more] if more else []
             digest.update(canonical_json(row) + b"\n")
     return digest.hexdigest()
 

@@ -11,9 +11,10 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from pipeline.corpus.duplicates import containment, normalised, paragraphs, runs, shared_runs
-from pipeline.corpus.examples import SPLITS, Example, Split, Task
+from pipeline.corpus.examples import SPLITS, Example, Split
 from pipeline.corpus.sources.base import Unit
 from pipeline.errors import ConfigError
+from pipeline.tasks import Task, models_language
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 MAX_CONTAINMENT = 0.25
 
 # What published test files without answers hold in place of a label.
-NO_LABEL = frozenset({"", "-1"})
+NO_LABEL = frozenset({"", "-1", "-1.0"})
 
 # A group larger than this share of a split's budget would be most of what is measured there.
 MAX_GROUP_SHARE = 1 / 3
@@ -33,7 +34,8 @@ class Dealt:
 
     Attributes:
         origin: official, carved, or the name of the published split that took the place.
-        dropped: Held-out examples or paragraphs that occur in training, by reason.
+        dropped: Held-out examples or paragraphs that occur in training, and examples without
+            target, by reason.
     """
 
     splits: dict[Split, list[Example]]
@@ -52,14 +54,14 @@ def deal_splits(
 ) -> Dealt:
     """Deal examples to three splits, none of them empty.
 
-    A published test split that is absent or carries no labels is replaced by the published
+    A published test split that is absent or carries no answers is replaced by the published
     validation split; then, as always where validation is absent, validation is carved from
     training. Near-duplicates of training text are dropped from carved splits only: published
     ones stay comparable with other people's figures, and what they share is logged.
 
     Args:
         examples: All of a source, in reading order.
-        task: Shares count bytes for causal-lm and rows for classification.
+        task: Shares count bytes for causal-lm and rows for all others.
         seed: Decides what is carved.
         validation_share: Share of training to carve where there is no validation split.
         test_share: The same for test; counted of the same whole.
@@ -78,9 +80,10 @@ def deal_splits(
             f"corpus.source: found {_counts(named)}, expected training examples; add files.train"
         )
     origin: dict[Split, str] = dict.fromkeys(SPLITS, "official")
-    if task == "classification" and named["test"] and _is_unlabelled(named["test"], named["train"]):
-        logger.warning("the test split has no labels, validation takes its place if there is one")
+    if named["test"] and _is_unanswered(task, named["test"], named["train"]):
+        logger.warning("the test split has no answers, validation takes its place if there is one")
         named["test"] = []
+    without_target = _drop_without_target(task, named)
     if not named["test"] and named["validation"]:
         named["test"], named["validation"] = named["validation"], []
         origin["test"] = "validation"
@@ -99,7 +102,9 @@ def deal_splits(
             f"corpus.source: split {empty[0]} is empty after near-duplicates of training text were "
             "dropped, expected at least one example; give more text or another seed"
         )
-    return Dealt({split: named[split] for split in SPLITS}, origin, dropped)
+    return Dealt(
+        {split: named[split] for split in SPLITS}, origin, dropped | {"no_target": without_target}
+    )
 
 
 def carve(
@@ -114,10 +119,7 @@ def carve(
         ConfigError: If there are fewer groups than splits.
     """
     weights: Counter[str] = Counter()
-    keys = [
-        example.group or f"{normalised(example.text)}\n{normalised(example.pair or '')}"
-        for example in examples
-    ]
+    keys = [example.group or _key(example) for example in examples]
     for key, example in zip(keys, examples, strict=True):
         weights[key] += example.text_bytes if task == "causal-lm" else 1
     if len(weights) <= len(shares):
@@ -197,14 +199,42 @@ def _without(example: Example, known: set[int], unit: Unit) -> tuple[Example | N
     return (replace(example, text="\n\n".join(fresh)), went) if fresh else (None, went)
 
 
-def _is_unlabelled(examples: list[Example], train: list[Example]) -> bool:
+def _key(example: Example) -> str:
+    """Return what examples that must not be parted have in common: what is asked, never answered.
+
+    Two translations of one sentence, or two answers to the same questions of a chat, would give a
+    held-out answer away.
+    """
+    if example.messages:
+        asked = [turn["content"] for turn in example.messages if turn["role"] == "user"]
+        return normalised("\n".join(asked))
+    return f"{normalised(example.text)}\n{normalised(example.pair or '')}"
+
+
+def _drop_without_target(task: Task, named: dict[Split, list[Example]]) -> int:
+    """Leave out, in place, examples of prompt-target that have nothing to learn or compare."""
+    if task != "prompt-target":
+        return 0
+    before = sum(map(len, named.values()))
+    for split, examples in named.items():
+        named[split] = [example for example in examples if example.target]
+    return before - sum(map(len, named.values()))
+
+
+def _is_unanswered(task: Task, examples: list[Example], train: list[Example]) -> bool:
     """Tell whether a split has no answers: only placeholders that are no class of training."""
+    if task == "prompt-target":
+        return not any(example.target for example in examples)
+    if task == "multi-label":
+        return not any(example.labels for example in examples)
+    if models_language(task):
+        return False
     labels = {example.label or "" for example in examples}
     return labels <= NO_LABEL and not labels & ({one.label or "" for one in train} - {""})
 
 
 def _text(example: Example) -> str:
-    return f"{example.text}\n{example.pair or ''}"
+    return "\n".join(example.texts)
 
 
 def _texts(examples: list[Example]) -> list[str]:

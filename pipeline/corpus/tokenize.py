@@ -1,31 +1,29 @@
 """From a prepared corpus to token rows of one tokenizer.
 
-Everything that decides ids happens here, once: special tokens, the cut at the context length, and
-which tokens count as targets.
+Everything that decides ids happens here, once: special tokens and templates, the cut at the context
+length, and which tokens count as targets.
 """
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
 
 import datasets
-import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.corpus.examples import SPLITS, CorpusMeta, Split, read_corpus_meta, read_split
 from pipeline.corpus.files import directory_written_whole
+from pipeline.corpus.row_builder import Counts, Overlong, RowBuilder, batches
+from pipeline.corpus.tokenize_chat import DEFAULT_DATE, ChatTemplate, add_chat_rows
+from pipeline.corpus.tokenize_prompt import DEFAULT_TEMPLATE, Template, add_prompt_rows
+from pipeline.corpus.tokenize_sequence import add_sequence_rows
+from pipeline.corpus.tokenize_text import add_text_rows
 from pipeline.corpus.tokenizer import tokenizer_digest
 from pipeline.corpus.tokens import TokenColumns, TokenMeta, token_digest, write_tokens
 from pipeline.errors import ConfigError
+from pipeline.tasks import models_language, outputs_of
 
 logger = logging.getLogger(__name__)
-
-Overlong = Literal["split", "truncate", "error"]
-
-# Enough texts to keep the tokenizer's threads busy, few enough for their encodings in memory.
-BATCH_TEXTS = 512
 
 # Transformers' mark for "no limit known" is 10**30; no context is near this.
 SANE_LENGTH = 10**9
@@ -38,24 +36,30 @@ def tokenize_corpus(
     max_length: int,
     overlong: Overlong | None,
     output: Path,
+    template: str | None = None,
+    chat_template: str | None = None,
+    chat_date: str = DEFAULT_DATE,
 ) -> TokenMeta:
     """Write the token rows of a prepared corpus, and the tokenizer, to the directory `output`.
 
-    Rows keep the order of the corpus. For causal-lm a row with fewer than two tokens has nothing
-    to predict and is left out, so is for classification a row of special tokens only.
+    Rows keep the order of the corpus. A row that leaves nothing to predict is left out and counted,
+    so is for a sequence task a row of special tokens only.
 
     Args:
         corpus: What `prepare_corpus` wrote.
         tokenizer: From `load_tokenizer` or `train_tokenizer`.
         max_length: Longest row in tokens, special ones included.
         overlong: What becomes of a longer text: consecutive rows (causal-lm only), its start
-            (in a pair, the longer text gives first), or an error that names it. None splits for
-            causal-lm and truncates for classification.
+            (in a pair, the longer text gives first; of a prompt, the end of the text, never the
+            target), or an error that names it. None splits for causal-lm and truncates else.
         output: Directory to write, whole or not at all; what stood there is replaced.
+        template: What stands around {text} and {target}, for prompt-target.
+        chat_template: Jinja text for messages, in place of the tokenizer's own.
+        chat_date: The day that a chat template is told, as 2026-01-01.
 
     Raises:
-        ConfigError: If the length or `overlong` does not suit, a text is too long under `error`,
-            or a split has no rows left. Nothing has been written then.
+        ConfigError: If the length, `overlong` or a template does not suit, a text is too long
+            under `error`, or a split has no rows left. Nothing has been written then.
         IntegrityError: If the prepared corpus cannot be read.
         ResourceError: If the output cannot be written; what stood there stays.
     """
@@ -66,22 +70,29 @@ def tokenize_corpus(
             "tokenizer: found no pad token, expected one; add it to its tokenizer_config.json"
         )
     chosen = _check(meta, tokenizer, max_length, overlong)
+    form = _form(meta, tokenizer, template, chat_template, chat_date)
     splits: dict[Split, TokenColumns] = {}
-    counts: dict[Split, _Counts] = {}
+    counts: dict[Split, Counts] = {}
     for split in SPLITS:
-        rows = _Rows(has_types="token_type_ids" in tokenizer.model_input_names)
-        counts[split] = _Counts()
+        rows = RowBuilder(has_types="token_type_ids" in tokenizer.model_input_names)
+        counts[split] = Counts()
         texts = read_split(corpus, split)
-        if meta.task == "causal-lm":
-            _fill_causal(rows, counts[split], texts, tokenizer, max_length, chosen)
+        place = (rows, counts[split], texts, tokenizer)
+        if isinstance(form, Template):
+            add_prompt_rows(*place, max_length=max_length, overlong=chosen, template=form)
+        elif isinstance(form, ChatTemplate):
+            add_chat_rows(*place, max_length=max_length, overlong=chosen, template=form)
+        elif models_language(meta.task):
+            add_text_rows(*place, max_length=max_length, overlong=chosen)
         else:
-            _fill_classified(rows, counts[split], texts, tokenizer, max_length, chosen, meta)
+            add_sequence_rows(*place, max_length=max_length, overlong=chosen, meta=meta)
         if not rows.source_row:
             raise ConfigError(
                 f"{corpus / split}: no row of {len(texts)} has a token to learn from, expected at "
                 "least one; give longer texts"
             )
-        splits[split] = rows.columns(meta.task == "classification")
+        splits[split] = rows.columns()
+    language = models_language(meta.task)
     found = TokenMeta(
         task=meta.task,
         classes=meta.classes,
@@ -91,10 +102,15 @@ def tokenize_corpus(
         columns=("token_type_ids",) if splits["train"].token_type_ids is not None else (),
         rows={split: len(columns.piece) for split, columns in splits.items()},
         tokens={split: len(columns.input_ids) for split, columns in splits.items()},
+        outputs=0 if language else outputs_of(meta.task, meta.classes),
         targets={split: columns.count_targets() for split, columns in splits.items()},
+        target_bytes=_sums(splits, "target_bytes"),
+        target_words=_sums(splits, "target_words"),
         text_bytes=meta.text_bytes,
         overlong={split: count.overlong for split, count in counts.items()},
+        cut_targets={split: count.cut_targets for split, count in counts.items()},
         dropped={split: count.dropped for split, count in counts.items()},
+        text_form=_described(form),
         digest=token_digest(splits),
         tokenizer_digest=tokenizer_digest(tokenizer),
         corpus_digest=meta.digest,
@@ -106,6 +122,8 @@ def tokenize_corpus(
         if tokenizer.model_max_length > SANE_LENGTH:
             # Trained here, it knows no context; models taught on these rows know this one.
             tokenizer.model_max_length = max_length
+        if isinstance(form, ChatTemplate):
+            tokenizer.chat_template = form.source
         tokenizer.save_pretrained(temporary / "tokenizer")
         write_tokens(temporary, splits, found)
     for split in SPLITS:
@@ -114,38 +132,92 @@ def tokenize_corpus(
             split, found.rows[split], found.tokens[split], found.overlong[split], max_length,
             chosen, found.dropped[split],
         )  # fmt: skip
+        if counts[split].cut_targets:
+            logger.warning(
+                "%s: %d targets lost their end, for the target alone is too long; raise max_length",
+                split, counts[split].cut_targets,
+            )  # fmt: skip
     return found
 
 
-@dataclass(slots=True)
-class _Counts:
-    overlong: int = 0
-    dropped: int = 0
+Form = Template | ChatTemplate | None
 
 
-@dataclass(slots=True)
-class _Rows:
-    """Grows row by row; lists of small arrays, joined once."""
+def _form(
+    meta: CorpusMeta,
+    tokenizer: PreTrainedTokenizerFast | None,
+    template: str | None,
+    chat_template: str | None,
+    chat_date: str,
+) -> Form:
+    """Return what stands around the texts of the task, and refuse what would do nothing."""
+    for key, value, task in (
+        ("template", template, "prompt-target"),
+        ("chat_template", chat_template, "messages"),
+    ):
+        if value is not None and meta.task != task:
+            raise ConfigError(
+                f"tokens.{key}: given for task {meta.task}, which has none; remove it, or use task "
+                f"{task}"
+            )
+    if meta.task == "prompt-target":
+        source = DEFAULT_TEMPLATE if template is None else template
+        if template is None and meta.has_pairs:
+            source = source.replace("{text}", "{text}\n{pair}")
+        return Template.parse(source, has_pairs=meta.has_pairs)
+    if meta.task == "messages":
+        return ChatTemplate.of(tokenizer, chat_template, chat_date)
+    return None
 
-    has_types: bool
-    ids: list[np.ndarray] = field(default_factory=list)
-    masks: list[np.ndarray] = field(default_factory=list)
-    types: list[np.ndarray] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
-    source_row: list[int] = field(default_factory=list)
-    piece: list[int] = field(default_factory=list)
 
-    def columns(self, has_labels: bool) -> TokenColumns:
-        lengths = [len(ids) for ids in self.ids]
-        return TokenColumns(
-            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-            input_ids=np.concatenate(self.ids),
-            loss_mask=np.concatenate(self.masks),
-            source_row=np.array(self.source_row, np.int64),
-            piece=np.array(self.piece, np.int32),
-            token_type_ids=np.concatenate(self.types) if self.has_types else None,
-            label=np.array(self.labels, np.int64) if has_labels else None,
-        )
+def _described(form: Form) -> dict[str, str]:
+    if isinstance(form, Template):
+        return {"template": form.source}
+    if isinstance(form, ChatTemplate):
+        return {"chat_template_sha256": form.sha256, "chat_date": form.date}
+    return {}
+
+
+def _sums(splits: dict[Split, TokenColumns], name: str) -> dict[Split, int]:
+    found: dict[Split, int] = {}
+    for split, columns in splits.items():
+        values = getattr(columns, name)
+        if values is not None:
+            found[split] = int(values.sum())
+    return found
+
+
+def training_texts(
+    corpus: Path,
+    *,
+    template: str | None = None,
+    chat_template: str | None = None,
+    chat_date: str = DEFAULT_DATE,
+) -> Iterator[str]:
+    """Return the texts of the training split as a model will see them, to train a tokenizer on.
+
+    Raises:
+        ConfigError: If a template does not suit.
+        IntegrityError: If the prepared corpus cannot be read.
+    """
+    form = _form(read_corpus_meta(corpus), None, template, chat_template, chat_date)
+    return _as_seen(read_split(corpus, "train"), form)
+
+
+def _as_seen(texts: datasets.Dataset, form: Form) -> Iterator[str]:
+    for batch in batches(texts):
+        for number, text in enumerate(batch["text"]):
+            pair = batch["pair"][number]
+            if isinstance(form, Template):
+                yield form.filled(text, pair, batch["target"][number])
+            elif isinstance(form, ChatTemplate):
+                # Marks are ids of their own: no merges are to be learnt inside their names.
+                none = {"bos_token": "", "eos_token": ""}
+                yield form.render(batch["messages"][number], none, batch["source"][number])[0]
+            else:
+                yield text
+                if pair:
+                    yield pair
 
 
 def _check(
@@ -163,111 +235,14 @@ def _check(
             f"max_length: found {max_length} tokens, expected at least {special + 2} ({special} "
             "special tokens and two of the text); raise it"
         )
-    if meta.task == "classification" and overlong == "split":
+    if meta.task != "causal-lm" and overlong == "split":
+        why = (
+            "part a target from its prompt"
+            if models_language(meta.task)
+            else "give one label to several rows"
+        )
         raise ConfigError(
-            "overlong: 'split' would give one label to several rows, for classification "
+            f"overlong: 'split' would {why}, for {meta.task} "
             "expected 'truncate' or 'error'; change it"
         )
     return overlong or ("split" if meta.task == "causal-lm" else "truncate")
-
-
-def _batches(texts: datasets.Dataset) -> Iterator[dict[str, list[Any]]]:
-    columns = texts.with_format(None)
-    for start in range(0, len(texts), BATCH_TEXTS):
-        yield columns[start : start + BATCH_TEXTS]
-
-
-def _encode(
-    tokenizer: PreTrainedTokenizerFast, texts: list[str], pairs: list[str] | None, **cut: Any
-) -> Any:
-    return tokenizer(
-        texts,
-        pairs,
-        return_attention_mask=False,
-        return_special_tokens_mask=True,
-        # The library warns of long texts; here they are counted.
-        verbose=False,
-        **cut,
-    )
-
-
-def _fill_causal(
-    rows: _Rows,
-    counts: _Counts,
-    texts: datasets.Dataset,
-    tokenizer: PreTrainedTokenizerFast,
-    max_length: int,
-    overlong: Overlong,
-) -> None:
-    for batch in _batches(texts):
-        encoded = _encode(tokenizer, batch["text"], None)
-        for number, listed in enumerate(encoded["input_ids"]):
-            ids = np.array(listed, np.int32)
-            types = np.zeros(len(ids), np.int8)
-            if rows.has_types:
-                types = np.array(encoded["token_type_ids"][number], np.int8)
-            if len(ids) > max_length:
-                counts.overlong += 1
-                if overlong == "error":
-                    raise _too_long(batch["source"][number], len(ids), max_length)
-                if overlong == "truncate":
-                    ids, types = ids[:max_length], types[:max_length]
-            mask = np.ones(len(ids), bool)
-            # Nothing stands before a text's opening mark that could predict it.
-            if len(ids) and ids[0] == tokenizer.bos_token_id:
-                mask[0] = False
-            for piece, start in enumerate(range(0, max(1, len(ids)), max_length)):
-                part = slice(start, start + max_length)
-                if len(ids[part]) < 2:
-                    counts.dropped += 1
-                    continue
-                rows.ids.append(ids[part])
-                rows.masks.append(mask[part])
-                rows.types.append(types[part])
-                rows.source_row.append(batch["source_row"][number])
-                rows.piece.append(piece)
-
-
-def _fill_classified(
-    rows: _Rows,
-    counts: _Counts,
-    texts: datasets.Dataset,
-    tokenizer: PreTrainedTokenizerFast,
-    max_length: int,
-    overlong: Overlong,
-    meta: CorpusMeta,
-) -> None:
-    index = {name: number for number, name in enumerate(meta.classes)}
-    for batch in _batches(texts):
-        pairs = [pair or "" for pair in batch["pair"]] if meta.has_pairs else None
-        encoded = _encode(
-            tokenizer, batch["text"], pairs, truncation="longest_first", max_length=max_length
-        )
-        for number, listed in enumerate(encoded["input_ids"]):
-            mask = np.array(encoded["special_tokens_mask"][number], bool)
-            # Truncation keeps what it cut beside the row, which tells it from an exact fit.
-            cut = encoded.encodings[number].overflowing
-            if cut:
-                counts.overlong += 1
-                if overlong == "error":
-                    # A cut pair comes in overlapping windows: only a second pass counts it.
-                    whole = _encode(tokenizer, [batch["text"][number]], pairs and [pairs[number]])
-                    length = len(whole["input_ids"][0])
-                    raise _too_long(batch["source"][number], length, max_length)
-            if mask.all():
-                counts.dropped += 1
-                continue
-            rows.ids.append(np.array(listed, np.int32))
-            rows.masks.append(~mask)
-            if rows.has_types:
-                rows.types.append(np.array(encoded["token_type_ids"][number], np.int8))
-            rows.labels.append(index[batch["label"][number]])
-            rows.source_row.append(batch["source_row"][number])
-            rows.piece.append(0)
-
-
-def _too_long(source: str, length: int, max_length: int) -> ConfigError:
-    return ConfigError(
-        f"{source}: {length} tokens, expected at most max_length {max_length}; shorten the text, "
-        "raise max_length, or set overlong to truncate (or split, for causal-lm)"
-    )

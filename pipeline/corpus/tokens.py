@@ -14,26 +14,38 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.corpus.examples import SPLITS, Split, Task, load_table, save_table
+from pipeline.corpus.examples import SPLITS, Split, load_table, save_table
 from pipeline.errors import IntegrityError
 from pipeline.provenance import read_json, write_json
+from pipeline.tasks import Task
+
+NUMBERS = ("label", "source_row", "piece", "target_bytes", "target_words", "prompt_tokens")
+"""Columns of one number a row."""
+MEASURED = frozenset({"target_bytes", "target_words", "prompt_tokens", "references"})
+"""Columns that measures read and models do not."""
 
 
 class TokenMeta(BaseModel):
     """What a token set is, as `tokens.json` says it.
 
     Attributes:
-        classes: Class names in the order of their ids; empty for causal-lm.
+        classes: Class names in the order of their ids; empty for a task without classes.
         vocab: Number of ids the tokenizer can give, special and added ones included.
         max_length: Longest row in tokens.
         pad_id: Id to pad batches with.
         columns: Model inputs beside `input_ids`, as token_type_ids.
         rows: Rows of each split.
         tokens: Tokens of each split, special ones included.
+        outputs: Numbers that a sequence model gives for an example; 0 for a language task.
         targets: Tokens of each split that a causal model is asked to predict.
+        target_bytes: UTF-8 bytes of the text those tokens stand for; empty for a sequence task.
+        target_words: Words of that text, as whitespace parts them.
         text_bytes: UTF-8 bytes of the texts behind each split.
         overlong: Texts of each split that were split or truncated.
+        cut_targets: Targets of each split that were cut, as they alone were too long.
         dropped: Pieces of each split that were left out for want of anything to predict.
+        text_form: What stood around the text and decides ids: the template of prompt and target, or
+            digest and date of the chat template.
         digest: SHA-256 of all columns of all splits, in order.
     """
 
@@ -47,10 +59,15 @@ class TokenMeta(BaseModel):
     columns: tuple[str, ...]
     rows: dict[Split, int]
     tokens: dict[Split, int]
+    outputs: int = 0
     targets: dict[Split, int]
+    target_bytes: dict[Split, int] = {}
+    target_words: dict[Split, int] = {}
     text_bytes: dict[Split, int]
     overlong: dict[Split, int]
+    cut_targets: dict[Split, int] = {}
     dropped: dict[Split, int]
+    text_form: dict[str, str] = {}
     digest: str
     tokenizer_digest: str
     corpus_digest: str
@@ -67,6 +84,13 @@ class TokenColumns:
         piece: Number of the row among those of its text, from 0.
         token_type_ids: Segment ids, where the model family wants them.
         label: Index into the classes, for classification.
+        targets: What a regression or multi-label model is asked for, [rows, outputs]: the number,
+            or 0 and 1 for each class.
+        target_bytes: UTF-8 bytes of the text that a row's predicted tokens stand for, so that a
+            loss in nats compares between tokenizers.
+        target_words: Words of that text.
+        prompt_tokens: How many first ids of a row a model continues.
+        references: Texts that the continuation is compared with, the one trained on first.
     """
 
     offsets: NDArray[np.int64]
@@ -76,13 +100,21 @@ class TokenColumns:
     piece: NDArray[np.int32]
     token_type_ids: NDArray[np.int8] | None = None
     label: NDArray[np.int64] | None = None
+    targets: NDArray[np.float32] | None = None
+    target_bytes: NDArray[np.int32] | None = None
+    target_words: NDArray[np.int32] | None = None
+    prompt_tokens: NDArray[np.int32] | None = None
+    references: list[list[str]] | None = None
 
     def digest(self) -> str:
-        """Return the SHA-256 of all values with their names and types."""
+        """Return the SHA-256 of all values with their names and types.
+
+        What only a measure reads is left out: it changes no feature, so no store.
+        """
         digest = hashlib.sha256()
         for name in self.__slots__:
             values = getattr(self, name)
-            if values is not None:
+            if values is not None and name not in MEASURED:
                 # Little-endian, so that the digest does not depend on the machine.
                 plain = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
                 digest.update(f"{name} {plain.dtype.str} {plain.size}\n".encode())
@@ -111,10 +143,16 @@ class TokenColumns:
                 columns[name] = pa.ListArray.from_arrays(
                     pa.array((offsets - first).astype(np.int32)), pa.array(values[first:last])
                 )
-        for name in ("label", "source_row", "piece"):
+        for name in NUMBERS:
             values = getattr(self, name)
             if values is not None:
                 columns[name] = pa.array(values[start:end])
+        if self.targets is not None:
+            chosen = self.targets[start:end]
+            steps = np.arange(len(chosen) + 1, dtype=np.int32) * chosen.shape[1]
+            columns["targets"] = pa.ListArray.from_arrays(pa.array(steps), pa.array(chosen.ravel()))
+        if self.references is not None:
+            columns["references"] = pa.array(self.references[start:end], pa.list_(pa.string()))
         return pa.table(columns)
 
 

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from pipeline.axes import TEST
-from pipeline.errors import IntegrityError
+from pipeline.errors import IncompatibleError, IntegrityError
 from pipeline.store.plan import bucketed_batches
 from pipeline.store.reader import StoreReader
 from pipeline.student.features import TeacherFeatures, TeacherLogits
@@ -41,13 +42,21 @@ def agreement(
     Returns:
         `kl`: mean KL(teacher ‖ student) at temperature 1, in nats a position (for the form topk
         over the top k and the rest, a lower bound). `top1`: share of positions where both find the
-        same output likeliest.
+        same output likeliest. Where an example has any number of classes, `kl` is the sum over
+        independent classes and `top1` the share of examples given the same set.
 
     Raises:
+        IncompatibleError: If the signal holds samples, which are no distribution to compare with.
         IntegrityError: If the store is not what the digest says, or holds no example of the split.
     """
     reader = StoreReader(store, {signal: digest})
+    if reader.signal(signal).declaration.form == "sampled":
+        raise IncompatibleError(
+            f"{signal}: samples of the teacher's output, expected a distribution of it; capture "
+            "logits in form head or topk too"
+        )
     is_causal_lm = models_language(reader.plan["task"])
+    is_multi_label = reader.plan["task"] == "multi-label"
     temperature = _a_captured_temperature(reader, signal)
     features = TeacherFeatures(reader, [signal], temperature=temperature).to(device)
     dataset = StoreDataset(reader, [signal], split=split)
@@ -69,8 +78,13 @@ def agreement(
         for first in range(0, len(rows), CHUNK_ROWS):
             chunk = slice(first, first + CHUNK_ROWS)
             teacher = features.logits(*(part[chunk] for part in parts))
-            divergence += float(_divergence(rows[chunk], teacher))
-            same += int((rows[chunk].argmax(-1) == _likeliest(teacher)).sum())
+            if is_multi_label:
+                assert teacher.full is not None
+                divergence += float(_binary_divergence(rows[chunk], teacher.full))
+                same += int(((rows[chunk] > 0) == (teacher.full > 0)).all(-1).sum())
+            else:
+                divergence += float(_divergence(rows[chunk], teacher))
+                same += int((rows[chunk].argmax(-1) == _likeliest(teacher)).sum())
             positions += len(rows[chunk])
     if not positions:
         raise IntegrityError(
@@ -98,6 +112,14 @@ def _divergence(student: Tensor, teacher: TeacherLogits) -> Tensor:
     # At temperature 1 log-probabilities are their own: the normaliser is 0.
     zero = torch.zeros(len(student), device=student.device)
     return forward_kl_topk(student, teacher.ids, teacher.log_probs, zero, 1.0, count=1.0)
+
+
+def _binary_divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """Sum the divergences of classes that are each there or not, whatever the others are."""
+    student, teacher = student.float(), teacher.float()
+    there = teacher.sigmoid() * (logsigmoid(teacher) - logsigmoid(student))
+    absent = (-teacher).sigmoid() * (logsigmoid(-teacher) - logsigmoid(-student))
+    return (there + absent).sum()
 
 
 def _likeliest(teacher: TeacherLogits) -> Tensor:

@@ -1,10 +1,12 @@
 """Everything measured of one model alone: its quality on the splits and its cost.
 
-Agreement with a teacher needs the store and is measured elsewhere; no teacher is loaded here.
+Agreement with a teacher needs the store and is measured elsewhere; no teacher is loaded here, and
+of what it wrote only the text is compared.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,32 @@ from transformers import PreTrainedModel
 
 from pipeline.corpus.examples import Split
 from pipeline.corpus.tokens import TokenSet
-from pipeline.errors import IncompatibleError
-from pipeline.evaluate.classification import classify
+from pipeline.errors import ConfigError, IncompatibleError
+from pipeline.evaluate.answers import predict_rows
 from pipeline.evaluate.cost import cost_metrics, measure_speed
-from pipeline.evaluate.perplexity import perplexity
-from pipeline.tasks import models_language
+from pipeline.evaluate.generated import generate_rows
+from pipeline.evaluate.intervals import bootstrap_intervals
+from pipeline.evaluate.measure import values
+from pipeline.evaluate.options import GenerateOptions, IntervalOptions
+from pipeline.evaluate.predictions import Identity, Row, identity, score_rows
+from pipeline.evaluate.scores import SCORES, headline, reported
+from pipeline.evaluate.text_scores import score_texts
+from pipeline.tasks import generates
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What was measured.
+
+    Attributes:
+        metrics: All that a metrics file holds of a model.
+        predictions: What the model says to each row of the test split.
+    """
+
+    metrics: dict[str, Any]
+    predictions: list[Row]
 
 
 def evaluate_model(
@@ -30,35 +51,46 @@ def evaluate_model(
     splits: Sequence[Split] = ("validation", "test"),
     device: torch.device,
     directory: Path | None = None,
+    score: str | None = None,
+    generate: GenerateOptions | None = None,
+    teacher_texts: Mapping[Identity, str] | None = None,
+    intervals: IntervalOptions | None = None,
     timing_batch: int = 8,
     timing_length: int = 128,
     timing_repeats: int = 5,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Measure a model's quality and cost.
 
     The model is moved to `device` and left in evaluation mode.
 
     Args:
-        model: A causal language model or a sequence classifier, as the tokens' task says.
+        model: A causal language model or a sequence model, as the tokens' task says.
         tokens: The tokenized corpus.
         batch_tokens: Largest rows times longest row of a batch.
         splits: Splits to score, by name.
         device: Where to run.
         directory: The model's Hugging Face directory, for its bytes on disk.
+        score: The score or GLUE task to judge by; None for the task's own.
+        generate: How much text to generate and how, where the task has references; None for none.
+        teacher_texts: What the teacher wrote, by `row` and `source_row`; None to compare with none.
+        intervals: How to find confidence intervals of the test scores; None for none.
         timing_batch: Sequences in the batch that is timed.
         timing_length: Tokens of a timed sequence, cut to the corpus's longest.
         timing_repeats: Timed passes; the median counts.
 
     Returns:
-        For each split `<split>_perplexity` and `<split>_nats_per_token`, or `<split>_accuracy`,
-        `<split>_f1` and `<split>_matthews`; what `cost_metrics` returns; and `task`.
+        As metrics `task`, `classes` where there are any, `score`, `lower_is_better` and
+        `test_score`; `<split>_<metric>` for each that `scores.reported` names and the rows allow,
+        those of generated text for test only, with `generated_rows`, `signatures` and
+        `against_teacher`; `test_intervals`; and what `cost_metrics` returns.
 
     Raises:
-        ConfigError: If a split has nothing to score.
+        ConfigError: If a split has nothing to score, or the task has no such score.
         IncompatibleError: If the model's vocabulary is smaller than the tokens'.
         IntegrityError: If the model's output is not finite.
     """
     meta = tokens.meta
+    judged_by = headline(meta.task, score)
     vocab = model.config.get_text_config().vocab_size
     if vocab < meta.vocab:
         raise IncompatibleError(
@@ -66,33 +98,34 @@ def evaluate_model(
             "evaluate the model on tokens of its own tokenizer"
         )
     model = model.to(device).eval()  # pyright: ignore[reportCallIssue, reportArgumentType]
-    metrics: dict[str, Any] = {"task": meta.task}
+    metrics: dict[str, Any] = {
+        "task": meta.task,
+        "score": judged_by,
+        "lower_is_better": SCORES[judged_by].lower_is_better,
+    }
+    if meta.classes:
+        metrics["classes"] = len(meta.classes)
+    predictions: list[Row] = []
     for split in splits:
-        if models_language(meta.task):
-            found = perplexity(
-                model,
-                tokens.split(split),
-                pad_id=meta.pad_id,
-                batch_tokens=batch_tokens,
-                device=device,
-                label=split,
-            )
-            metrics[f"{split}_nats_per_token"] = found.nats_per_token
-            metrics[f"{split}_perplexity"] = found.perplexity
-        else:
-            scores = classify(
-                model,
-                tokens.split(split),
-                classes=len(meta.classes),
-                pad_id=meta.pad_id,
-                batch_tokens=batch_tokens,
-                device=device,
-                label=split,
-            )
-            metrics[f"{split}_accuracy"] = scores.accuracy
-            metrics[f"{split}_f1"] = scores.f1
-            metrics[f"{split}_matthews"] = scores.matthews
-        logger.info("%s: %s", split, {k: v for k, v in metrics.items() if k.startswith(split)})
+        rows = predict_rows(model, tokens, split, batch_tokens=batch_tokens, device=device)
+        if split == "test":
+            predictions = rows
+            if generate is not None and generate.rows and generates(meta.task):
+                written = generate_rows(
+                    model,
+                    tokens.split(split),
+                    tokenizer=tokens.tokenizer_path,
+                    pad_id=meta.pad_id,
+                    options=generate,
+                    device=device,
+                )
+                for row, text in zip(rows, written, strict=False):
+                    row.update(text)
+                metrics["generated_rows"] = len(written)
+        metrics |= _scores(rows, split, meta.task, judged_by, len(meta.classes) or None, intervals)
+        logger.info("%s: %s", split, _shown(metrics, split))
+    if teacher_texts is not None:
+        metrics |= _against(predictions, teacher_texts)
     timing = measure_speed(
         model,
         device=device,
@@ -100,4 +133,60 @@ def evaluate_model(
         length=min(timing_length, meta.max_length),
         repeats=timing_repeats,
     )
-    return metrics | cost_metrics(model, directory=directory, timing=timing)
+    metrics |= cost_metrics(model, directory=directory, timing=timing)
+    return Evaluation(metrics, predictions)
+
+
+def _scores(
+    rows: list[Row],
+    split: Split,
+    task: str,
+    judged_by: str,
+    classes: int | None,
+    intervals: IntervalOptions | None,
+) -> dict[str, Any]:
+    """Every reported score of a split's rows; of test rows also the headline and the intervals."""
+    found: dict[str, float] = {}
+    spread: dict[str, list[float]] = {}
+    signatures: dict[str, str] = {}
+    names = reported(task, judged_by)
+    for scored in score_rows(rows, task, classes=classes):
+        kept = {name: metric for name, metric in scored.metrics.items() if name in names}
+        found |= values(kept, len(scored.rows))
+        signatures |= scored.signatures
+        if split == "test" and intervals is not None:
+            ends = bootstrap_intervals(kept, len(scored.rows), intervals)
+            spread |= {name: list(both) for name, both in ends.items()}
+    metrics: dict[str, Any] = {f"{split}_{name}": value for name, value in found.items()}
+    if split != "test":
+        return metrics
+    if judged_by not in found:
+        raise ConfigError(
+            f"evaluate.score: found {judged_by}, the test rows have {', '.join(found)}; choose one "
+            "of them, or let evaluate.generate.rows be more than 0"
+        )
+    metrics["test_score"] = found[judged_by]
+    if signatures:
+        metrics["signatures"] = signatures
+    if intervals is not None:
+        metrics["test_intervals"] = spread
+    return metrics
+
+
+def _against(predictions: Sequence[Row], teacher_texts: Mapping[Identity, str]) -> dict[str, Any]:
+    """Scores of the generated text with what the teacher wrote as its only reference."""
+    both = [row for row in predictions if "text" in row and identity(row) in teacher_texts]
+    if not both:
+        return {}
+    scored = score_texts(
+        [row["text"] for row in both], [[teacher_texts[identity(row)]] for row in both]
+    )
+    return {"against_teacher": values(scored.metrics, len(both))}
+
+
+def _shown(metrics: Mapping[str, Any], split: Split) -> dict[str, float]:
+    return {
+        name: round(value, 6)
+        for name, value in metrics.items()
+        if name.startswith(f"{split}_") and isinstance(value, float)
+    }

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from pipeline.errors import ConfigError, IntegrityError
 from pipeline.evaluate.batches import Batch, batches, pad_flags
+from pipeline.evaluate.likelihood import MAX_NATS
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +27,6 @@ CHUNK_LOGITS = 1 << 24
 # Two orders of the same float32 sums differ by about 1e-6 of the largest logit; a forgotten scale
 # or soft cap by far more.
 HEAD_TOLERANCE = 1e-3
-# The exponential of more is no float64.
-MAX_NATS = 700
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +36,14 @@ class Perplexity:
     Attributes:
         nats_per_token: Mean negative log-likelihood of the targets, in nats.
         targets: How many tokens were predicted.
+        row_nats: Negative log-likelihood of each row's targets, in nats.
+        row_targets: How many tokens of each row were predicted.
     """
 
     nats_per_token: float
     targets: int
+    row_nats: tuple[float, ...]
+    row_targets: tuple[int, ...]
 
     @property
     def perplexity(self) -> float:
@@ -79,7 +82,7 @@ def perplexity(
     """
     masks: list[list[bool]] = split["loss_mask"][:]
     row_nats = [0.0] * len(masks)
-    targets = 0
+    row_targets = [0] * len(masks)
     score: Callable[[Batch, Tensor], Tensor] | None = None
     with torch.inference_mode():
         for batch in batches(
@@ -96,10 +99,11 @@ def perplexity(
             nats = torch.zeros(counted.shape, dtype=torch.float64, device=device)
             if counted.any():
                 nats[counted] = score(batch, counted).double()
-            sums = nats.sum(dim=1).tolist()
-            for row, value in zip(batch.rows, sums, strict=True):
+            sums, counts = nats.sum(dim=1).tolist(), counted.sum(dim=1).tolist()
+            for row, value, count in zip(batch.rows, sums, counts, strict=True):
                 row_nats[row] = value
-            targets += int(counted.sum())
+                row_targets[row] = count
+    targets = sum(row_targets)
     if targets == 0:
         raise ConfigError(
             f"{label}: found 0 targets in {len(masks)} rows, expected at least 1; "
@@ -117,7 +121,12 @@ def perplexity(
             f"{label}: found {total / targets:.4g} nats a token, expected at most {MAX_NATS}; "
             "the model's training diverged"
         )
-    return Perplexity(nats_per_token=total / targets, targets=targets)
+    return Perplexity(
+        nats_per_token=total / targets,
+        targets=targets,
+        row_nats=tuple(row_nats),
+        row_targets=tuple(row_targets),
+    )
 
 
 def target_nats(

@@ -10,10 +10,15 @@ from pipeline.provenance import read_json
 
 FAITHFUL_FIRST = ("dense", "head", "topk")
 """Forms of logits: all classes, the whole vocabulary, its likeliest tokens."""
+NEVER = "sampled"
+"""Draws say what to learn on average, but not what the teacher thinks of one position."""
 
 
 def reference_logits(manifests: Path) -> dict[str, str] | None:
-    """Return store, signal and digest of a teacher's logits; None if none were captured.
+    """Return store, signal and digest of a teacher's logits; None if none are to be compared with.
+
+    Samples are not: their cross-entropy has the teacher's entropy in it. Nor is the output of a
+    regression, which is no distribution.
 
     Args:
         manifests: Directory with the JSON files that capture wrote for the teacher.
@@ -21,7 +26,11 @@ def reference_logits(manifests: Path) -> dict[str, str] | None:
     Raises:
         IntegrityError: If a manifest is not readable.
     """
-    records = [read_json(path) for path in sorted(manifests.glob("logits.*.json"))]
+    store = manifests / "store.json"
+    if store.exists() and read_json(store).get("task") == "regression":
+        return None
+    found = [read_json(path) for path in sorted(manifests.glob("logits.*.json"))]
+    records = [record for record in found if record["form"] != NEVER]
     if not records:
         return None
     best = min(records, key=_rank)

@@ -1,20 +1,18 @@
 """Students beside their teacher: retention, size ratio, speed ratio, and the report's metrics.
 
-Retention is the share of the teacher's quality a student keeps. A language model's is the
-teacher's test perplexity over the student's; a classifier's is the student's test score over the
-teacher's. So 1 means "as good", and more than 1 "better".
+Retention is the share of the teacher's quality a student keeps: of a score the student's over the
+teacher's, of what is better when it is less, as perplexity, the teacher's over the student's. So 1
+means "as good", and more than 1 "better". Of scores that are not positive there is no share.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from pipeline.errors import ConfigError, IncompatibleError
+from pipeline.report.measures import Measure, headline_of, measure_of
 from pipeline.report.results import ModelMetrics, StudentResult, Task, TeacherResult
 from pipeline.report.words import Number
-from pipeline.tasks import models_language
-
-Score = Literal["accuracy", "f1", "matthews"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +24,7 @@ class Row:
         teacher: Its teacher's name; its own for a teacher.
         is_teacher: Whether it is one.
         metrics: What was measured of it.
-        quality: Test perplexity, or the test score of the task.
+        quality: The headline measure on the test split.
         retention: Share of the teacher's quality, 1 for a teacher.
         size_ratio: The teacher's parameters over this model's.
         speed_ratio: This model's tokens a second over the teacher's.
@@ -48,24 +46,23 @@ class Comparison:
 
     Attributes:
         task: What the models do.
-        score: Which score is a classifier's quality.
+        headline: Which measure is their quality.
         rows: Models in the order given, students after their teacher.
     """
 
     task: Task
-    score: Score
+    headline: Measure
     rows: tuple[Row, ...]
 
     @property
     def quality_name(self) -> str:
         """What `Row.quality` is, as a heading."""
-        names = {"accuracy": "test accuracy", "f1": "test F1", "matthews": "test Matthews"}
-        return "test perplexity" if models_language(self.task) else names[self.score]
+        return f"test {self.headline.heading}"
 
     @property
     def is_lower_better(self) -> bool:
         """Whether less of the quality is better."""
-        return models_language(self.task)
+        return self.headline.is_lower_better
 
     @property
     def students(self) -> tuple[Row, ...]:
@@ -78,26 +75,31 @@ class Comparison:
 
     def best_student(self, teacher: str) -> Row | None:
         """The student of a teacher that keeps most, or None where none was measured."""
-        known = [row for row in self.students if row.teacher == teacher and row.retention]
-        return max(known, key=lambda row: row.retention or 0.0, default=None)
+        known = [
+            (-row.quality if self.is_lower_better else row.quality, row)
+            for row in self.students
+            if row.teacher == teacher and row.quality is not None
+        ]
+        return max(known, key=lambda pair: pair[0], default=(0.0, None))[1]
 
 
 def compare(
     teachers: Sequence[TeacherResult],
     students: Sequence[StudentResult],
     *,
-    score: Score = "accuracy",
+    score: str | None = None,
 ) -> Comparison:
     """Set every student beside its teacher.
 
     Args:
         teachers: At least one.
         students: Any number.
-        score: Which test score is a classifier's quality.
+        score: Which test metric is the quality; by default what the metrics files say, or where
+            they say nothing the task's own.
 
     Raises:
         ConfigError: If there is no teacher, or two models of one name.
-        IncompatibleError: If a student names another teacher, or tasks differ.
+        IncompatibleError: If a student names another teacher, or tasks or scores differ.
     """
     if not teachers:
         raise ConfigError("teachers: found none, expected at least one; add one under teachers")
@@ -124,16 +126,17 @@ def compare(
                 f"{model.name}: found task {model.metrics.task}, expected {task} as of "
                 f"{teachers[0].name}; report one task at a time"
             )
+    headline = _headline([*teachers, *students], score)
     rows: list[Row] = []
     for teacher in teachers:
-        best = _row(teacher.name, teacher.name, teacher.metrics, None, score)
+        best = _row(teacher.name, teacher.name, teacher.metrics, None, headline)
         rows.append(best)
         rows += [
-            _row(student.name, teacher.name, student.metrics, best, score)
+            _row(student.name, teacher.name, student.metrics, best, headline)
             for student in students
             if student.teacher == teacher.name
         ]
-    return Comparison(task=task, score=score, rows=tuple(rows))
+    return Comparison(task=task, headline=headline, rows=tuple(rows))
 
 
 def report_metrics(comparison: Comparison) -> dict[str, Any]:
@@ -147,7 +150,8 @@ def report_metrics(comparison: Comparison) -> dict[str, Any]:
     teachers: dict[str, dict[str, Any]] = {}
     students: dict[str, dict[str, Any]] = {}
     for row in comparison.rows:
-        metrics = row.metrics.model_dump(mode="json", exclude_none=True)
+        dumped = row.metrics.model_dump(mode="json", exclude_none=True)
+        metrics = {key: value for key, value in dumped.items() if value != {}}
         if row.is_teacher:
             teachers[row.name] = metrics
             continue
@@ -164,26 +168,49 @@ def report_metrics(comparison: Comparison) -> dict[str, Any]:
     return report
 
 
-def _row(name: str, teacher: str, metrics: ModelMetrics, best: Row | None, score: Score) -> Row:
+def _headline(models: Sequence[TeacherResult | StudentResult], score: str | None) -> Measure:
+    """The measure that all models are judged by."""
+    said = {model.metrics.score: model for model in models if model.metrics.score is not None}
+    if score is None and len(said) > 1:
+        first, second = list(said)[:2]
+        raise IncompatibleError(
+            f"{said[second].name}: found score {second}, expected {first} as of "
+            f"{said[first].name}; evaluate all models with one evaluate.score"
+        )
+    task = models[0].metrics.task
+    score = score or next(iter(said), None) or headline_of(task)
+    known = said.get(score)
+    return measure_of(
+        score, task, is_lower_better=None if known is None else known.metrics.lower_is_better
+    )
+
+
+def _row(
+    name: str, teacher: str, metrics: ModelMetrics, best: Row | None, headline: Measure
+) -> Row:
     """One row; `best` is the teacher's, None for the teacher itself."""
-    lower_is_better = models_language(metrics.task)
-    quality = metrics.test_perplexity if lower_is_better else getattr(metrics, f"test_{score}")
+    quality = metrics.test(headline.key)
     if best is None:
         known = (quality, metrics.parameters, metrics.tokens_per_second)
         return Row(name, teacher, True, metrics, quality, *[_ratio(one, one) for one in known])
-    retention = _ratio(best.quality, quality) if lower_is_better else _ratio(quality, best.quality)
+    retention = (
+        _ratio(best.quality, quality) if headline.is_lower_better else _ratio(quality, best.quality)
+    )
     return Row(
         name=name,
         teacher=teacher,
         is_teacher=False,
         metrics=metrics,
         quality=quality,
-        retention=retention,
+        # A teacher without an error leaves no error of which a student could have a share.
+        retention=None if headline.is_lower_better and best.quality == 0 else retention,
         size_ratio=_ratio(best.metrics.parameters, metrics.parameters),
         speed_ratio=_ratio(metrics.tokens_per_second, best.metrics.tokens_per_second),
     )
 
 
 def _ratio(above: Number | None, below: Number | None) -> float | None:
-    """A quotient, or None where a side is unknown or the lower is not positive (Matthews 0)."""
-    return None if above is None or below is None or below <= 0 else above / below
+    """A quotient, or None where a side is unknown or the signs give none (Matthews 0, or less)."""
+    if above is None or below is None or below <= 0 or above < 0:
+        return None
+    return above / below

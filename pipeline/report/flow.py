@@ -47,6 +47,7 @@ def flow(
             f"teacher {teacher.name}",
             ((words.count(parameters), "parameters"),) if parameters else (),
         ),
+        *_written(teacher),
         Box("capture", "one pass, then the teacher rests", _captured(teacher)),
         Box(
             "train",
@@ -76,6 +77,18 @@ def _tokens(tokens: TokensSummary | None) -> Facts:
         (words.whole(sum(tokens.rows.values())), "rows"),
         (words.whole(tokens.vocab), "vocabulary"),
     )
+
+
+def _written(teacher: TeacherResult) -> list[Box]:
+    """What the teacher wrote for its students, where it did."""
+    transfer = teacher.transfer
+    if transfer is None or transfer.targets == "corpus":
+        return []
+    facts = (
+        (words.whole(transfer.rows), "targets"),
+        (words.count(transfer.new_tokens), "tokens"),
+    )
+    return [Box("generate", "the teacher's own targets", facts)]
 
 
 def _captured(teacher: TeacherResult) -> Facts:

@@ -13,13 +13,24 @@ from markupsafe import Markup
 
 from pipeline.provenance import software, write_bytes_atomically, write_json
 from pipeline.report import plots, words
-from pipeline.report.compare import Comparison, Score, compare, report_metrics
+from pipeline.report.compare import Comparison, compare, report_metrics
 from pipeline.report.figures import mark
 from pipeline.report.flow import flow
+from pipeline.report.grids import grids, signatures
+from pipeline.report.pairs import PairedTest
 from pipeline.report.results import CorpusSummary, StudentResult, TeacherResult, in_order
-from pipeline.tasks import models_language
+from pipeline.report.samples import Sample
 
 logger = logging.getLogger(__name__)
+
+TASK_WORDS = {
+    "causal-lm": "language modelling",
+    "prompt-target": "writing a target after a prompt",
+    "messages": "answering in a chat",
+    "classification": "classification",
+    "multi-label": "classification with any number of labels",
+    "regression": "regression",
+}
 
 
 def write_report(
@@ -29,7 +40,10 @@ def write_report(
     students: Sequence[StudentResult],
     corpus: CorpusSummary | None = None,
     versions: Mapping[str, str] | None = None,
-    score: Score = "accuracy",
+    score: str | None = None,
+    pairs: Sequence[PairedTest] = (),
+    samples: Sequence[Sample] = (),
+    confidence: float = 0.95,
     title: str = "decant report",
 ) -> dict[str, Any]:
     """Write `index.html` and `metrics.json`.
@@ -40,7 +54,10 @@ def write_report(
         students: Any number, in the order they shall appear.
         corpus: What prepare made, for the flow.
         versions: Software to name in the footer; by default what is installed.
-        score: Which test score is a classifier's quality.
+        score: Which test metric is the quality; by default what the metrics files say.
+        pairs: Paired tests between students on that metric.
+        samples: Test rows to read side by side.
+        confidence: Level of the intervals in the metrics files and of the pairs.
         title: The page's heading.
 
     Returns:
@@ -48,7 +65,7 @@ def write_report(
 
     Raises:
         ConfigError: If there is no teacher, or two models of one name.
-        IncompatibleError: If a student's teacher or task does not fit.
+        IncompatibleError: If a student's teacher, task or score does not fit.
         ResourceError: If the files cannot be written.
     """
     comparison = compare(teachers, students, score=score)
@@ -61,9 +78,14 @@ def write_report(
         students=students,
         corpus=corpus,
         versions=software() if versions is None else versions,
+        pairs=pairs,
+        samples=samples,
+        confidence=confidence,
         title=title,
     )
     metrics = report_metrics(comparison)
+    if pairs:
+        metrics["pairs"] = [pair.model_dump(mode="json") for pair in pairs]
     write_bytes_atomically(output / "index.html", page.encode())
     write_json(output / "metrics.json", metrics)
     logger.info("wrote %s and metrics.json", output / "index.html")
@@ -78,6 +100,9 @@ def render_page(
     corpus: CorpusSummary | None,
     versions: Mapping[str, str],
     title: str,
+    pairs: Sequence[PairedTest] = (),
+    samples: Sequence[Sample] = (),
+    confidence: float = 0.95,
 ) -> str:
     """Render the page.
 
@@ -88,6 +113,9 @@ def render_page(
         corpus: What prepare made, where known.
         versions: Software to name in the footer.
         title: The page's heading.
+        pairs: Paired tests between students.
+        samples: Test rows to read side by side.
+        confidence: Level of all intervals.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -123,6 +151,11 @@ def render_page(
         teachers=teachers,
         corpus=corpus,
         versions=dict(versions),
+        grids=grids(comparison),
+        pairs=pairs,
+        samples=samples,
+        confidence=f"{100 * confidence:g}%",
+        signatures=signatures(comparison),
     )
 
 
@@ -132,7 +165,7 @@ def summary(
     """Say in one paragraph what the run did and what came of it."""
     sentences = []
     if corpus is not None and corpus.source.get("kind"):
-        task = "language modelling" if models_language(comparison.task) else "classification"
+        task = TASK_WORDS[comparison.task]
         sentences.append(f"The corpus is {corpus.source['kind']}, the task {task}.")
     for teacher in teachers:
         size = words.count(teacher.metrics.parameters)
@@ -162,10 +195,12 @@ def summary(
         )
         best = comparison.best_student(teacher.name)
         if best is not None:
-            reached = words.quality(best.quality, is_perplexity=comparison.is_lower_better)
+            reached = f"{comparison.quality_name} {comparison.headline.show(best.quality)}"
             sentence = (
-                f"Student {best.name} keeps most: {words.percent(best.retention)} of the teacher's "
-                f"quality ({comparison.quality_name} {reached})"
+                f"Student {best.name} is best: {reached}"
+                if best.retention is None
+                else f"Student {best.name} keeps most: {words.percent(best.retention)} of the "
+                f"teacher's quality ({reached})"
             )
             if best.size_ratio is not None:
                 sentence += f" with {words.percent(1 / best.size_ratio)} of its parameters"

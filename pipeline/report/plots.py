@@ -108,7 +108,7 @@ def plot_quality(comparison: Comparison, order: Sequence[str]) -> str | None:
         direction = "lower" if comparison.is_lower_better else "higher"
         drawn.set_title(f"{direction} and further left is better")
         drawn.yaxis.set_major_locator(ticker.MaxNLocator(6))
-        if not comparison.is_lower_better:
+        if comparison.headline.is_percent:
             drawn.yaxis.set_major_formatter(lambda value, _: words.percent(value))
         drawn.grid(visible=True)
         low, high = drawn.get_ylim()

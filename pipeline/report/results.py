@@ -7,7 +7,7 @@ import csv
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -34,13 +34,29 @@ class Agreement(BaseModel):
 
 
 class ModelMetrics(BaseModel):
-    """One model's metrics file; what a task does not have is None."""
+    """One model's metrics file; what a task does not have is None.
+
+    Attributes:
+        score: The metric it is judged by; None in files that do not say.
+        test_score: Its value, where it is none of the metrics itself.
+        test_intervals: Lower and upper end of a metric's confidence interval.
+        against_teacher: Measures of generated text with the teacher's as the reference.
+        signatures: How sacrebleu computed a measure, in its own words.
+        generated_rows: Test rows that text was generated for.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
     name: str
     task: Task
     teacher: str | None = None
+    score: str | None = None
+    lower_is_better: bool | None = None
+    test_score: float | None = None
+    test_intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    against_teacher: dict[str, float] = Field(default_factory=dict)
+    signatures: dict[str, str] = Field(default_factory=dict)
+    generated_rows: int | None = None
     test_perplexity: float | None = None
     test_nats_per_token: float | None = None
     validation_perplexity: float | None = None
@@ -54,6 +70,13 @@ class ModelMetrics(BaseModel):
     bytes_on_disk: int | None = None
     tokens_per_second: float | None = None
     latency_seconds: float | None = None
+
+    def test(self, metric: str) -> float | None:
+        """Return what the test split gave for a metric, None where it was not measured."""
+        value = getattr(self, f"test_{metric}", None)
+        if value is None and metric == self.score:
+            value = self.test_score
+        return float(value) if isinstance(value, float | int) else None
 
 
 class SignalResult(BaseModel):
@@ -114,6 +137,22 @@ class TokensSummary(BaseModel):
     tokenizer_digest: str = ""
 
 
+class TransferSummary(BaseModel):
+    """What a report needs of `transfer.json`.
+
+    Attributes:
+        targets: Whose text students are taught on.
+        rows: Training rows that the teacher wrote the targets of.
+        new_tokens: Tokens it wrote.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    targets: Literal["corpus", "teacher"]
+    rows: int = 0
+    new_tokens: int = 0
+
+
 class Curve(BaseModel):
     """One student's training curve: a column for each term that was on.
 
@@ -132,6 +171,7 @@ class TeacherResult(BaseModel):
     """A teacher with its tokens and what was captured of it.
 
     Attributes:
+        transfer: Whose text was captured; None where that is not known.
         fingerprint: Of its store; empty where nothing was captured.
     """
 
@@ -140,6 +180,7 @@ class TeacherResult(BaseModel):
     name: str
     metrics: ModelMetrics
     tokens: TokensSummary | None = None
+    transfer: TransferSummary | None = None
     signals: tuple[SignalResult, ...] = ()
     fingerprint: str = ""
 
@@ -165,7 +206,12 @@ class StudentResult(BaseModel):
 
 
 def load_teacher(
-    name: str, *, metrics: Path, tokens: Path | None = None, manifests: Path | None = None
+    name: str,
+    *,
+    metrics: Path,
+    tokens: Path | None = None,
+    transfer: Path | None = None,
+    manifests: Path | None = None,
 ) -> TeacherResult:
     """Collect a teacher's files.
 
@@ -173,6 +219,7 @@ def load_teacher(
         name: The teacher's name.
         metrics: Its metrics file.
         tokens: Its `tokens.json`.
+        transfer: Its `transfer.json`.
         manifests: The folder with one manifest a signal, at any depth.
 
     Raises:
@@ -185,6 +232,7 @@ def load_teacher(
         name=name,
         metrics=_validate(ModelMetrics, metrics, name=name),
         tokens=None if tokens is None else _validate(TokensSummary, tokens),
+        transfer=None if transfer is None else _validate(TransferSummary, transfer),
         signals=in_order(signals),
     )
 

@@ -6,42 +6,45 @@ from rich.text import Text
 
 from pipeline.report import words
 from pipeline.report.compare import Comparison, Row
+from pipeline.report.measures import SHORTLIST, measure_of
+
+# Through a pipe rich takes a line to be so long.
+PIPE = 80
+MAX_NAME = 24
+MAX_EXTRA = 3
+LAST = "latency"
 
 
-def results_table(comparison: Comparison) -> Table:
+def results_table(comparison: Comparison, *, width: int = PIPE) -> Table:
     """Build the table: teachers in bold, each followed by its students, the best one marked.
 
-    A column that no model has a value for is left out.
+    A column that no model has a value for is left out; further measures of the task stand in it
+    where a line has room for them.
 
     Args:
         comparison: All models of the run.
+        width: Characters of a line.
     """
-    # As narrow as it goes: through a pipe rich takes a line to be 80 characters.
+    direction = f" (teacher's {comparison.headline.heading} / student's)"
     table = Table(
         box=box.SIMPLE_HEAD,
         show_edge=False,
         padding=0,
         caption="Retention is the share of the teacher's quality kept"
-        + (" (teacher's perplexity / student's)." if comparison.is_lower_better else ".")
-        + " ★ keeps most. KL in nats.",
+        + (direction if comparison.is_lower_better else "")
+        + ". ★ keeps most. KL in nats.",
         caption_justify="left",
     )
-    columns = [
-        (heading, values)
-        for heading, values in _columns(comparison)
-        if any(value != words.UNKNOWN for value in values)
-    ]
+    names = [_name(comparison, row) for row in comparison.rows]
+    columns = _fitting(comparison, width - min(MAX_NAME, max(map(len, names))))
     table.add_column("model", overflow="fold")
     for heading, _ in columns:
         table.add_column(heading, justify="right", no_wrap=True)
     for index, row in enumerate(comparison.rows):
         last = index + 1 == len(comparison.rows) or comparison.rows[index + 1].is_teacher
-        best = comparison.best_student(row.teacher)
-        is_best = best is not None and best.name == row.name and not row.is_teacher
-        # Text, not markup: a name may hold brackets.
-        name = Text(row.name + (" (teacher)" if row.is_teacher else " ★" if is_best else ""))
         table.add_row(
-            name,
+            # Text, not markup: a name may hold brackets.
+            Text(names[index]),
             *[values[index] for _, values in columns],
             style="bold" if row.is_teacher else None,
             end_section=last,
@@ -49,9 +52,57 @@ def results_table(comparison: Comparison) -> Table:
     return table
 
 
+def _name(comparison: Comparison, row: Row) -> str:
+    """A model's name with what it is."""
+    if row.is_teacher:
+        return f"{row.name} (teacher)"
+    best = comparison.best_student(row.teacher)
+    return f"{row.name} ★" if best is not None and best.name == row.name else row.name
+
+
+def _fitting(comparison: Comparison, room: int) -> list[tuple[str, list[str]]]:
+    """Columns that are known, with as many further measures as a line has room for."""
+    columns = _columns(comparison)
+    quality, always = (
+        [column for column in some if _is_known(column)] for some in (columns[:2], columns[2:])
+    )
+    wanted = [column for column in _further(comparison) if _is_known(column)]
+    room -= sum(map(_width, quality + always))
+    if wanted and room < _width(wanted[0]) and always and always[-1][0] == LAST:
+        # How good a model is says more than its latency, which the page has.
+        room += _width(always.pop())
+    further = []
+    for column in wanted:
+        if len(further) < MAX_EXTRA and _width(column) <= room:
+            further.append(column)
+            room -= _width(column)
+    return quality + further + always
+
+
+def _is_known(column: tuple[str, list[str]]) -> bool:
+    return any(value != words.UNKNOWN for value in column[1])
+
+
+def _width(column: tuple[str, list[str]]) -> int:
+    """Characters of a column with the blank before it."""
+    heading, values = column
+    return 1 + max(map(len, [*heading.split("\n"), *values]))
+
+
+def _further(comparison: Comparison) -> list[tuple[str, list[str]]]:
+    """Measures of the task beside the headline, those that are most asked for first."""
+    found = []
+    for key in SHORTLIST[comparison.task]:
+        measure = measure_of(key, comparison.task)
+        if measure.key != comparison.headline.key:
+            values = [measure.show(row.metrics.test(key)) for row in comparison.rows]
+            found.append((measure.short or measure.heading, values))
+    return found
+
+
 def _columns(comparison: Comparison) -> list[tuple[str, list[str]]]:
     """Heading and cells of every column but the name."""
-    is_perplexity = comparison.is_lower_better
+    headline = comparison.headline
 
     def agreement(row: Row, name: str) -> float | None:
         return None if row.metrics.agreement is None else getattr(row.metrics.agreement, name)
@@ -59,8 +110,8 @@ def _columns(comparison: Comparison) -> list[tuple[str, list[str]]]:
     rows = comparison.rows
     return [
         (
-            "test\nppl" if is_perplexity else comparison.quality_name.replace(" ", "\n"),
-            [words.quality(row.quality, is_perplexity=is_perplexity) for row in rows],
+            f"test\n{headline.short or headline.heading}",
+            [headline.show(row.quality) for row in rows],
         ),
         ("retention", [words.percent(row.retention) for row in rows]),
         ("KL", [words.number(agreement(row, "kl"), 3) for row in rows]),
@@ -69,5 +120,5 @@ def _columns(comparison: Comparison) -> list[tuple[str, list[str]]]:
         ("smaller", [words.times(row.size_ratio) for row in rows]),
         ("tok/s", [words.count(row.metrics.tokens_per_second) for row in rows]),
         ("faster", [words.times(row.speed_ratio) for row in rows]),
-        ("latency", [words.seconds(row.metrics.latency_seconds) for row in rows]),
+        (LAST, [words.seconds(row.metrics.latency_seconds) for row in rows]),
     ]

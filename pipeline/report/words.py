@@ -7,8 +7,9 @@ LETTERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 
 def number(value: Number | None, digits: int = 2) -> str:
-    """A number with thousands separated and `digits` decimals."""
-    return UNKNOWN if value is None else f"{value:,.{digits}f}"
+    """A number with thousands separated and `digits` decimals, and a true minus."""
+    # "z" leaves no minus before a zero.
+    return UNKNOWN if value is None else f"{value:z,.{digits}f}".replace("-", "−")
 
 
 def whole(value: int | None) -> str:
@@ -21,9 +22,9 @@ def spelled(value: int) -> str:
     return LETTERS[value] if value < len(LETTERS) else whole(value)
 
 
-def quality(value: Number | None, *, is_perplexity: bool) -> str:
-    """A perplexity to two decimals, or a score of one in percent to one."""
-    return number(value) if is_perplexity else percent(value)
+def probability(value: Number) -> str:
+    """A p-value: three decimals, and not 0.000 for what is only small."""
+    return "< 0.001" if value < 0.001 else number(value, 3)
 
 
 def percent(value: Number | None) -> str:

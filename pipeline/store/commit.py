@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.axes import SPLITS, Axis
+from pipeline.axes import SPLITS
 from pipeline.errors import IntegrityError
 from pipeline.provenance import fingerprint, software
+from pipeline.store.extent import example_rows, segment_extent
 from pipeline.store.index import index_signal, read_index, withdraw
 from pipeline.store.layout import Layout
 from pipeline.store.plan import Plan
@@ -50,15 +51,31 @@ class SignalWriter:
         self.layout = layout
         self.declared = declared
         self._plan = plan
-        self._by_token = declared.axis == Axis.TOKEN
-        self.shard_rows = plan.segment_tokens if self._by_token else plan.examples_per_segment
-        self.chunk_rows = chunk_tokens if self._by_token else self.shard_rows
+        room = {
+            "segment_tokens": plan.segment_tokens,
+            "chunk_tokens": chunk_tokens,
+            "examples_per_segment": plan.examples_per_segment,
+        }
+        extent = segment_extent(
+            declared.axis, room, length=plan.length, segment=plan.segment, rule=declared.rule
+        )
+        self._rows = example_rows(declared.axis, plan.length, declared.rule)
+        self.shard_rows, self.chunk_rows = extent.shard_rows, extent.chunk_rows
         self._specs = {
             f"{declared.signal}/{name}": ArraySpec(
                 part, plan.segments * self.shard_rows, self.shard_rows, self.chunk_rows
             )
             for name, part in declared.parts().items()
         }
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the signal has arrays; else its receipts only join its declaration to rows."""
+        return bool(self._specs)
+
+    def example_rows(self, segment: int) -> NDArray[np.int64]:
+        """Return how many rows each example of a segment has."""
+        return self._rows[self._plan.in_segment(segment)]
 
     @property
     def segments(self) -> list[int]:
@@ -131,7 +148,7 @@ class SignalWriter:
             tokens=tokens,
             examples=count,
             rows=rows,
-            content=content_digest(buffers, tokens if self._by_token else count),
+            content=content_digest(buffers, int(self._rows[examples].sum())),
             skipped=skipped,
             files=files,
         )

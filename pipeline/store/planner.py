@@ -51,23 +51,37 @@ EXAMPLE_DTYPES = {
 class Rows:
     """The tokenised rows that the plan places, in plan order.
 
-    `tokens` holds one array a column for each example; `label` is -1 where there is none.
+    `tokens` holds one array a column for each example; `label` is -1 where there is none; `targets`
+    are the numbers that a regression or multi-label model is asked for, [examples, outputs].
     """
 
     tokens: dict[str, list[NDArray[Any]]]
     label: NDArray[np.int64]
     source_row: NDArray[np.int64]
     piece: NDArray[np.int64]
+    targets: NDArray[np.float32] | None = None
 
 
-def row_digest(tokens: dict[str, NDArray[Any]], label: int, source_row: int, piece: int) -> bytes:
-    """Identity of an example: all its model inputs, its label and where it came from."""
+def row_digest(
+    tokens: dict[str, NDArray[Any]],
+    label: int,
+    source_row: int,
+    piece: int,
+    targets: NDArray[np.float32] | None = None,
+) -> bytes:
+    """Identity of an example: all its model inputs, its label or targets, and where it came from.
+
+    Without targets the identity is the one of stores that knew none.
+    """
     digest = hashlib.blake2b(digest_size=ROW_DIGEST_BYTES)
     for column in sorted(tokens):
         values = np.ascontiguousarray(tokens[column], dtype=TOKEN_DTYPES[column])
         digest.update(f"{column}:{len(values)};".encode())
         digest.update(values.tobytes())
     digest.update(f"{label};{source_row};{piece}".encode())
+    if targets is not None:
+        digest.update(f";targets:{len(targets)};".encode())
+        digest.update(np.ascontiguousarray(targets, dtype="<f4").tobytes())
     return digest.digest()
 
 
@@ -100,6 +114,8 @@ def write_plan(layout: Layout, plan: Plan, rows: Rows, description: dict[str, An
         "examples": len(plan.row),
         "columns": sorted(rows.tokens),
     }
+    if rows.targets is not None:
+        record["outputs"] = rows.targets.shape[1]
     found = _found(layout)
     if found is not None and {key: found[key] for key in record} != record:
         raise IntegrityError(
@@ -180,9 +196,13 @@ def _example_arrays(plan: Plan, rows: Rows) -> Iterator[Shards]:
             int(rows.label[i]),
             int(rows.source_row[i]),
             int(rows.piece[i]),
+            None if rows.targets is None else rows.targets[i],
         )
         for i in range(count)
     ]
     table = np.frombuffer(b"".join(digests), np.uint8).reshape(count, ROW_DIGEST_BYTES)
     part = Part("uint8", (ROW_DIGEST_BYTES,))
     yield "examples/digest", ArraySpec(part, count, count, count), [table]
+    if rows.targets is not None:
+        part = Part("float32", (rows.targets.shape[1],))
+        yield "examples/targets", ArraySpec(part, count, count, count), [rows.targets]

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load as load_safetensors
 
-from pipeline.axes import Axis
 from pipeline.errors import IncompatibleError, IntegrityError
+from pipeline.store.extent import example_rows, first_rows, segment_extent
 from pipeline.store.forms.form import Channels, Part
 from pipeline.store.index import read_index
 from pipeline.store.layout import FORMAT, Layout
@@ -57,7 +57,8 @@ class Segment:
 
     `examples` are positions in the reader's example table whose features are usable; `offset` is
     the first row of each of them within the segment's token rows, `slot` its row in example-axis
-    arrays. `features` maps a signal's name to its parts, each over the whole segment.
+    arrays. `features` maps a signal's name to its parts, each over the whole segment; `spans` to
+    the first row of each example in them and the row after its last.
     """
 
     number: int
@@ -67,6 +68,7 @@ class Segment:
     slot: NDArray[np.int64]
     tokens: dict[str, NDArray[Any]]
     features: dict[str, dict[str, NDArray[Any]]] = field(default_factory=dict)
+    spans: dict[str, NDArray[np.int64]] = field(default_factory=dict)
 
 
 class StoreReader:
@@ -170,6 +172,16 @@ class StoreReader:
             ]
         }
 
+    @cached_property
+    def targets(self) -> NDArray[np.float32] | None:
+        """What a regression or multi-label model is asked for, [examples, outputs]; else None."""
+        outputs = self.plan.get("outputs", 0)
+        if not outputs:
+            return None
+        count = self.plan["examples"]
+        spec = ArraySpec(Part("float32", (outputs,)), count, count, count)
+        return self._read("examples/targets", spec, 0, self.plan["files"])
+
     def segments(self, split: str) -> list[int]:
         """Return the segments of a split, in order."""
         return [i for i, name in enumerate(self.plan["segments"]) if name == split]
@@ -213,7 +225,7 @@ class StoreReader:
         self._check_rows(segment, members, offset, length, tokens)
         identity = rows_digest(self.examples["digest"][members])
         skipped: set[int] = set()
-        features = {}
+        features, spans = {}, {}
         for name in signals:
             stored = self.signal(name)
             receipt = stored.receipts.get(segment)
@@ -227,22 +239,39 @@ class StoreReader:
                     f"{name} segment {segment}: features of other rows ({receipt.rows[:12]}), "
                     f"expected {identity[:12]}; capture this store again"
                 )
-            by_token = stored.declaration.axis == Axis.TOKEN
-            rows = capacity if by_token else self.plan["examples_per_segment"]
+            declared = stored.declaration
+            extent = segment_extent(
+                declared.axis,
+                self.plan,
+                length=self.examples["length"],
+                segment=self.examples["segment"],
+                rule=declared.rule,
+            )
             features[name] = {
                 part_name: self._read(
                     f"{name}/{part_name}",
-                    ArraySpec(part, count * rows, rows, chunk if by_token else rows),
+                    ArraySpec(
+                        part, count * extent.shard_rows, extent.shard_rows, extent.chunk_rows
+                    ),
                     segment,
                     receipt.files,
                 )
-                for part_name, part in stored.declaration.parts().items()
+                for part_name, part in declared.parts().items()
             }
+            rows = example_rows(declared.axis, length, declared.rule)
+            spans[name] = np.stack([first_rows(rows), np.cumsum(rows)], axis=-1)
             skipped.update(receipt.skipped)
         slot = self.examples["slot"][members].astype(np.int64)
         usable = ~np.isin(slot, sorted(skipped))
         return Segment(
-            segment, members[usable], offset[usable], length[usable], slot[usable], tokens, features
+            segment,
+            members[usable],
+            offset[usable],
+            length[usable],
+            slot[usable],
+            tokens,
+            features,
+            {name: span[usable] for name, span in spans.items()},
         )
 
     def _check_rows(
@@ -256,13 +285,14 @@ class StoreReader:
         """Compare each example's identity with what its tokens and label say; once a segment."""
         if segment in self._checked_rows:
             return
-        table = self.examples
+        table, targets = self.examples, self.targets
         for i, start, count in zip(members.tolist(), offset.tolist(), length.tolist(), strict=True):
             found = row_digest(
                 {column: values[start : start + count] for column, values in tokens.items()},
                 int(table["label"][i]),
                 int(table["source_row"][i]),
                 int(table["piece"][i]),
+                None if targets is None else targets[i],
             )
             if found != table["digest"][i].tobytes():
                 raise IntegrityError(

@@ -20,7 +20,8 @@ from pipeline.store.signals import Signal
 class Declaration:
     """What a signal is: its form and sizes, and what a reader must know to decode and use it.
 
-    `info` holds the mask rule and scaling of an attention layer, or scale and softcap of a head.
+    `info` holds the mask rule and scaling of an attention layer, or scale and softcap of a head,
+    and by its name the index's entry of each asset that the values are rebuilt with.
     `splits` names the splits whose segments carry the signal. `channels` is the digest record of
     its statistics file.
     """
@@ -81,6 +82,16 @@ class Declaration:
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
         return asdict(self)
+
+    @property
+    def rule(self) -> str | None:
+        """Which keys a query sees, `causal` or `full`; None where the signal is no attention."""
+        return self.info.get("rule")
+
+    @property
+    def assets(self) -> dict[str, dict[str, Any]]:
+        """The index's entry of each asset that the signal's values are rebuilt with, by name."""
+        return {name: entry for name, entry in self.info.items() if isinstance(entry, dict)}
 
     def digest(self) -> str:
         """Return the fingerprint that ties receipts to this declaration."""

@@ -1,9 +1,10 @@
 """A student that starts from the teacher's own blocks, which capture put beside the features.
 
 The file holds the teacher's weights outside its blocks and the chosen blocks, under the teacher's
-names; the teacher itself is not needed.
+names; the teacher itself is not needed. For a narrower student they are cut to it.
 """
 
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,48 +15,30 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pipeline.errors import IncompatibleError, IntegrityError
+from pipeline.student.sizes import Sizes
+from pipeline.student.width import WidthCut
 from pipeline.taps.anatomy import Anatomy, find_anatomy
 
-SIZES = (
-    "model_type",
-    "hidden_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "intermediate_size",
-)
+logger = logging.getLogger(__name__)
 
 
-def check_sizes(student: PreTrainedConfig, teacher: PreTrainedConfig) -> None:
-    """Refuse a student whose blocks are not built like the teacher's.
-
-    Equal shapes would not be enough: two head counts have the same weights' shapes.
-
-    Raises:
-        IncompatibleError: Naming the first size that differs, with both values.
-    """
-    for key in SIZES:
-        found, expected = getattr(student, key, None), getattr(teacher, key, None)
-        if found != expected:
-            raise IncompatibleError(
-                f"init teacher-layers: the student's {key} is {found}, the teacher's {expected}; "
-                "leave it out of model.architecture or use init: random"
-            )
-
-
-def load_blocks(model: PreTrainedModel, path: Path, choice: Sequence[int]) -> None:
+def load_blocks(
+    model: PreTrainedModel, path: Path, choice: Sequence[int], teacher: PreTrainedConfig
+) -> None:
     """Fill a student with the teacher's chosen blocks and all its weights outside blocks.
 
     Weights are widened or narrowed to the student's dtype.
 
     Args:
-        model: The student, of the teacher's architecture but for its depth.
+        model: The student, of the teacher's architecture but for its depth and widths.
         path: A safetensors file of the teacher's weights.
         choice: For each student block, the teacher's block, counted from 1.
+        teacher: The teacher's configuration.
 
     Raises:
         IntegrityError: If the file is missing or broken.
-        IncompatibleError: If it lacks a chosen block, or names or shapes do not fit the student.
+        IncompatibleError: If it lacks a chosen block, if names or shapes do not fit the student, or
+            if a weight cannot be cut.
     """
     anatomy = find_anatomy(model)
     weights = model.state_dict()
@@ -64,14 +47,23 @@ def load_blocks(model: PreTrainedModel, path: Path, choice: Sequence[int]) -> No
             held = set(file.keys())
             sources = {name: _source(name, anatomy, choice) for name in weights}
             _check_names(path, anatomy, choice, sources, held, weights)
-            with torch.no_grad():
-                for name, source in sources.items():
-                    if source in held:
-                        _copy(weights[name], file.get_tensor(source), source)
+            # In order: sums of floating-point numbers depend on it.
+            wanted = sorted(set(sources.values()) & held)
+            found = {name: file.get_tensor(name) for name in wanted}
     except (OSError, SafetensorError) as error:
         raise IntegrityError(
             f"{path}: not readable as safetensors ({error}); delete it and run capture again"
         ) from error
+    ours, theirs = Sizes.of(model.config), Sizes.of(teacher)
+    if ours != theirs:
+        blocks = {name: anatomy.block_of(name) for name in found}
+        cut = WidthCut(found, blocks, teacher=theirs, student=ours)
+        found = {name: cut.cut(name, value) for name, value in found.items()}
+        logger.info("the teacher's weights cut to %s", ours)
+    with torch.no_grad():
+        for name, source in sources.items():
+            if source in found:
+                _copy(weights[name], found[source], source)
 
 
 def _source(name: str, anatomy: Anatomy, choice: Sequence[int]) -> str:

@@ -4,12 +4,14 @@ The teacher's `config.json` and weights come from the store's assets; the teache
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,15 +26,20 @@ from pipeline.student.architecture import (
     student_configuration,
     teacher_configuration,
 )
-from pipeline.student.blocks import check_sizes, load_blocks
+from pipeline.student.blocks import load_blocks
+from pipeline.student.lora import add_adapters
 from pipeline.student.maps import block_choice
-from pipeline.tasks import Task
+from pipeline.student.origin import LoraOptions
+from pipeline.student.sizes import check_sizes
+from pipeline.student.vocabulary import keep_vocabulary
+from pipeline.tasks import Task, models_language, outputs_of
 
 logger = logging.getLogger(__name__)
 
-MODEL_CLASSES = {
-    "causal-lm": AutoModelForCausalLM,
-    "classification": AutoModelForSequenceClassification,
+PROBLEM_TYPES: dict[str, Any] = {
+    "classification": "single_label_classification",
+    "multi-label": "multi_label_classification",
+    "regression": "regression",
 }
 
 
@@ -49,6 +56,8 @@ def build_student(
     blocks: Path | None = None,
     layer_choice: Literal["uniform"] | Sequence[int] = "uniform",
     revision: str | None = None,
+    vocabulary: Int[Tensor, " kept"] | None = None,
+    lora: LoraOptions | None = None,
 ) -> PreTrainedModel:
     """Build a student in float32 on the CPU, the same for the same arguments and versions.
 
@@ -60,12 +69,14 @@ def build_student(
         init: `random` (what a checkpoint does not bring is random too), or `teacher-layers`.
         teacher_config: The teacher's `config.json`.
         vocab: Length of the teacher's tokenizer.
-        classes: Names of the classes; empty for `causal-lm`.
+        classes: Names of the classes; empty for a language task or regression.
         task: What the student's head is for.
         seed: Of all random weights.
         blocks: The teacher's blocks among the store's assets, for `teacher-layers`.
         layer_choice: For each student block the teacher's block, counted from 1, or `uniform`.
         revision: Revision of a hub checkpoint.
+        vocabulary: The teacher's ids that the student keeps, in its order; None for all.
+        lora: Adapters that train instead of the weights the student starts with.
 
     Raises:
         ConfigError: If the choice contradicts itself, a key is unknown, or no model comes of it.
@@ -74,10 +85,35 @@ def build_student(
     """
     _check_choice(architecture, checkpoint, init, classes, task)
     teacher = teacher_configuration(teacher_config)
+    fresh: Collection[str] = ()
     if checkpoint is not None:
-        return _from_checkpoint(checkpoint, revision, teacher, vocab, classes, task, seed)
-    assert architecture is not None  # _check_choice: exactly one of the two is given
-    config = student_configuration(architecture, teacher, vocab=vocab, layer_choice=layer_choice)
+        model, fresh = _from_checkpoint(checkpoint, revision, teacher, vocab, classes, task, seed)
+    else:
+        assert architecture is not None  # _check_choice: exactly one of the two is given
+        config = student_configuration(
+            architecture, teacher, vocab=vocab, layer_choice=layer_choice
+        )
+        model = _from_architecture(config, teacher, init, blocks, layer_choice, classes, task, seed)
+    if vocabulary is not None:
+        # After the weights: the rows kept are the checkpoint's or the teacher's own.
+        keep_vocabulary(model, vocabulary)
+    if lora is not None:
+        with _seeded(seed):
+            add_adapters(model, lora, fresh=fresh)
+    return model
+
+
+def _from_architecture(
+    config: PreTrainedConfig,
+    teacher: PreTrainedConfig,
+    init: str,
+    blocks: Path | None,
+    layer_choice: Literal["uniform"] | Sequence[int],
+    classes: tuple[str, ...],
+    task: Task,
+    seed: int,
+) -> PreTrainedModel:
+    """Draw a student's weights, and put the teacher's in their place where asked for."""
     _set_task(config, classes, task)
     if init == "teacher-layers":
         if blocks is None:
@@ -88,7 +124,7 @@ def build_student(
         check_sizes(config, teacher)
     try:
         with _seeded(seed):
-            model = MODEL_CLASSES[task].from_config(config, dtype=torch.float32)
+            model = _model_class(task).from_config(config, dtype=torch.float32)
     except (ValueError, RuntimeError, AssertionError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(
@@ -101,9 +137,13 @@ def build_student(
             student_layers=config.num_hidden_layers,
             teacher_layers=teacher.num_hidden_layers,
         )
-        load_blocks(model, blocks, choice)
+        load_blocks(model, blocks, choice, teacher)
         logger.info("student starts from teacher blocks %s", ", ".join(map(str, choice)))
     return model
+
+
+def _model_class(task: Task) -> Any:
+    return AutoModelForCausalLM if models_language(task) else AutoModelForSequenceClassification
 
 
 def _check_choice(
@@ -125,8 +165,9 @@ def _check_choice(
             f"model: checkpoint {checkpoint} and init: {init} both say where weights come from; "
             "remove one"
         )
-    if task == "classification" and len(classes) < 2:
-        raise ConfigError(f"classification needs at least 2 classes, the corpus has {len(classes)}")
+    fewest = {"classification": 2, "multi-label": 1}.get(task, 0)
+    if len(classes) < fewest:
+        raise ConfigError(f"{task} needs at least {fewest} classes, the corpus has {len(classes)}")
 
 
 def _from_checkpoint(
@@ -137,8 +178,11 @@ def _from_checkpoint(
     classes: tuple[str, ...],
     task: Task,
     seed: int,
-) -> PreTrainedModel:
-    """Load a student's weights; its special ids become the teacher's, whose tokenizer it gets."""
+) -> tuple[PreTrainedModel, Collection[str]]:
+    """Load a student's weights, and name those that the checkpoint does not bring.
+
+    Its special ids become the teacher's, whose tokenizer it gets.
+    """
     try:
         config = AutoConfig.from_pretrained(checkpoint, revision=revision, trust_remote_code=False)
         for key in ("pad_token_id", "bos_token_id", "eos_token_id"):
@@ -147,14 +191,16 @@ def _from_checkpoint(
         _set_task(config, classes, task)
         with _seeded(seed):
             # Safetensors only: a pickle would be executed.
-            return MODEL_CLASSES[task].from_pretrained(
+            model, report = _model_class(task).from_pretrained(
                 checkpoint,
                 config=config,
                 revision=revision,
                 dtype=torch.float32,
                 use_safetensors=True,
                 trust_remote_code=False,
+                output_loading_info=True,
             )
+        return model, report["missing_keys"]
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(
@@ -165,10 +211,14 @@ def _from_checkpoint(
 
 def _set_task(config: PreTrainedConfig, classes: tuple[str, ...], task: Task) -> None:
     """Give the configuration the corpus's classes; a language model keeps none of the teacher's."""
-    if task == "classification":
+    if models_language(task):
+        return
+    config.problem_type = PROBLEM_TYPES[task]
+    if task == "regression":
+        config.num_labels = outputs_of(task, classes)
+    else:
         config.id2label = dict(enumerate(classes))
         config.label2id = {name: index for index, name in enumerate(classes)}
-        config.problem_type = "single_label_classification"
 
 
 @contextmanager

@@ -4,7 +4,7 @@ Nothing here knows the teacher as a model. Every term is divided by the count it
 its value is right under gradient accumulation and on several ranks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,33 +13,35 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline.errors import IncompatibleError
+from pipeline.student.attention import AttentionMatch
+from pipeline.student.balance import Balance
 from pipeline.student.features import TeacherFeatures
 from pipeline.student.losses.chunked import chunked_rows
 from pipeline.student.losses.counting import Count
-from pipeline.student.losses.labels import label_cross_entropy
-from pipeline.student.losses.registry import ATTENTION, FEATURE, OUTPUT, find_loss
-from pipeline.student.objective import Objective
+from pipeline.student.losses.registry import FEATURE, OUTPUT, find_loss, label_loss
+from pipeline.student.objective import TERMS, Objective, active_terms, check_task
 from pipeline.student.projectors import Projectors
 from pipeline.student.stream import target_positions
+from pipeline.student.transport import Compare, mapped_loss
 from pipeline.taps.anatomy import find_anatomy
 from pipeline.taps.head import apply_head, read_head_spec
 from pipeline.taps.inputs import model_columns, model_inputs, run_base
-from pipeline.taps.scores import attention_log_probs, visible_keys
 from pipeline.taps.tap import Record, tap
 from pipeline.tasks import models_language
 
 CHUNK_LOGITS = 2**24
 """Logits alive at once in the output and label terms: 64 MiB in float32, a side."""
-TERMS = ("feature", "attention", "output", "labels")
+LayerMap = Mapping[int, int | Sequence[int]]
 
 
-def active_terms(objective: Objective) -> tuple[str, ...]:
-    """Return the terms whose weight is not 0 throughout."""
-    return tuple(term for term in TERMS if not getattr(objective, term).weight.is_off)
-
-
-def term_counts(batch: Mapping[str, Any], objective: Objective, *, task: str) -> dict[str, int]:
-    """Return how many units of each active term a batch holds.
+def term_counts(
+    batch: Mapping[str, Any],
+    objective: Objective,
+    *,
+    task: str,
+    terms: Collection[str] | None = None,
+) -> dict[str, int]:
+    """Return how many units of each active term, or of those of `terms`, a batch holds.
 
     Feature: live tokens (but the first where the option says so). Attention: live query rows.
     Output and labels: target positions of a language model, examples of a classifier.
@@ -48,13 +50,10 @@ def term_counts(batch: Mapping[str, Any], objective: Objective, *, task: str) ->
     tokens = int(live.sum())
     first = len(live) if objective.feature.skip_first_token else 0
     outputs = int(target_positions(dict(batch)).sum()) if models_language(task) else len(live)
-    counts = {
-        "feature": tokens - first,
-        "attention": tokens,
-        "output": outputs,
-        "labels": outputs,
-    }
-    return {term: counts[term] for term in active_terms(objective)}
+    units = (tokens - first, tokens, outputs, outputs)
+    counts: dict[str, int] = dict(zip(TERMS, units, strict=True))
+    wanted = active_terms(objective)
+    return {term: counts[term] for term in wanted if terms is None or term in terms}
 
 
 class Distiller(nn.Module):
@@ -64,12 +63,14 @@ class Distiller(nn.Module):
         student: The student, with the head of its task.
         features: The decoder of the teacher's signals.
         objective: The terms.
-        maps: For `feature` and `attention`, student layer to teacher layer.
-        task: `causal-lm` or `classification`.
+        maps: For `feature` and `attention`, student layer to teacher layer, or to a list of them
+            that a transport plan chooses between.
+        task: One of `pipeline.tasks`.
 
     Raises:
-        IncompatibleError: If attention is to be matched between unequal head counts, or
-            vocabularies or class counts differ.
+        ConfigError: If the output loss does not fit the task.
+        IncompatibleError: If attention of the two does not fit the loss, or vocabularies or
+            numbers of outputs differ.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Distiller(nn.Module):
         student: PreTrainedModel,
         features: TeacherFeatures,
         objective: Objective,
-        maps: Mapping[str, Mapping[int, int]],
+        maps: Mapping[str, LayerMap],
         *,
         task: str,
     ) -> None:
@@ -87,14 +88,25 @@ class Distiller(nn.Module):
         self.objective = objective
         self.task = task
         self.terms = active_terms(objective)
+        check_task(objective, task)
         self.feature_map = dict(maps["feature"]) if "feature" in self.terms else {}
         self.attention_map = dict(maps["attention"]) if "attention" in self.terms else {}
         self._anatomy = find_anatomy(student)
         self._is_causal = self._anatomy.is_causal
         self._head = read_head_spec(student) if models_language(task) else None
-        self._check_fit()
+        self._attention_match = (
+            AttentionMatch(
+                objective.attention, pairs_of(self.attention_map), features, self._anatomy
+            )
+            if "attention" in self.terms
+            else None
+        )
+        self._output_loss = find_loss(OUTPUT, objective.output.loss, key="loss.output.loss")
+        if "output" in self.terms:
+            self._check_outputs()
         widths = {
-            features.declaration("hidden", t).geometry.width for t in self.feature_map.values()
+            features.declaration("hidden", teacher).geometry.width
+            for _, teacher in pairs_of(self.feature_map)
         }
         self.projectors = Projectors(
             objective.feature.projector,
@@ -102,47 +114,48 @@ class Distiller(nn.Module):
             d_student=self._anatomy.width,
             d_teacher=widths.pop() if widths else 0,
         )
+        self.balance = Balance(self.terms) if objective.balance == "gradient_norm" else None
 
-    def _check_fit(self) -> None:
-        for student_layer, teacher_layer in self.attention_map.items():
-            heads = self.features.declaration("attention", teacher_layer).geometry.heads
-            if heads != self._anatomy.heads:
-                raise IncompatibleError(
-                    f"loss.attention: teacher layer {teacher_layer} has {heads} attention "
-                    f"heads, student layer "
-                    f"{student_layer} has {self._anatomy.heads}; give the student {heads} heads "
-                    f"or set the "
-                    "term's weight to 0"
-                )
-            rule = self.features.declaration("attention", teacher_layer).info["rule"]
-            if (rule == "causal") != self._is_causal:
-                raise IncompatibleError(
-                    f"loss.attention: teacher layer {teacher_layer} is {rule}, the student is "
-                    f"not; choose a "
-                    "student of the teacher's kind"
-                )
-        if "output" in self.terms:
-            vocab = self.features.declaration("logits").geometry.vocab
-            head = self.student.get_output_embeddings()
-            found = self.student.config.num_labels if head is None else head.weight.shape[0]
-            if vocab != found:
-                raise IncompatibleError(
-                    f"loss.output: the teacher has {vocab} outputs, the student {found}; give "
-                    f"the student the "
-                    "teacher's vocabulary or classes"
-                )
+    def _check_outputs(self) -> None:
+        declared = self.features.declaration("logits")
+        # A student that keeps part of the vocabulary has the head cut to it.
+        whole = self.features.head is None
+        vocab = declared.geometry.vocab if whole else len(self.features.head_weight)
+        head = self.student.get_output_embeddings()
+        found = self.student.config.num_labels if head is None else head.weight.shape[0]
+        if vocab != found:
+            raise IncompatibleError(
+                f"loss.output: the teacher has {vocab} outputs, the student {found}; give "
+                "the student the teacher's vocabulary or classes"
+            )
+        loss, name = self._output_loss, self.objective.output.loss
+        if declared.form == "topk" and loss.topk is None:
+            raise IncompatibleError(
+                f"loss.output.loss: {name} needs all of the teacher's logits, {declared.signal} "
+                "has some; capture logits as head"
+            )
+        if declared.form == "sampled" and loss.sampled is None:
+            raise IncompatibleError(
+                f"loss.output.loss: {name} cannot be estimated from {declared.signal}, which "
+                "serves forward_kl alone; use that, or capture logits as head"
+            )
 
     def forward(self, batch: Mapping[str, Any], counts: Mapping[str, Count]) -> dict[str, Tensor]:
-        """Return each active term of a batch, divided by its count.
+        """Return each term of a batch that has a count, divided by it.
 
         Args:
             batch: What `StoreDataset` gives, on the student's device.
-            counts: Units of each term over all accumulation steps and ranks, see `term_counts`.
+            counts: Units of each term over all accumulation steps and ranks, see `term_counts`. An
+                active term without one is not computed.
         """
         live = batch["attention_mask"].bool()
         inputs = model_inputs(model_columns(self.student, batch), is_causal=self._is_causal)
+        match = self._attention_match if "attention" in counts else None
         with tap(
-            self.student, hidden=self.feature_map.keys(), attention=self.attention_map.keys()
+            self.student,
+            hidden=self.feature_map.keys() if "feature" in counts else (),
+            attention=match.tapped if match else (),
+            values=match.tapped_values if match else (),
         ) as record:
             output = (
                 run_base(self.student, inputs)
@@ -150,10 +163,13 @@ class Distiller(nn.Module):
                 else self.student(**inputs).logits
             )
         terms: dict[str, Tensor] = {}
-        if "feature" in self.terms:
+        if "feature" in counts:
             terms["feature"] = self._feature(record, batch, live, counts["feature"])
-        if "attention" in self.terms:
-            terms["attention"] = self._attention(record, batch, live, counts["attention"])
+        if match is not None:
+            terms["attention"] = mapped_loss(
+                self.attention_map,
+                lambda teacher: match.against(teacher, record, batch, live, counts["attention"]),
+            )
         terms |= self._outputs(output, batch, live, counts)
         return terms
 
@@ -168,36 +184,17 @@ class Distiller(nn.Module):
         kept = torch.ones_like(live)
         kept[:, 0] = not self.objective.feature.skip_first_token
         kept = kept[live]
-        total = torch.zeros((), device=live.device)
-        for student_layer, teacher_layer in self.feature_map.items():
-            teacher = self.features.hidden(teacher_layer, batch["features"])
-            projected = self.projectors(
-                student_layer, teacher_layer, record.hidden[student_layer][live]
-            )
-            total = total + loss(projected[kept], teacher[kept], count)
-        return total / len(self.feature_map)
 
-    def _attention(
-        self,
-        record: Record,
-        batch: Mapping[str, Any],
-        live: Bool[Tensor, "batch seq"],
-        count: Count,
-    ) -> Tensor:
-        loss = find_loss(ATTENTION, self.objective.attention.loss, key="loss.attention.loss")
-        total = torch.zeros((), device=live.device)
-        for student_layer, teacher_layer in self.attention_map.items():
-            teacher = self.features.attention_log_probs(teacher_layer, batch["features"], live)
-            rule = self.features.declaration("attention", teacher_layer).info["rule"]
-            visible = visible_keys(live.sum(-1), live.shape[1], rule)
-            student = attention_log_probs(
-                record.query[student_layer],
-                record.key[student_layer],
-                record.scaling[student_layer],
-                visible,
-            )
-            total = total + loss(student, teacher, live, visible, count)
-        return total / len(self.attention_map)
+        def against(teacher_layer: int) -> Compare:
+            teacher = self.features.hidden(teacher_layer, batch["features"])
+
+            def compare(student_layer: int) -> Tensor:
+                projected = self.projectors(student_layer, record.hidden[student_layer][live])
+                return loss(projected[kept], teacher[kept], count)
+
+            return compare
+
+        return mapped_loss(self.feature_map, against)
 
     def _outputs(
         self,
@@ -206,7 +203,7 @@ class Distiller(nn.Module):
         live: Bool[Tensor, "batch seq"],
         counts: Mapping[str, Count],
     ) -> dict[str, Tensor]:
-        wanted = [term for term in ("output", "labels") if term in self.terms]
+        wanted = [term for term in ("output", "labels") if term in counts]
         if not wanted:
             return {}
         if models_language(self.task):
@@ -224,13 +221,15 @@ class Distiller(nn.Module):
         if targets is None:
             targets = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
 
+        labels = label_loss(self.task)
+
         def chunk(rows: Tensor, targets: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
             logits = self._student_logits(rows)
             values = []
             if "output" in wanted:
                 values.append(self._output(logits, parts, counts["output"]))
             if "labels" in wanted:
-                values.append(label_cross_entropy(logits, targets, counts["labels"]))
+                values.append(labels(logits, targets, counts["labels"]))
             return tuple(values)
 
         vocab = self.student.config.get_text_config().vocab_size
@@ -248,16 +247,15 @@ class Distiller(nn.Module):
         return apply_head(rows, head.weight, head.bias, self._head)
 
     def _output(self, logits: Tensor, parts: tuple[Tensor, ...], count: Count) -> Tensor:
-        options = self.objective.output
-        loss = find_loss(OUTPUT, options.loss, key="loss.output.loss")
+        options, loss = self.objective.output, self._output_loss
         teacher = self.features.logits(*parts)
+        more = {"skew": options.skew} if loss.skews else {}
         if teacher.full is not None:
-            return loss.full(logits, teacher.full, options.temperature, count)
-        if loss.topk is None:
-            raise IncompatibleError(
-                f"loss.output.loss: {options.loss} needs the whole vocabulary; capture logits "
-                f"as head"
-            )
+            return loss.full(logits, teacher.full, options.temperature, count, **more)
+        if teacher.samples is not None:
+            assert loss.sampled is not None  # _check_outputs
+            return loss.sampled(logits, teacher.samples, options.temperature, count)
+        assert loss.topk is not None  # _check_outputs
         return loss.topk(
             logits,
             teacher.ids,
@@ -265,4 +263,14 @@ class Distiller(nn.Module):
             teacher.log_normalizer,
             options.temperature,
             count,
+            **more,
         )
+
+
+def pairs_of(layers: LayerMap) -> list[tuple[int, int]]:
+    """Return every pair of student and teacher layer that a map lets meet."""
+    return [
+        (student, teacher)
+        for student, found in layers.items()
+        for teacher in ([found] if isinstance(found, int) else found)
+    ]

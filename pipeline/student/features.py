@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -12,20 +12,31 @@ from pipeline.errors import IncompatibleError
 from pipeline.store.forms.form import Channels, Form
 from pipeline.store.reader import StoreReader
 from pipeline.store.records import Declaration
+from pipeline.taps.below import QueryKeyBlock
 from pipeline.taps.head import HeadSpec, apply_head
-from pipeline.taps.scores import attention_log_probs, visible_keys
+from pipeline.taps.scores import (
+    attention_log_probs,
+    probabilities_to_log,
+    spread_pairs,
+    visible_keys,
+)
 
 HEAD = "lm_head"
 
 
 @dataclass(frozen=True)
 class TeacherLogits:
-    """The teacher's output at some rows: over all classes, or the top k with its normaliser."""
+    """The teacher's output at some rows: over all classes, its top k with the normaliser, or draws.
+
+    `samples` are ids drawn from its distribution at temperature 1: the mean of -log q over them has
+    the cross-entropy as its expectation, which is the KL and the teacher's entropy.
+    """
 
     full: Float[Tensor, "rows vocab"] | None = None
     ids: Tensor | None = None
     log_probs: Tensor | None = None
     log_normalizer: Tensor | None = None
+    samples: Int[Tensor, "rows n"] | None = None
 
 
 class TeacherFeatures(nn.Module):
@@ -36,22 +47,32 @@ class TeacherFeatures(nn.Module):
         signals: Names of the signals.
         temperature: The temperature of the output term; a form that keeps only some is checked for
             it.
+        vocabulary: The teacher's ids that the student keeps, in the student's order; logits are
+            over these.
 
     Raises:
-        IncompatibleError: If `topk` was not captured at this temperature, or the head is not the
-            one that belongs to the signal.
+        IncompatibleError: If the logits' form does not serve this temperature or vocabulary, an
+            asset is not the one that belongs to its signal, or attention is to be rebuilt from a
+            hidden state that is not among the signals.
     """
 
     head_weight: Tensor
     head_bias: Tensor | None
 
     def __init__(
-        self, reader: StoreReader, signals: list[str], *, temperature: float = 1.0
+        self,
+        reader: StoreReader,
+        signals: list[str],
+        *,
+        temperature: float = 1.0,
+        vocabulary: Int[Tensor, " kept"] | None = None,
     ) -> None:
         super().__init__()
         self._forms: dict[tuple[str, int | None], tuple[str, Declaration, Form]] = {}
         self.head: HeadSpec | None = None
         self._normalizer = 0
+        # No submodules: blocks are neither trained nor saved, and stay in evaluation mode.
+        self._blocks: dict[int, QueryKeyBlock] = {}
         for name in signals:
             declared = reader.signal(name).declaration
             form = declared.build_form()
@@ -61,22 +82,40 @@ class TeacherFeatures(nn.Module):
                 for key in ("mean", "deviation"):
                     tensor = torch.from_numpy(getattr(channels, key).copy())
                     self.register_buffer(_buffer(declared, key), tensor, persistent=False)
+            if declared.kind == "logits":
+                _check_output(declared, temperature, vocabulary)
             if declared.form == "topk":
                 self._normalizer = _temperature_index(declared, temperature)
             if declared.form == "head":
-                self._load_head(reader, declared)
+                self._load_head(reader, declared, vocabulary)
+            if declared.form == "below":
+                self._load_block(reader, declared)
+        for layer in self._blocks:
+            below = self.declaration("attention", layer).info["hidden"]
+            if ("hidden", below) not in self._forms:
+                raise IncompatibleError(
+                    f"attention/{layer}: rebuilt from hidden/{below}, which is not among the "
+                    "student's signals; run the select stage again"
+                )
 
-    def _load_head(self, reader: StoreReader, declared: Declaration) -> None:
-        if reader.index["assets"].get(HEAD) != declared.info[HEAD]:
-            raise IncompatibleError(
-                f"{declared.signal}: the store's asset {HEAD} is not the one it was captured with; "
-                "run the capture stage again"
-            )
-        tensors = load_file(reader.asset(HEAD))
-        self.register_buffer("head_weight", tensors["weight"].float(), persistent=False)
-        bias = tensors.get("bias")
-        self.register_buffer("head_bias", None if bias is None else bias.float(), persistent=False)
+    def _load_head(
+        self, reader: StoreReader, declared: Declaration, vocabulary: Tensor | None
+    ) -> None:
+        tensors = _own_asset(reader, declared, HEAD)
+        rows = slice(None) if vocabulary is None else vocabulary.long().cpu()
+        weight, bias = tensors["weight"][rows].float(), tensors.get("bias")
+        self.register_buffer("head_weight", weight, persistent=False)
+        self.register_buffer(
+            "head_bias", None if bias is None else bias[rows].float(), persistent=False
+        )
         self.head = HeadSpec(bias is not None, declared.info["scale"], declared.info["softcap"])
+
+    def _load_block(self, reader: StoreReader, declared: Declaration) -> None:
+        assert declared.layer is not None
+        [asset] = declared.assets
+        self._blocks[declared.layer] = QueryKeyBlock(
+            reader.teacher_config(), declared.layer, _own_asset(reader, declared, asset)
+        )
 
     def declaration(self, kind: str, layer: int | None = None) -> Declaration:
         """Return the declaration of a signal."""
@@ -111,15 +150,49 @@ class TeacherFeatures(nn.Module):
         live: Bool[Tensor, "batch seq"],
     ) -> Float[Tensor, "batch heads seq seq"]:
         """Return the log of a layer's attention maps."""
-        parts = self._decode("attention", layer, features)
-        padded = {}
-        for key, value in parts.items():
-            full = value.new_zeros((*live.shape, *value.shape[1:]))
-            full[live] = value
-            padded[key] = full.transpose(1, 2)
-        info = self.declaration("attention", layer).info
-        visible = visible_keys(live.sum(-1), live.shape[1], info["rule"])
-        return attention_log_probs(padded["query"], padded["key"], info["scaling"], visible)
+        declared = self.declaration("attention", layer)
+        visible = visible_keys(live.sum(-1), live.shape[1], declared.info["rule"])
+        if declared.form == "map":
+            pairs = self._decode("attention", layer, features)["probability"]
+            return probabilities_to_log(spread_pairs(pairs, visible))
+        vectors = self.attention_vectors(layer, features, live)
+        return attention_log_probs(
+            vectors["query"], vectors["key"], declared.info["scaling"], visible
+        )
+
+    def attention_vectors(
+        self,
+        layer: int,
+        features: Mapping[str, Mapping[str, Tensor]],
+        live: Bool[Tensor, "batch seq"],
+    ) -> dict[str, Float[Tensor, "batch some_heads seq d_head"]]:
+        """Return a layer's `query` and (possibly of fewer heads) `key`, zero at padding.
+
+        Raises:
+            IncompatibleError: If the layer's form is `map`, which keeps no vectors.
+        """
+        declared = self.declaration("attention", layer)
+        if declared.form == "map":
+            raise IncompatibleError(
+                f"{declared.signal}: maps hold no query and key, which relations are made of; "
+                "capture this layer in form qk or below, or use another loss.attention.loss"
+            )
+        if declared.form != "below":
+            return _padded(self._decode("attention", layer, features), live)
+        hidden = self._decode("hidden", declared.info["hidden"], features)["hidden"]
+        states = hidden.new_zeros((*live.shape, hidden.shape[-1]))
+        states[live] = hidden
+        found = zip(("query", "key"), self._blocks[layer](states), strict=True)
+        return {key: value * live[:, None, :, None] for key, value in found}
+
+    def values(
+        self,
+        layer: int,
+        features: Mapping[str, Mapping[str, Tensor]],
+        live: Bool[Tensor, "batch seq"],
+    ) -> Float[Tensor, "batch kv_heads seq d_value"]:
+        """Return a layer's attention values, zero at padding."""
+        return _padded(self._decode("value", layer, features), live)["value"]
 
     def output_parts(
         self,
@@ -132,17 +205,56 @@ class TeacherFeatures(nn.Module):
             parts = {key: value[rows] for key, value in parts.items()}
         if "ids" in parts:
             return parts["ids"], parts["log_probs"], parts["log_normalizer"][:, self._normalizer]
-        return (parts["head_input"] if "head_input" in parts else parts["logits"],)
+        [part] = parts.values()
+        return (part,)
 
     def logits(self, *parts: Tensor) -> TeacherLogits:
         """Turn a chunk of `output_parts` into the teacher's output."""
         if len(parts) == 3:
             return TeacherLogits(ids=parts[0], log_probs=parts[1], log_normalizer=parts[2])
+        if self.declaration("logits").form == "sampled":
+            return TeacherLogits(samples=parts[0])
         if self.head is None:
             return TeacherLogits(full=parts[0])
         with torch.no_grad(), torch.autocast(parts[0].device.type, enabled=False):
             full = apply_head(parts[0], self.head_weight, self.head_bias, self.head)
         return TeacherLogits(full=full)
+
+
+def _padded(
+    parts: Mapping[str, Tensor], live: Bool[Tensor, "batch seq"]
+) -> dict[str, Float[Tensor, "batch some_heads seq d_head"]]:
+    """Put rows of live tokens, each (heads, d_head), back to their places; zeros elsewhere."""
+    padded = {}
+    for key, value in parts.items():
+        full = value.new_zeros((*live.shape, *value.shape[1:]))
+        full[live] = value
+        padded[key] = full.transpose(1, 2)
+    return padded
+
+
+def _own_asset(reader: StoreReader, declared: Declaration, name: str) -> dict[str, Tensor]:
+    """Load an asset after seeing that it is the one its signal was captured with."""
+    if reader.index["assets"].get(name) != declared.info[name]:
+        raise IncompatibleError(
+            f"{declared.signal}: the store's asset {name} is not the one it was captured with; "
+            "run the capture stage again"
+        )
+    return load_file(reader.asset(name))
+
+
+def _check_output(declared: Declaration, temperature: float, vocabulary: Tensor | None) -> None:
+    if declared.form == "sampled" and temperature != 1.0:
+        raise IncompatibleError(
+            f"loss.output.temperature: {temperature}, but {declared.signal} holds samples drawn at "
+            "temperature 1; set it to 1, or use the form head"
+        )
+    if vocabulary is not None and declared.form in ("topk", "sampled"):
+        raise IncompatibleError(
+            f"{declared.signal}: the student keeps {len(vocabulary)} of the teacher's "
+            f"{declared.geometry.vocab} ids, and {declared.form} holds no logits of just these; "
+            "capture logits in form head"
+        )
 
 
 def _buffer(declared: Declaration, key: str) -> str:

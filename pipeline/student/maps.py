@@ -11,7 +11,7 @@ from pipeline.errors import ConfigError, IncompatibleError
 
 
 def layer_map(
-    spec: Literal["uniform"] | Mapping[int, int],
+    spec: Literal["uniform", "last"] | Mapping[int, int],
     *,
     student_layers: int,
     teacher_layers: int,
@@ -21,7 +21,7 @@ def layer_map(
 
     Args:
         spec: `uniform` pairs student layer i of n with layer i·L/n of the teacher's L, halves
-            rounded up; or the pairs themselves.
+            rounded up; `last` pairs the last layers alone; or the pairs themselves.
         student_layers: Blocks of the student.
         teacher_layers: Blocks of the teacher.
         include_embeddings: Whether a uniform map has the pair 0: 0. An explicit one names it or
@@ -37,7 +37,9 @@ def layer_map(
             student: _proportional(student, student_layers, teacher_layers)
             for student in range(first, student_layers + 1)
         }
-    assert not isinstance(spec, str)  # "uniform" is the only word
+    if spec == "last":
+        return {student_layers: teacher_layers}
+    assert not isinstance(spec, str)  # the words are those above
     if not spec:
         raise ConfigError(
             "the layer map is empty; name at least one pair 'student layer: teacher layer', "
@@ -49,33 +51,77 @@ def layer_map(
     return dict(sorted(spec.items()))
 
 
+def transport_map(
+    captured: Sequence[int], *, student_layers: int, include_embeddings: bool
+) -> dict[int, int | list[int]]:
+    """Return student layer → all teacher layers that a transport plan chooses between.
+
+    Args:
+        captured: The teacher's layers in the store.
+        student_layers: Blocks of the student; each takes part.
+        include_embeddings: Whether the pair 0: 0 stands beside them. Embeddings are no block's
+            output and have no part in the plan.
+
+    Raises:
+        IncompatibleError: If no block's output is in the store.
+    """
+    teachers = sorted(set(captured) - {0})
+    if not teachers:
+        raise IncompatibleError(
+            "emd chooses between the teacher layers of the store, which has none; capture some, "
+            "or set the term's weight to 0"
+        )
+    first: dict[int, int | list[int]] = {0: 0} if include_embeddings else {}
+    return first | {student: list(teachers) for student in range(1, student_layers + 1)}
+
+
 def block_choice(
-    spec: Literal["uniform"] | Sequence[int], *, student_layers: int, teacher_layers: int
+    spec: Literal["uniform", "first", "last"] | Sequence[int] | Mapping[Literal["every"], int],
+    *,
+    student_layers: int,
+    teacher_layers: int,
 ) -> tuple[int, ...]:
     """Return the teacher block, counted from 1, that each student block starts from.
 
     Args:
-        spec: `uniform`, or one teacher block for each student block.
+        spec: `uniform`; `first` or `last`, as many of the teacher's as the student has;
+            `{every: n}`, counted back from the teacher's last; or one teacher block for each
+            student block.
         student_layers: Blocks of the student.
         teacher_layers: Blocks of the teacher.
 
     Raises:
-        IncompatibleError: If the list's length is not the student's depth, or it names a block
-            that the teacher does not have.
+        IncompatibleError: If the blocks are not as many as the student's, or the teacher does not
+            have one of them.
     """
-    if isinstance(spec, str):
-        spec = [
+    if isinstance(spec, Mapping):
+        chosen = list(range(teacher_layers, 0, -spec["every"]))[::-1]
+        if len(chosen) != student_layers:
+            raise IncompatibleError(
+                f"every {spec['every']} of the teacher's {teacher_layers} blocks gives "
+                f"{len(chosen)}, the student has {student_layers}; change one of the two numbers "
+                "or use 'uniform'"
+            )
+    elif spec == "uniform":
+        chosen = [
             _proportional(block, student_layers, teacher_layers)
             for block in range(1, student_layers + 1)
         ]
-    if len(spec) != student_layers:
+    elif spec == "first":
+        chosen = list(range(1, student_layers + 1))
+    elif spec == "last":
+        chosen = list(range(teacher_layers - student_layers + 1, teacher_layers + 1))
+    else:
+        assert not isinstance(spec, str)  # the words are those above
+        chosen = list(spec)
+    if len(chosen) != student_layers:
         raise IncompatibleError(
-            f"{len(spec)} teacher blocks are listed, the student has {student_layers}; "
+            f"{len(chosen)} teacher blocks are listed, the student has {student_layers}; "
             "list one for each student block or use 'uniform'"
         )
-    for block in spec:
+    for block in chosen:
         _check_layer("teacher", block, 1, teacher_layers)
-    return tuple(spec)
+    return tuple(chosen)
 
 
 def _proportional(layer: int, student_layers: int, teacher_layers: int) -> int:

@@ -4,16 +4,23 @@ The answer holds digests of just these signals, so a layer captured for another 
 nothing here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.errors import ConfigError, DecantError, IncompatibleError
 from pipeline.provenance import read_json
-from pipeline.student.maps import block_choice, layer_map
-from pipeline.student.objective import Alignment, Objective
+from pipeline.student.maps import block_choice, layer_map, transport_map
+from pipeline.student.objective import Alignment, AttentionTerm, FeatureTerm, Objective
 
+FIDELITY = ("float16", "bfloat16", "int8")
+"""Forms of vectors, the most faithful first; where nobody names one, the first that is there."""
+MAP = "map"
+"""The form of attention that holds no query and key."""
 DEPTH_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+
+Blocks = Sequence[int] | Literal["uniform", "first", "last"] | Mapping[Literal["every"], int]
+LayerMap = Mapping[int, int | list[int]]
 
 
 def depth_of(config: dict[str, Any]) -> int | None:
@@ -30,7 +37,7 @@ def select_signals(
     architecture: dict[str, Any] | None,
     checkpoint: str | None,
     init: str,
-    blocks: Sequence[int] | None,
+    blocks: Blocks | None,
 ) -> dict[str, Any]:
     """Return store, signals with their digests, and layer maps for one student.
 
@@ -57,36 +64,21 @@ def select_signals(
     student_layers = _student_layers(name, architecture, checkpoint, store["config"])
     key = f"students.{name}"
     chosen: dict[str, str] = {}
-    maps: dict[str, dict[int, int]] = {"feature": {}, "attention": {}}
-    for term, kind, embeddings in (
-        ("feature", "hidden", align.embeddings),
-        ("attention", "attention", False),
-    ):
-        options = getattr(objective, term)
-        if options.weight.is_off:
-            continue
-        try:
-            maps[term] = layer_map(
-                align.layers,
-                student_layers=student_layers,
-                teacher_layers=teacher_layers,
-                include_embeddings=embeddings,
-            )
-        except DecantError as error:
-            raise type(error)(f"{key}.align.layers: {error}") from error
-        if term == "attention":
-            maps[term] = {s: t for s, t in maps[term].items() if s and t}
-            if not maps[term]:
-                raise ConfigError(
-                    f"{key}.align.layers: only pairs with layer 0, which has no attention; name a "
-                    f"pair of blocks, or set {key}.loss.attention.weight to 0"
-                )
-        for layer in sorted(set(maps[term].values())):
-            found = _one(signals, kind, layer, options.form, key)
-            chosen[found["signal"]] = found["digest"]
+    maps: dict[str, LayerMap] = {"feature": {}, "attention": {}}
+    layers = {"student_layers": student_layers, "teacher_layers": teacher_layers}
+    if not objective.feature.weight.is_off:
+        maps["feature"] = _map(signals, "hidden", objective.feature, align, layers, key)
+        for layer in teacher_layers_of(maps["feature"]):
+            _choose(chosen, _one(signals, "hidden", layer, objective.feature.form, key))
+    if not objective.attention.weight.is_off:
+        maps["attention"] = _map(
+            signals, _attention_kind(objective.attention), objective.attention, align, layers, key
+        )
+        for layer in teacher_layers_of(maps["attention"]):
+            for found in _attention_signals(signals, layer, objective, chosen, key):
+                _choose(chosen, found)
     if not objective.output.weight.is_off:
-        found = _one(signals, "logits", None, objective.output.form, key)
-        chosen[found["signal"]] = found["digest"]
+        _choose(chosen, _one(signals, "logits", None, objective.output.form, key))
     assets: dict[str, Any] = {}
     if init == "teacher-layers":
         assets["blocks"] = _blocks(records, key, student_layers, teacher_layers, blocks)
@@ -96,6 +88,107 @@ def select_signals(
         "assets": assets,
         "maps": {term: {str(s): t for s, t in pairs.items()} for term, pairs in maps.items()},
     }
+
+
+def teacher_layers_of(pairs: LayerMap) -> list[int]:
+    """Return every teacher layer of a layer map, once and in order."""
+    values = [layers if isinstance(layers, list) else [layers] for layers in pairs.values()]
+    return sorted({layer for layers in values for layer in layers})
+
+
+def _map(
+    signals: list[dict[str, Any]],
+    kind: str,
+    term: FeatureTerm | AttentionTerm,
+    align: Alignment,
+    layers: dict[str, int],
+    key: str,
+) -> LayerMap:
+    """Return the layer map of one term, in the words of `align`; attention has no layer 0."""
+    is_attention = isinstance(term, AttentionTerm)
+    embeddings = align.embeddings and not is_attention
+    try:
+        if align.layers == "emd":
+            return transport_map(
+                [r["layer"] for r in signals if r["kind"] == kind and _serves(r, term)],
+                student_layers=layers["student_layers"],
+                include_embeddings=embeddings,
+            )
+        found = layer_map(align.layers, **layers, include_embeddings=embeddings)
+    except DecantError as error:
+        raise type(error)(f"{key}.align.layers: {error}") from error
+    if not is_attention:
+        return dict(found)
+    found = {student: teacher for student, teacher in found.items() if student and teacher}
+    if not found:
+        raise ConfigError(
+            f"{key}.align.layers: only pairs with layer 0, which has no attention; name a "
+            f"pair of blocks, or set {key}.loss.attention.weight to 0"
+        )
+    return dict(found)
+
+
+def _serves(record: dict[str, Any], term: FeatureTerm | AttentionTerm) -> bool:
+    """Tell whether a term can use a signal of its kind; nobody names the form of values."""
+    if isinstance(term, AttentionTerm) and term.loss == "relations" and record["form"] == MAP:
+        return False
+    return record["kind"] == "value" or term.form in (None, record["form"])
+
+
+def _attention_kind(term: AttentionTerm) -> str:
+    """Return the kind of signal that decides which layers there are."""
+    return "value" if term.loss == "relations" and term.relations == ("vv",) else "attention"
+
+
+def _attention_signals(
+    signals: list[dict[str, Any]],
+    layer: int,
+    objective: Objective,
+    chosen: Mapping[str, str],
+    key: str,
+) -> list[dict[str, Any]]:
+    """Return the signals that one teacher layer's attention term is made of."""
+    term = objective.attention
+    found = []
+    if _attention_kind(term) == "attention":
+        usable = signals
+        if term.loss == "relations":
+            usable = [r for r in signals if (r["kind"], r["form"]) != ("attention", MAP)]
+            if not _there(usable, "attention", layer) and _there(signals, "attention", layer):
+                raise IncompatibleError(
+                    f"{key}.loss.attention: relations are made of query and key, attention/{layer} "
+                    "is captured as map alone; capture it in form qk or below too, or use "
+                    "loss head_mean"
+                )
+        found.append(_one(usable, "attention", layer, term.form, key))
+    if term.loss == "relations" and "vv" in term.relations:
+        best = _best(signals, "value", layer)
+        others = [r for r in signals if (r["kind"], r["layer"]) != ("value", layer)]
+        found.append(_one([*others, *best], "value", layer, None, key))
+    for below in [record["needs"]["hidden"] for record in found if "needs" in record]:
+        # One form of a layer is decoded: that of the feature term, where it uses the layer too.
+        if any(name.startswith(f"hidden/{below}/") for name in chosen):
+            continue
+        form = objective.feature.form
+        is_named = any(r["form"] == form for r in _there(signals, "hidden", below))
+        usable = _there(signals, "hidden", below) if is_named else _best(signals, "hidden", below)
+        found.append(_one(usable, "hidden", below, form if is_named else None, key))
+    return found
+
+
+def _there(signals: list[dict[str, Any]], kind: str, layer: int) -> list[dict[str, Any]]:
+    return [r for r in signals if r["kind"] == kind and r["layer"] == layer]
+
+
+def _best(signals: list[dict[str, Any]], kind: str, layer: int) -> list[dict[str, Any]]:
+    """Return the most faithful signal of a layer, or nothing where there is none."""
+    order = {form: rank for rank, form in enumerate(FIDELITY)}
+    ranked = sorted(_there(signals, kind, layer), key=lambda r: order.get(r["form"], len(order)))
+    return ranked[:1]
+
+
+def _choose(chosen: dict[str, str], found: dict[str, Any]) -> None:
+    chosen[found["signal"]] = found["digest"]
 
 
 def _student_layers(
@@ -157,7 +250,7 @@ def _blocks(
     key: str,
     student_layers: int,
     teacher_layers: int,
-    blocks: Sequence[int] | None,
+    blocks: Blocks | None,
 ) -> dict[str, Any]:
     try:
         wanted = block_choice(

@@ -1,9 +1,11 @@
 """Bridges from the student's width to the teacher's, one for each aligned pair of layers.
 
+A student layer that a transport plan pairs anew in every batch has one for all its teachers.
+
 They live beside the student while it trains and are in its checkpoints, never in its export.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -30,13 +32,18 @@ class Projectors(nn.Module):
     """The projectors of one student, a separate one for each pair of layers."""
 
     def __init__(
-        self, kind: str, pairs: Mapping[int, int], *, d_student: int, d_teacher: int
+        self,
+        kind: str,
+        pairs: Mapping[int, int | Sequence[int]],
+        *,
+        d_student: int,
+        d_teacher: int,
     ) -> None:
         """Build one projector a pair, in the order of student layers.
 
         Args:
             kind: A name in `PROJECTORS`.
-            pairs: Student layer → teacher layer.
+            pairs: Student layer → teacher layer, or all that share the layer's one projector.
             d_student: Width of the student's states.
             d_teacher: Width of the teacher's states.
 
@@ -48,20 +55,21 @@ class Projectors(nn.Module):
             known = ", ".join(sorted(PROJECTORS))
             raise ConfigError(f"{kind!r} is no projector; use one of: {known}")
         build = PROJECTORS[kind]
+        self._keys = {
+            student: pair_key(student, teacher if isinstance(teacher, int) else None)
+            for student, teacher in sorted(pairs.items(), key=lambda pair: pair[0])
+        }
         self.by_pair = nn.ModuleDict(
-            {pair_key(*pair): build(d_student, d_teacher) for pair in sorted(pairs.items())}
+            {key: build(d_student, d_teacher) for key in self._keys.values()}
         )
 
     def forward(
-        self,
-        student_layer: int,
-        teacher_layer: int,
-        hidden: Float[Tensor, "*rows d_student"],
+        self, student_layer: int, hidden: Float[Tensor, "*rows d_student"]
     ) -> Float[Tensor, "*rows d_teacher"]:
-        """Project the states of one student layer to those of its teacher layer."""
-        return self.by_pair[pair_key(student_layer, teacher_layer)](hidden)
+        """Project the states of one student layer to its teacher's width."""
+        return self.by_pair[self._keys[student_layer]](hidden)
 
 
-def pair_key(student_layer: int, teacher_layer: int) -> str:
-    """Name a pair in state dicts and logs, for example `1->2`."""
-    return f"{student_layer}->{teacher_layer}"
+def pair_key(student_layer: int, teacher_layer: int | None) -> str:
+    """Name a pair in state dicts and logs, for example `1->2`; None is any teacher layer."""
+    return f"{student_layer}->{'any' if teacher_layer is None else teacher_layer}"

@@ -1,8 +1,8 @@
-"""How much a term of the loss counts as the run goes on: a constant, or a straight line."""
+"""How much a term of the loss counts as the run goes on: a constant, a straight line, a window."""
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, RootModel
+from pydantic import BaseModel, ConfigDict, Field, RootModel, model_validator
 
 NonNegative = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1, strict=True, allow_inf_nan=False)]
@@ -24,8 +24,32 @@ class LinearWeight(BaseModel):
     until: Share = 1.0
 
 
-class Weight(RootModel[NonNegative | LinearWeight]):
-    """A term's weight in `params.yaml`: a number, or `{start, end, until}`."""
+class WindowWeight(BaseModel):
+    """A weight that holds within a share of the run and is 0 before and after.
+
+    Attributes:
+        value: Weight inside the window.
+        from_: Share of the run at which it begins; `from` in `params.yaml`.
+        to: Share of the run at which it ends; the step at `to` itself is outside, unless it is 1.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", serialize_by_alias=True)
+
+    value: NonNegative
+    from_: Annotated[float, Field(ge=0, lt=1, strict=True, allow_inf_nan=False)] = Field(
+        0.0, alias="from"
+    )
+    to: Share = 1.0
+
+    @model_validator(mode="after")
+    def _is_a_window(self) -> "WindowWeight":
+        if self.from_ >= self.to:
+            raise ValueError(f"from {self.from_}, to {self.to}: expected from below to; correct it")
+        return self
+
+
+class Weight(RootModel[NonNegative | LinearWeight | WindowWeight]):
+    """A term's weight in `params.yaml`: a number, `{start, end, until}` or `{value, from, to}`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -34,10 +58,16 @@ class Weight(RootModel[NonNegative | LinearWeight]):
         """Whether the weight is 0 in the whole run; the term then needs no signal and no column."""
         if isinstance(self.root, LinearWeight):
             return self.root.start == 0 and self.root.end == 0
+        if isinstance(self.root, WindowWeight):
+            return self.root.value == 0
         return self.root == 0
 
     def weight_at(self, progress: float) -> float:
         """Return the weight after `progress`, a share of the run; outside [0, 1] the ends hold."""
+        if isinstance(self.root, WindowWeight):
+            window, progress = self.root, min(max(progress, 0.0), 1.0)
+            is_inside = window.from_ <= progress < window.to or progress == window.to == 1.0
+            return window.value if is_inside else 0.0
         line = self.root
         if not isinstance(line, LinearWeight):
             return line

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from pipeline.axes import TRAIN, Axis
+from pipeline.axes import TRAIN
 from pipeline.errors import ConfigError
 from pipeline.store.reader import Segment, StoreReader
 
@@ -117,7 +117,9 @@ class StoreDataset(Dataset[dict[str, Any]]):
     """Looks up batches of examples of one split, with their features, in a store.
 
     A batch is right-padded. Token-axis features hold live tokens only, flat, in the order of the
-    padded batch's live positions; example-axis features one row an example.
+    padded batch's live positions; example-axis features one row an example; pair-axis features the
+    visible pairs of each example, in order of query, then key. `labels` are classes, or the numbers
+    that a regression or multi-label model is asked for.
     """
 
     def __init__(
@@ -139,7 +141,6 @@ class StoreDataset(Dataset[dict[str, Any]]):
         """
         self._reader = reader
         self._signals = list(signals)
-        self._axis = {name: reader.signal(name).declaration.axis for name in signals}
         table = reader.examples
         numbers = reader.segments(split)
         chosen = np.isin(table["segment"], numbers)
@@ -151,7 +152,8 @@ class StoreDataset(Dataset[dict[str, Any]]):
         self.examples = np.flatnonzero(chosen)
         self.segment = table["segment"][self.examples].astype(np.int64)
         self.length = table["length"][self.examples].astype(np.int64)
-        self._label = table["label"][self.examples]
+        self._label = table["label"][self.examples].astype(np.int64)
+        self._targets = None if reader.targets is None else reader.targets[self.examples]
         self._pool_segments = pool_segments
         self._reads: dict[int, Future[Segment]] = {}
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="segment-reader")
@@ -212,8 +214,10 @@ class StoreDataset(Dataset[dict[str, Any]]):
             padded[live] = np.concatenate([_rows(s, p, s.tokens[column]) for s, p in pieces])
             batch[column] = torch.from_numpy(padded)
         batch["loss_mask"] = batch["loss_mask"].bool()
-        if (self._label[indices] >= 0).all():
-            batch["labels"] = torch.from_numpy(self._label[indices].astype(np.int64))
+        if self._targets is not None:
+            batch["labels"] = torch.from_numpy(self._targets[indices].astype(np.float32))
+        elif (self._label[indices] >= 0).all():
+            batch["labels"] = torch.from_numpy(self._label[indices])
         batch["features"] = {
             name: {
                 part: torch.from_numpy(self._gather(name, part, pieces))
@@ -224,9 +228,7 @@ class StoreDataset(Dataset[dict[str, Any]]):
         return batch
 
     def _gather(self, name: str, part: str, pieces: list[tuple[Segment, int]]) -> NDArray[Any]:
-        if self._axis[name] == Axis.EXAMPLE:
-            return np.stack([s.features[name][part][s.slot[p]] for s, p in pieces])
-        return np.concatenate([_rows(s, p, s.features[name][part]) for s, p in pieces])
+        return np.concatenate([s.features[name][part][slice(*s.spans[name][p])] for s, p in pieces])
 
 
 def _rows(segment: Segment, position: int, values: NDArray[Any]) -> NDArray[Any]:

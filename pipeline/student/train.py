@@ -16,9 +16,13 @@ from pipeline.store.reader import StoreReader
 from pipeline.student.build import build_student
 from pipeline.student.distiller import TERMS, Distiller
 from pipeline.student.features import TeacherFeatures
+from pipeline.student.lora import merge_adapters
 from pipeline.student.objective import Objective
+from pipeline.student.origin import LoraOptions, checkpoint_digest
 from pipeline.student.stream import BatchOrder, StoreDataset
 from pipeline.student.trainer import DistillationTrainer
+from pipeline.student.vocabulary import Vocabulary, VocabularyDataset, corpus_vocabulary
+from pipeline.tasks import models_language
 from pipeline.training.checkpoints import checkpoint_lock, last_complete_checkpoint
 from pipeline.training.options import TrainOptions, training_arguments
 
@@ -41,6 +45,9 @@ def train_student(
     pool_segments: int,
     gradient_norms: bool,
     device: str,
+    revision: str | None = None,
+    vocabulary: Literal["teacher", "corpus"] = "teacher",
+    lora: LoraOptions | None = None,
 ) -> None:
     """Train a student and export it as a plain Hugging Face directory.
 
@@ -59,6 +66,10 @@ def train_student(
         pool_segments: Segments mixed together in memory.
         gradient_norms: Log the norm of each term's gradient.
         device: A torch device.
+        revision: Revision of a hub checkpoint.
+        vocabulary: All ids of the teacher, or those that its captured training rows need.
+        lora: Adapters that train instead of the weights the student starts with; the export has
+            them merged.
 
     Raises:
         IncompatibleError: If store and student do not fit; before the first step.
@@ -67,9 +78,8 @@ def train_student(
     store = stores / selected["store"]
     reader = StoreReader(store, selected["signals"])
     plan = reader.plan
-    maps = {
-        term: {int(s): int(t) for s, t in pairs.items()} for term, pairs in selected["maps"].items()
-    }
+    maps = {term: {int(s): t for s, t in pairs.items()} for term, pairs in selected["maps"].items()}
+    kept = corpus_vocabulary(reader) if vocabulary == "corpus" else None
     with torch.random.fork_rng():
         set_seed(options.seed)
         student = build_student(
@@ -83,18 +93,36 @@ def train_student(
             seed=options.seed,
             blocks=_blocks(reader, selected) if init == "teacher-layers" else None,
             layer_choice=selected["assets"].get("blocks", {}).get("layers", "uniform"),
+            revision=revision,
+            vocabulary=None if kept is None else kept.ids,
+            lora=lora,
         )
         _check_length(student, plan["max_length"], name)
         signals = list(selected["signals"])
-        features = TeacherFeatures(reader, signals, temperature=objective.output.temperature)
+        # Classes are no ids: what a sequence model says has nothing to do with them.
+        features = TeacherFeatures(
+            reader,
+            signals,
+            temperature=objective.output.temperature,
+            vocabulary=kept.ids if kept and models_language(plan["task"]) else None,
+        )
         distiller = Distiller(student, features, objective, maps, task=plan["task"])
-    dataset = StoreDataset(reader, signals, pool_segments=pool_segments)
+    dataset = (
+        StoreDataset(reader, signals, pool_segments=pool_segments)
+        if kept is None
+        else VocabularyDataset(reader, signals, ids=kept.ids, pool_segments=pool_segments)
+    )
     identity = fingerprint(
         {
             "selected": dict(selected),
             "architecture": dict(architecture or {}),
             "checkpoint": checkpoint,
+            "revision": revision,
+            "commit": getattr(student.config, "_commit_hash", None),
+            "weights": checkpoint_digest(checkpoint),
             "init": init,
+            "vocabulary": vocabulary,
+            "lora": None if lora is None else lora.model_dump(mode="json"),
             "objective": objective.model_dump(mode="json"),
             "options": options.model_dump(mode="json"),
             "pool_segments": pool_segments,
@@ -130,7 +158,8 @@ def train_student(
         trainer.train(resume_from_checkpoint=resumed)
         if not trainer.is_world_process_zero():
             return
-        export(student, reader, output)
+        merge_adapters(student)
+        export(student, reader, output, kept)
         write_json(
             output / "distillation.json",
             {"student": name, **selected, "objective": objective.model_dump(mode="json")},
@@ -161,13 +190,18 @@ def _check_length(student: PreTrainedModel, max_length: int, name: str) -> None:
         )
 
 
-def export(student: PreTrainedModel, reader: StoreReader, output: Path) -> None:
+def export(
+    student: PreTrainedModel, reader: StoreReader, output: Path, kept: Vocabulary | None = None
+) -> None:
     """Write the student, with the tokenizer, where any Hugging Face loader finds it."""
     staging = output.with_name(f".{output.name}.writing")
     shutil.rmtree(staging, ignore_errors=True)
     student.set_attn_implementation("sdpa")
     student.save_pretrained(staging)
-    shutil.copytree(reader.tokenizer(), staging, dirs_exist_ok=True)
+    if kept is None:
+        shutil.copytree(reader.tokenizer(), staging, dirs_exist_ok=True)
+    else:
+        kept.tokenizer.save(staging)
     shutil.rmtree(output, ignore_errors=True)
     staging.rename(output)
 
@@ -175,8 +209,8 @@ def export(student: PreTrainedModel, reader: StoreReader, output: Path) -> None:
 def write_curve(history: Sequence[Mapping[str, float]], path: Path) -> None:
     """Write the logged values, a row a logged step, columns in a fixed order."""
     rows = [row for row in history if "loss" in row]
-    norms = sorted({key for row in rows for key in row if key.startswith("gradient_")})
-    wanted = ["step", "epoch", "loss", *TERMS, *norms, "grad_norm", "learning_rate"]
+    more = sorted({key for row in rows for key in row if key.startswith(("gradient_", "factor_"))})
+    wanted = ["step", "epoch", "loss", *TERMS, *more, "grad_norm", "learning_rate"]
     columns = [key for key in wanted if any(key in row for row in rows)]
     lines = [",".join(columns)]
     lines += [",".join(f"{row[key]:.6g}" if key in row else "" for key in columns) for row in rows]

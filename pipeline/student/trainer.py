@@ -5,7 +5,7 @@ order of batches is known before anything is read, so resuming skips without dec
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import (
     PrinterCallback,
@@ -21,6 +22,7 @@ from transformers import (
     TrainerControl,
     TrainerState,
     TrainingArguments,
+    get_scheduler,
 )
 from transformers.utils import SAFE_WEIGHTS_NAME
 
@@ -57,9 +59,50 @@ class DistillationTrainer(Trainer):
         self._order = order
         self._dataset = dataset
         self._gradient_norms = gradient_norms
-        self._logged_step = 0
+        self._weights: dict[str, float] = {}
+        self._micro_batches = 0
+        self._is_measured = False
         self._sums: dict[str, Tensor] = {}
+        self._steps: dict[str, int] = {}
         self._gradients: dict[str, Tensor] = {}
+        self._unweighted: dict[str, Tensor] = {}
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> Any:
+        """Return the learning rate's schedule; with phases, one after the other.
+
+        Each phase has the whole schedule over its own steps, warm-up included. The optimiser's
+        moments go on: they are the student's, whose weights go on too.
+        """
+        phases = self.distiller.objective.phases
+        if phases is None or self.lr_scheduler is not None or num_training_steps < 2:
+            return super().create_scheduler(num_training_steps, optimizer)
+        first_steps = phases.first_steps(num_training_steps)
+        first, second = (
+            self._shape(steps) for steps in (first_steps, num_training_steps - first_steps)
+        )
+
+        def rate(step: int) -> float:
+            return first(step) if step < first_steps else second(step - first_steps)
+
+        chosen: Any = optimizer or self.optimizer
+        self.lr_scheduler = LambdaLR(chosen, rate)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _shape(self, steps: int) -> Callable[[int], float]:
+        """Return the factor of the learning rate by step of one schedule."""
+        unused = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+        options: Any = self.args.lr_scheduler_kwargs
+        found: Any = get_scheduler(
+            self.args.lr_scheduler_type,
+            optimizer=unused,
+            num_warmup_steps=self.args.get_warmup_steps(steps),
+            num_training_steps=steps,
+            scheduler_specific_kwargs=options,
+        )
+        return found.lr_lambdas[0]
 
     def get_train_dataloader(self) -> DataLoader:
         """Return the loader; its batch sampler lets `accelerate` skip without decoding.
@@ -77,13 +120,27 @@ class DistillationTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
-        """Return the micro-batches of one step with the counts of their terms, over all ranks."""
+        """Return the micro-batches of one step with the counts of their terms, over all ranks.
+
+        A term whose weight is 0 at this step has no count, so it is not computed.
+        """
         samples = list(islice(epoch_iterator, num_batches))
-        totals = dict.fromkeys(self.distiller.terms, 0)
+        objective, balance = self.distiller.objective, self.distiller.balance
+        self._weights = objective.weights_at(self.state.global_step, self.state.max_steps)
+        # A step without any term still needs a graph to go backward through.
+        self._weights = self._weights or dict.fromkeys(self.distiller.terms, 0.0)
+        self._micro_batches = len(samples)
+        self._is_measured = balance is not None and (
+            self.state.global_step % objective.balance_every == 0
+            or balance.lacks(list(self._weights))
+        )
+        totals = {term: 0 for term in self.distiller.terms if term in self._weights}
         for sample in samples:
-            found = term_counts(sample, self.distiller.objective, task=self.distiller.task)
+            found = term_counts(sample, objective, task=self.distiller.task, terms=totals)
             for term in totals:
                 totals[term] += found[term]
+        for term in totals:
+            self._steps[term] = self._steps.get(term, 0) + bool(samples)
         counts = torch.tensor(list(totals.values()), device=device)
         counts = self.accelerator.reduce(counts, reduction="sum")
         return samples, dict(zip(totals, counts, strict=True))
@@ -101,44 +158,71 @@ class DistillationTrainer(Trainer):
         while the counts are already those of all.
         """
         terms = model(inputs, num_items_in_batch)
-        progress = self.state.global_step / max(1, self.state.max_steps)
-        objective = self.distiller.objective
-        weighted = {
-            term: getattr(objective, term).weight.weight_at(progress) * value
-            for term, value in terms.items()
-        }
-        if self._gradient_norms and (self.state.global_step + 1) % self.args.logging_steps == 0:
-            self._add_gradients(weighted)
+        factors: dict[str, Any] = dict(self._weights)
+        if self.distiller.balance is not None:
+            factors = {t: w * self.distiller.balance.factor(t) for t, w in factors.items()}
+        weighted = {term: factors[term] * value for term, value in terms.items()}
+        is_logged = self._gradient_norms and (
+            (self.state.global_step + 1) % self.args.logging_steps == 0
+        )
+        if is_logged or self._is_measured:
+            self._add_gradients(terms, factors, is_logged=is_logged)
         for term, value in terms.items():
             self._sums[term] = self._sums.get(term, 0) + value.detach()
         total = torch.stack(list(weighted.values())).sum() * self.accelerator.num_processes
+        self._micro_batches -= 1
+        if self._is_measured and self._micro_batches == 0:
+            self._rebalance()
         return (total, terms) if return_outputs else total
 
-    def _add_gradients(self, weighted: Mapping[str, Tensor]) -> None:
-        """Add each weighted term's gradient in the student to those of the step's micro-batches."""
+    def _add_gradients(
+        self, terms: Mapping[str, Tensor], factors: Mapping[str, Any], *, is_logged: bool
+    ) -> None:
+        """Add each term's gradient in the student to those of the step's micro-batches."""
         parameters = [p for p in self.distiller.student.parameters() if p.requires_grad]
-        for term, value in weighted.items():
+        for term, value in terms.items():
             found = torch.autograd.grad(
                 value, parameters, retain_graph=True, materialize_grads=True
             )
             flat = torch.cat([gradient.detach().flatten() for gradient in found])
-            self._gradients[term] = self._gradients.get(term, 0) + flat
+            if self._is_measured:
+                self._unweighted[term] = self._unweighted.get(term, 0) + flat
+            if is_logged:
+                self._gradients[term] = self._gradients.get(term, 0) + factors[term] * flat
+
+    def _rebalance(self) -> None:
+        """Take in the gradients of the whole step, of all ranks; they count from the next one on.
+
+        Within the step's last micro-batch: its checkpoint must hold the new factors.
+        """
+        balance = self.distiller.balance
+        assert balance is not None
+        measured = {}
+        for term, gradient in self._unweighted.items():
+            whole: Any = self.accelerator.reduce(gradient, reduction="sum")
+            measured[term] = float(whole.norm())
+        balance.update(measured)
+        self._unweighted = {}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add every term's mean since the last log, and gradient norms where asked for."""
+        """Add every term's mean since the last log, and gradient norms where asked for.
+
+        The mean is over the steps at which the term was on; without any it is left out.
+        """
         if "loss" in logs:
-            steps = self.state.global_step - self._logged_step
             for term, total in self._sums.items():
                 value: Any = self.accelerator.reduce(total, reduction="sum")
-                logs[term] = float(value) / max(1, steps)
+                logs[term] = float(value) / max(1, self._steps[term])
             for term, gradient in self._gradients.items():
                 whole: Any = self.accelerator.reduce(gradient, reduction="sum")
                 logs[f"gradient_{term}"] = float(whole.norm())
             if self._gradients and self.is_world_process_zero():
                 norms = ", ".join(f"{t} {logs[f'gradient_{t}']:.3g}" for t in self._gradients)
                 logger.info("step %d, gradient norms: %s", self.state.global_step, norms)
-            self._sums, self._gradients = {}, {}
-            self._logged_step = self.state.global_step
+            if self.distiller.balance is not None:
+                for term in self.distiller.terms:
+                    logs[f"factor_{term}"] = float(self.distiller.balance.factor(term))
+            self._sums, self._steps, self._gradients = {}, {}, {}
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
@@ -150,7 +234,6 @@ class DistillationTrainer(Trainer):
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
-        self._logged_step = int(resume_from_checkpoint.rsplit("-", 1)[1])
         load_model(self.distiller, str(Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME))
 
 

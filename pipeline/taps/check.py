@@ -15,21 +15,23 @@ from transformers import PreTrainedModel
 
 from pipeline.errors import IncompatibleError
 from pipeline.taps.anatomy import Anatomy, find_anatomy
+from pipeline.taps.below import QueryKeyBlock, query_key_parameters
 from pipeline.taps.comparison import BOUNDS, FLOAT32_BOUND, Comparison
 from pipeline.taps.head import HeadSpec, apply_head, head_parameters, read_head_spec
 from pipeline.taps.inputs import model_inputs, run_base
-from pipeline.taps.maps import check_maps, check_masks
+from pipeline.taps.maps import check_maps, check_masks, check_own_maps
 from pipeline.taps.scores import Rule
 from pipeline.taps.tap import AttentionCall, Record, tap
 
 
 @dataclass(frozen=True)
 class TapReport:
-    """What the check found; `rule` and `scaling` by attention layer.
+    """What the check found; `rule` and `scaling` by attention layer, no `scaling` of own maps.
 
     `causal` says that padding on the right changes no live position when the mask is left out.
     `heads`, `kv_heads` and `d_head` are those of the recorded tensors, or the configuration's when
-    no attention was asked for. `head` rebuilds the model's logits, or is None when not asked for.
+    no attention was asked for; `d_value` is the width of a value's heads, 0 where no value was.
+    `head` rebuilds the model's logits, or is None when not asked for.
     """
 
     model_class: str
@@ -39,6 +41,7 @@ class TapReport:
     heads: int
     kv_heads: int
     d_head: int
+    d_value: int
     rule: dict[int, Rule]
     scaling: dict[int, float]
     head: HeadSpec | None
@@ -50,13 +53,16 @@ def check_taps(
     *,
     hidden: Collection[int] = (),
     attention: Collection[int] = (),
+    values: Collection[int] = (),
+    below: Collection[int] = (),
+    maps: Collection[int] = (),
     head: bool = False,
     max_length: int | None = None,
 ) -> TapReport:
     """Compare every asked tap with the model itself on one batch, and report what was found.
 
-    Afterwards the model has our attention implementation if attention was asked for, else the one
-    it came with; without attention nothing of its attention is touched.
+    Afterwards the model has our attention implementation if query, key or value were asked for,
+    else the one it came with; without attention nothing of its attention is touched.
 
     Args:
         model: The model, on its device, in its dtype.
@@ -64,6 +70,10 @@ def check_taps(
             takes.
         hidden: Layers whose hidden states will be tapped.
         attention: Layers whose query and key will be tapped.
+        values: Layers whose value will be tapped. It is what attention is handed, and its layer is
+            checked as one of `attention`.
+        below: Layers whose query and key will be rebuilt from the hidden state below.
+        maps: Layers whose map will be the model's own under eager attention.
         head: Whether the head's input will be tapped.
         max_length: Longest row that will ever be run, in tokens. A row of that length is run too,
             for windows which the batch is too short to show.
@@ -74,9 +84,10 @@ def check_taps(
         ValueError: If the batch is not right-padded or has no row of two tokens.
     """
     anatomy = find_anatomy(model)
-    anatomy.require_layers(hidden=hidden, attention=attention)
+    heard = {*attention, *values, *below}
+    anatomy.require_layers(hidden=hidden, attention={*heard, *maps})
     live = _live_positions(inputs["attention_mask"])
-    if attention and live.sum(1).max() < 2:
+    if (heard or maps) and live.sum(1).max() < 2:
         raise ValueError("one token says nothing about masks; check a batch with a longer row")
     bound = BOUNDS.get(model.dtype, FLOAT32_BOUND)
     comparison = Comparison(anatomy.model_class, live, bound)
@@ -84,7 +95,13 @@ def check_taps(
     model.eval()
     try:
         with torch.no_grad():
-            report = _check(model, anatomy, inputs, comparison, hidden, attention, head, max_length)
+            report = _check(
+                model,
+                anatomy,
+                inputs,
+                comparison,
+                _Asked(frozenset(hidden), frozenset(heard), values, below, maps, head, max_length),
+            )
     except BaseException as error:
         if original is not None and model.config._attn_implementation != original:
             model.set_attn_implementation(original)
@@ -96,15 +113,25 @@ def check_taps(
     return report
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What `check_taps` was asked; `heard` are all layers whose query and key are looked at."""
+
+    hidden: frozenset[int]
+    heard: frozenset[int]
+    values: Collection[int]
+    below: Collection[int]
+    maps: Collection[int]
+    head: bool
+    max_length: int | None
+
+
 def _check(
     model: PreTrainedModel,
     anatomy: Anatomy,
     inputs: Mapping[str, Tensor],
     comparison: Comparison,
-    hidden: Collection[int],
-    attention: Collection[int],
-    head: bool,
-    max_length: int | None,
+    asked: _Asked,
 ) -> TapReport:
     """Run the comparisons in the order of their cost; the model is in evaluation mode."""
     states, norms, logits = _reference(model, anatomy, inputs)
@@ -113,17 +140,32 @@ def _check(
     def remember(layer: int, call: AttentionCall) -> None:
         modules[layer] = call.module
 
-    with tap(model, hidden=hidden, attention=attention, head=head, watch=remember) as record:
+    # First, while the model is still as it came.
+    own, map_heads = (
+        check_own_maps(model, inputs, asked.maps, comparison) if asked.maps else ({}, set())
+    )
+    with tap(
+        model,
+        hidden=asked.hidden | {layer - 1 for layer in asked.below},
+        attention=asked.heard,
+        values=asked.values,
+        head=asked.head,
+        watch=remember,
+    ) as record:
         tapped = model(**inputs).logits
     _check_hidden(record, anatomy, states, norms, comparison)
     remedy = "leave attention out for this model"
     comparison.require_equal("logits under tapped attention", tapped, logits, remedy)
-    spec = _check_head(model, record, logits, comparison) if head else None
+    spec = _check_head(model, record, logits, comparison) if asked.head else None
     rules = check_maps(model, inputs, record, modules, comparison) if modules else {}
-    causal = "full" not in rules.values() and _is_causal(model, anatomy, inputs, comparison)
-    if rules and max_length is not None:
-        check_masks(model, inputs, rules, max_length, is_causal=causal)
-    heads, kv_heads, d_head = _sizes(record, anatomy)
+    _check_below(model, record, asked.below, comparison)
+    causal = not {"full"} & {*rules.values(), *own.values()} and _is_causal(
+        model, anatomy, inputs, comparison
+    )
+    if rules and asked.max_length is not None:
+        check_masks(model, inputs, rules, asked.max_length, is_causal=causal)
+    found: dict[int, Rule] = {**own, **rules}
+    heads, kv_heads, d_head = _sizes(record, anatomy, map_heads)
     return TapReport(
         model_class=anatomy.model_class,
         depth=anatomy.depth,
@@ -132,7 +174,8 @@ def _check(
         heads=heads,
         kv_heads=kv_heads,
         d_head=d_head,
-        rule=rules,
+        d_value=_value_width(record, anatomy, kv_heads),
+        rule=dict(sorted(found.items())),
         scaling=dict(sorted(record.scaling.items())),
         head=spec,
     )
@@ -199,6 +242,28 @@ def _check_head(
     return spec
 
 
+def _check_below(
+    model: PreTrainedModel, record: Record, layers: Collection[int], comparison: Comparison
+) -> None:
+    """Rebuild query and key as a reader of the store will, here from the exact hidden state."""
+    for layer in sorted(layers):
+        remedy = "capture this layer's attention in form qk"
+        try:
+            block = QueryKeyBlock(model.config.to_dict(), layer, query_key_parameters(model, layer))
+            rebuilt = block(record.hidden[layer - 1])
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise IncompatibleError(
+                f"{comparison.model_class}: block {layer} does not run by itself "
+                f"({' '.join(str(error).split())[:200]}), expected query and key from hidden layer "
+                f"{layer - 1}; {remedy}"
+            ) from error
+        for name, ours, theirs in zip(
+            ("query", "key"), rebuilt, (record.query[layer], record.key[layer]), strict=True
+        ):
+            what = f"{name} of layer {layer} rebuilt from hidden layer {layer - 1}"
+            comparison.require_equal(what, ours.transpose(1, 2), theirs.transpose(1, 2), remedy)
+
+
 def _is_causal(
     model: PreTrainedModel, anatomy: Anatomy, inputs: Mapping[str, Tensor], comparison: Comparison
 ) -> bool:
@@ -219,7 +284,7 @@ def _is_causal(
     return comparison.difference(without, with_mask, before) <= comparison.bound
 
 
-def _sizes(record: Record, anatomy: Anatomy) -> tuple[int, int, int]:
+def _sizes(record: Record, anatomy: Anatomy, map_heads: set[int]) -> tuple[int, int, int]:
     """Heads, key heads and head width, which one store keeps for all layers."""
     found = {
         (query.shape[1], record.key[layer].shape[1], query.shape[3])
@@ -230,7 +295,24 @@ def _sizes(record: Record, anatomy: Anatomy) -> tuple[int, int, int]:
             f"{anatomy.model_class} has attention layers of the shapes {sorted(found)} (heads, key "
             "heads, width), expected one; ask for layers of one shape"
         )
-    return found.pop() if found else (anatomy.heads, anatomy.kv_heads, anatomy.head_dim)
+    sizes = found.pop() if found else (anatomy.heads, anatomy.kv_heads, anatomy.head_dim)
+    if map_heads - {sizes[0]}:
+        raise IncompatibleError(
+            f"{anatomy.model_class} has attention maps of {sorted(map_heads)} heads, expected "
+            f"{sizes[0]}; leave attention out for the layers that differ"
+        )
+    return sizes
+
+
+def _value_width(record: Record, anatomy: Anatomy, kv_heads: int) -> int:
+    """Width of a value's heads, which are as many as the keys'."""
+    found = {(value.shape[1], value.shape[3]) for value in record.value.values()}
+    if len(found) > 1 or any(heads != kv_heads for heads, _ in found):
+        raise IncompatibleError(
+            f"{anatomy.model_class} has values of the shapes {sorted(found)} (heads, width), "
+            f"expected one shape of {kv_heads} heads; leave value out for the layers that differ"
+        )
+    return found.pop()[1] if found else 0
 
 
 def _live_positions(attention_mask: Tensor) -> Bool[Tensor, "batch seq"]:

@@ -4,7 +4,7 @@ The reference is the model's own eager attention. Each layer's map is compared a
 then dropped, so the cost is one seq × seq matrix a head, whatever the depth.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from pipeline.errors import IncompatibleError
 from pipeline.taps.comparison import Comparison
+from pipeline.taps.eager import eager_maps
 from pipeline.taps.inputs import model_inputs, run_base
 from pipeline.taps.scores import Rule, attention_log_probs, visible_keys
 from pipeline.taps.tap import AttentionCall, Record, prepare_attention, tap
@@ -42,14 +43,14 @@ def check_maps(
 
     def compare(layer: int, output: Any) -> None:
         where = f"attention of layer {layer}"
-        remedy = "leave attention out for this layer"
+        remedy = "capture attention with `form: map`, or leave it out for this layer"
         if not (isinstance(output, tuple) and len(output) > 1 and isinstance(output[1], Tensor)):
             raise IncompatibleError(
                 f"{comparison.model_class}: {where} gives no map under eager attention, expected "
                 f"one to verify query and key; {remedy}"
             )
         theirs = output[1].float()
-        rules[layer] = "full" if theirs.triu(1).transpose(1, 2)[live].any() else "causal"
+        rules[layer] = _rule(theirs, live)
         visible = visible_keys(live.sum(1), live.shape[1], rules[layer])
         ours = attention_log_probs(
             record.query[layer], record.key[layer], record.scaling[layer], visible
@@ -68,6 +69,47 @@ def check_maps(
             handle.remove()
     prepare_attention(model)
     return dict(sorted(rules.items()))
+
+
+def check_own_maps(
+    model: PreTrainedModel,
+    inputs: Mapping[str, Tensor],
+    layers: Collection[int],
+    comparison: Comparison,
+) -> tuple[dict[int, Rule], set[int]]:
+    """See that a model is itself under eager attention and its maps are whole.
+
+    Windows and chunks are zeros in a map, so they need no rule of their own.
+
+    Returns:
+        Each layer's rule, read off its map, and the numbers of heads found.
+
+    Raises:
+        IncompatibleError: If a layer shows no map, a map's rows do not sum to 1 over the keys of
+            its rule (attention sinks), or eager attention changes what the model computes.
+    """
+    expected = run_base(model, inputs)
+    maps, found = eager_maps(model, inputs, layers)
+    remedy = "leave attention out for this model"
+    comparison.require_equal("output under eager attention", found, expected, remedy)
+    rules: dict[int, Rule] = {}
+    live = comparison.live
+    for layer, theirs in maps.items():
+        rules[layer] = _rule(theirs, live)
+        visible = visible_keys(live.sum(1), live.shape[1], rules[layer])
+        sums = theirs.float().masked_fill(~visible, 0.0).sum(-1).transpose(1, 2)
+        comparison.require_equal(
+            f"sum over the keys of attention layer {layer}",
+            sums,
+            torch.ones_like(sums),
+            "leave attention out for this layer",
+        )
+    return rules, {theirs.shape[1] for theirs in maps.values()}
+
+
+def _rule(attention: Tensor, live: Tensor) -> Rule:
+    """Read off a map whether any live query sees a key after it."""
+    return "full" if attention.triu(1).transpose(1, 2)[live].any() else "causal"
 
 
 def check_masks(
@@ -106,8 +148,8 @@ def check_masks(
             raise IncompatibleError(
                 f"{type(model).__name__} layer {layer} masks a row of {max_length} tokens "
                 f"otherwise than by its {rules[layer]} rule (a window?), expected the rule at "
-                "every length; leave attention out for this layer or tokenize with a smaller "
-                "max_length"
+                "every length; capture this layer's attention with `form: map`, leave it out, or "
+                "tokenize with a smaller max_length"
             )
 
     with tap(model, attention=rules.keys(), watch=compare):

@@ -53,3 +53,21 @@ def attention_log_probs(
     lowest = torch.finfo(scores.dtype).min / 2
     log_probs = scores.masked_fill(~visible, lowest).log_softmax(-1)
     return log_probs.masked_fill(~visible, INVISIBLE)
+
+
+def spread_pairs(
+    pairs: Float[Tensor, "pairs heads"], visible: Bool[Tensor, "batch 1 seq seq"]
+) -> Float[Tensor, "batch heads seq seq"]:
+    """Put values of visible pairs, by example, then query, then key, into maps; zero elsewhere."""
+    full = pairs.new_zeros((*visible[:, 0].shape, pairs.shape[1]))
+    full[visible[:, 0]] = pairs
+    return full.permute(0, 3, 1, 2)
+
+
+def probabilities_to_log(
+    maps: Float[Tensor, "batch heads seq seq"],
+) -> Float[Tensor, "batch heads seq seq"]:
+    """Log of maps whose rows are made to sum to 1; a key of no probability is `INVISIBLE`."""
+    sums = maps.sum(-1, keepdim=True)
+    log_probs = maps.log() - torch.where(sums > 0, sums, 1.0).log()
+    return log_probs.masked_fill(maps <= 0, INVISIBLE)

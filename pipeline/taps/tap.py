@@ -1,8 +1,8 @@
-"""Listening to a model at full speed: hidden states by hooks, query and key by its attention.
+"""Listening to a model at full speed: hidden states by hooks, attention by its own function.
 
-The registered attention function is SDPA that first hands query (after rotary) and key (before head
-repetition) to whoever taps the calling module. Recorded tensors belong to the model's own graph, so
-gradients flow through them.
+The registered attention function is SDPA that first hands query (after rotary), key and value
+(before head repetition) to whoever taps the calling module. Recorded tensors belong to the model's
+own graph, so gradients flow through them.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -31,6 +31,12 @@ SCORE_CHANGERS = {
 }
 """Arguments that change scores beyond scaling and mask; SDPA drops some without a word."""
 
+REMEDY = (
+    "leave attention out for this model (hidden states and logits can be tapped, and a teacher's "
+    "own maps be captured with `form: map`)"
+)
+"""What helps where attention is more than query and key."""
+
 
 @dataclass
 class Record:
@@ -39,6 +45,7 @@ class Record:
     hidden: dict[int, Float[Tensor, "batch seq d"]] = field(default_factory=dict)
     query: dict[int, Float[Tensor, "batch heads seq d_head"]] = field(default_factory=dict)
     key: dict[int, Float[Tensor, "batch kv_heads seq d_head"]] = field(default_factory=dict)
+    value: dict[int, Float[Tensor, "batch kv_heads seq d_value"]] = field(default_factory=dict)
     scaling: dict[int, float] = field(default_factory=dict)
     head_input: Float[Tensor, "batch seq d"] | None = None
 
@@ -68,8 +75,7 @@ def prepare_attention(model: PreTrainedModel) -> None:
     if model.config._attn_implementation != IMPLEMENTATION:
         raise IncompatibleError(
             f"{type(model).__name__} computes attention outside transformers' AttentionInterface, "
-            "expected a model that uses it; leave attention out for this model (hidden states and "
-            "logits can be tapped)"
+            f"expected a model that uses it; {REMEDY}"
         )
 
 
@@ -79,6 +85,7 @@ def tap(
     *,
     hidden: Collection[int] = (),
     attention: Collection[int] = (),
+    values: Collection[int] = (),
     head: bool = False,
     watch: Watch | None = None,
 ) -> Iterator[Record]:
@@ -93,6 +100,7 @@ def tap(
         hidden: Layers 0..L; 0 is the input of the first block, L the raw output of the last, before
             any final norm.
         attention: Layers 1..L whose query, key and scaling are wanted.
+        values: Layers 1..L whose value is wanted, the tensor that attention takes its mean of.
         head: Keep the input of the head, which is the base model's output, also when no logits are
             computed.
         watch: Called with each tapped layer's attention call, for checks.
@@ -101,14 +109,16 @@ def tap(
         IncompatibleError: If a layer does not exist, or the model does not hand its attention over.
     """
     anatomy = find_anatomy(model)
-    anatomy.require_layers(hidden=hidden, attention=attention)
-    if attention:
+    anatomy.require_layers(hidden=hidden, attention={*attention, *values})
+    if attention or values:
         prepare_attention(model)
     record = Record()
-    recorder = _Recorder(anatomy, record, frozenset(attention), head, watch)
+    recorder = _Recorder(anatomy, record, frozenset(attention), frozenset(values), head, watch)
+    # The module that holds the blocks, because some heads (OPT's) call it past the base model.
     handles = [
-        anatomy.base.register_forward_pre_hook(recorder.begin),
-        anatomy.base.register_forward_hook(recorder.end, always_call=True),
+        anatomy.owner.register_forward_pre_hook(recorder.begin),
+        anatomy.owner.register_forward_hook(recorder.end, always_call=True),
+        anatomy.base.register_forward_hook(recorder.end_of_base),
     ]
     if 0 in hidden:
         handles.append(
@@ -120,7 +130,7 @@ def tap(
     ]
     listened = [
         (part, _Listener(recorder, layer))
-        for layer in set(attention)
+        for layer in {*attention, *values}
         for part in anatomy.blocks[layer - 1].modules()
     ]
     try:
@@ -145,12 +155,14 @@ class _Recorder:
         anatomy: Anatomy,
         record: Record,
         attention: frozenset[int],
+        values: frozenset[int],
         head: bool,
         watch: Watch | None,
     ) -> None:
         self.model_class = anatomy.model_class
         self.record = record
         self.attention = attention
+        self.values = values
         self.head = head
         self.watch = watch
         self.is_open = False
@@ -159,7 +171,7 @@ class _Recorder:
 
     def begin(self, module: nn.Module, args: Any) -> None:
         self.record.hidden, self.record.query, self.record.key = {}, {}, {}
-        self.record.scaling, self.record.head_input = {}, None
+        self.record.value, self.record.scaling, self.record.head_input = {}, {}, None
         self.versions = {}
         self.is_open, self.has_gradients = True, torch.is_grad_enabled()
 
@@ -169,12 +181,13 @@ class _Recorder:
             return
         if self.head:
             self.record.head_input = _first(output)
-        missing = sorted(self.attention - self.record.query.keys())
+        missing = sorted(
+            (self.attention - self.record.query.keys()) | (self.values - self.record.value.keys())
+        )
         if missing:
             raise IncompatibleError(
                 f"{self.model_class}: layers {missing} computed attention outside transformers' "
-                "AttentionInterface, expected one call a layer; leave attention out for these "
-                "layers"
+                f"AttentionInterface, expected one call a layer; {REMEDY}"
             )
         for layer, version in self.versions.items():
             if self.record.hidden[layer]._version != version:
@@ -182,6 +195,11 @@ class _Recorder:
                     f"{self.model_class} changes hidden layer {layer} in place after its block, "
                     "expected it to stay; leave that layer out"
                 )
+
+    def end_of_base(self, module: nn.Module, args: Any, output: Any) -> None:
+        """What the head reads, where the base model goes on after its blocks."""
+        if self.head:
+            self.record.head_input = _first(output)
 
     def block_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.keep(0, args[0] if args else kwargs["hidden_states"])
@@ -208,6 +226,7 @@ class _Listener:
         module: nn.Module,
         query: Tensor,
         key: Tensor,
+        value: Tensor,
         mask: Tensor | None,
         scaling: float | None,
         window: int | None,
@@ -216,21 +235,25 @@ class _Listener:
         if not recorder.is_open:
             return
         where = f"{recorder.model_class} layer {layer}"
-        if layer in recorder.record.query:
+        if layer in recorder.record.query or layer in recorder.record.value:
             raise IncompatibleError(
                 f"{where} computes attention twice (cross-attention?), expected once; leave "
-                "attention out for this layer"
+                "attention and value out for this layer"
             )
         if recorder.has_gradients and not torch.is_grad_enabled():
             raise IncompatibleError(
                 f"{where} runs without gradients inside reentrant checkpointing, which would cut "
                 'them; expected the non-reentrant kind, checkpoint with {"use_reentrant": False}'
             )
+        if layer in recorder.values:
+            recorder.record.value[layer] = value
+        if layer not in recorder.attention:
+            return
         if window is not None and key.shape[2] > window:
             raise IncompatibleError(
                 f"{where} attends through a sliding window of {window} tokens, found a row of "
-                f"{key.shape[2]}; leave attention out for this layer or tokenize with max_length "
-                "within the window"
+                f"{key.shape[2]}; leave attention out for this layer, tokenize with max_length "
+                "within the window, or capture a teacher's own map with `form: map`"
             )
         recorder.record.query[layer], recorder.record.key[layer] = query, key
         recorder.record.scaling[layer] = (
@@ -259,11 +282,13 @@ def _attend(
             place = type(module).__name__ + ("" if number is None else f" (layer {number + 1})")
             raise IncompatibleError(
                 f"{place} uses {what}, expected softmax of scaled query-key products and a mask; "
-                "leave attention out for this model (hidden states and logits can be tapped)"
+                f"{REMEDY}"
             )
     listener = _LISTENERS.get(module)
     if listener is not None:
-        listener.hear(module, query, key, attention_mask, scaling, kwargs.get("sliding_window"))
+        listener.hear(
+            module, query, key, value, attention_mask, scaling, kwargs.get("sliding_window")
+        )
     return sdpa_attention_forward(
         module, query, key, value, attention_mask, scaling=scaling, **kwargs
     )

@@ -1,4 +1,4 @@
-"""What students need besides features: configuration, tokenizer, head, blocks if asked for."""
+"""What students need besides features: configuration, tokenizer, head, blocks or parts of them."""
 
 import shutil
 from pathlib import Path
@@ -13,6 +13,7 @@ from pipeline.store.index import index_asset
 from pipeline.store.layout import Layout
 from pipeline.store.shards import file_digest
 from pipeline.taps.anatomy import find_anatomy
+from pipeline.taps.below import query_key_parameters
 from pipeline.taps.head import head_parameters
 
 HEAD = "lm_head"
@@ -39,6 +40,16 @@ def write_head(layout: Layout, model: PreTrainedModel) -> dict[str, Any]:
     weight, bias = head_parameters(model)
     tensors = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
     return _write(layout, HEAD, tensors)
+
+
+def query_key_name(layer: int) -> str:
+    """Return the asset's name of what query and key of a layer are rebuilt with."""
+    return f"attention-{layer}"
+
+
+def write_query_key(layout: Layout, model: PreTrainedModel, layer: int) -> dict[str, Any]:
+    """Write the parameters that run before a block's attention; return the index's entry."""
+    return _write(layout, query_key_name(layer), query_key_parameters(model, layer))
 
 
 def write_blocks(layout: Layout, model: PreTrainedModel, layers: list[int]) -> dict[str, Any]:

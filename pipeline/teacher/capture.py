@@ -22,17 +22,18 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from pipeline.axes import SPLITS, TRAIN, Axis
+from pipeline.axes import SPLITS, TRAIN
 from pipeline.corpus.tokens import TokenMeta, TokenSet
 from pipeline.errors import IntegrityError, ResourceError
 from pipeline.store.background import BackgroundWriter
 from pipeline.store.commit import SignalWriter
+from pipeline.store.extent import example_rows
 from pipeline.store.forms.form import Channels
 from pipeline.store.index import read_index, withdraw
 from pipeline.store.layout import Layout
 from pipeline.store.lock import writer_lock
 from pipeline.store.plan import Plan
-from pipeline.store.planner import write_plan
+from pipeline.store.planner import rows_digest, write_plan
 from pipeline.store.reader import Segment, StoreReader
 from pipeline.store.records import Declaration
 from pipeline.store.shards import file_digest
@@ -203,25 +204,39 @@ class _Capture:
         report = check_taps(
             model,
             model_columns(model, batch.inputs),
-            hidden=sorted(s.layer for s in self.signals if s.kind == "hidden"),  # pyright: ignore
-            attention=sorted(s.layer for s in self.signals if s.kind == "attention"),  # pyright: ignore
+            hidden=self._layers("hidden"),
+            attention=self._layers("attention", "qk"),
+            values=self._layers("value"),
+            below=self._layers("attention", "below"),
+            maps=self._layers("attention", "map"),
             head=any(s.form.name == "head" for s in self.signals),
             max_length=self.description["max_length"],
         )
         logger.info("taps agree with the teacher's own outputs on %d examples", len(batch.members))
         return report
 
+    def _layers(self, kind: str, form: str | None = None) -> list[int]:
+        """Return the layers asked for in a kind, and in one form of it."""
+        return sorted(
+            {
+                signal.layer
+                for signal in self.signals
+                if signal.layer is not None
+                and signal.kind == kind
+                and form in (None, signal.form.name)
+            }
+        )
+
     def check_space(self, model: PreTrainedModel, report: TapReport) -> None:
         """Refuse to start what the disk cannot hold, even if nothing compresses."""
-        tokens, examples = np.zeros((2, self.plan.segments), dtype=np.int64)
-        np.add.at(tokens, self.plan.segment, self.plan.length)
-        np.add.at(examples, self.plan.segment, 1)
         needed = DISK_RESERVE_BYTES
         for signal in self.signals:
             split_codes = [SPLITS.index(split) for split in splits_of(signal)]
             every = np.flatnonzero(np.isin(self.plan.segment_split, split_codes))
             segments = self.missing.get(signal.name, every)
-            count = (tokens if signal.form.axis == Axis.TOKEN else examples)[segments].sum()
+            here = np.isin(self.plan.segment, segments)
+            rule = None if signal.layer is None else report.rule.get(signal.layer)
+            count = example_rows(signal.form.axis, self.plan.length[here], rule).sum()
             needed += int(count) * row_bytes(signal, geometry_of(signal, model, report))
         free = shutil.disk_usage(self.layout.root).free
         if needed > free:
@@ -247,8 +262,13 @@ class _Capture:
             write_blocks(self.layout, model, self.blocks)
         by_segment: dict[int, list[str]] = {}
         for name, segments in self.missing.items():
+            writer = self.writers[name]
             for number in segments:
-                by_segment.setdefault(number, []).append(name)
+                if writer.is_stored:
+                    by_segment.setdefault(number, []).append(name)
+                else:
+                    digests = reader.examples["digest"][reader.examples_in(number)]
+                    writer.write_segment(number, {}, rows=rows_digest(digests))
         if not by_segment:
             return
         logger.info("%d of %d segments to capture", len(by_segment), self.plan.segments)

@@ -17,9 +17,9 @@ from pipeline.store.shards import file_digest
 from pipeline.store.signals import Signal
 from pipeline.taps.check import TapReport
 from pipeline.taps.head import head_parameters
-from pipeline.teacher.assets import HEAD, write_head
+from pipeline.teacher.assets import HEAD, query_key_name, write_head, write_query_key
 from pipeline.teacher.forward import Batch, TappedTeacher
-from pipeline.teacher.request import splits_of
+from pipeline.teacher.request import needs_of, splits_of
 from pipeline.teacher.statistics import measure_channels, save_channels
 
 
@@ -29,8 +29,12 @@ def geometry_of(signal: Signal, model: PreTrainedModel, report: TapReport) -> Ge
     Raises:
         IncompatibleError: If the model has no head to store.
     """
+    if signal.form.name == "map":
+        return Geometry(heads=report.heads)
     if signal.kind == "attention":
         return Geometry(heads=report.heads, kv_heads=report.kv_heads, d_head=report.d_head)
+    if signal.kind == "value":
+        return Geometry(kv_heads=report.kv_heads, d_head=report.d_value)
     if signal.form.name == "dense":
         return Geometry(vocab=int(model.config.num_labels or 0))
     if signal.kind == "logits":
@@ -57,11 +61,10 @@ def load_declaration(layout: Layout, signal: Signal) -> Declaration | None:
             path = layout.channels(signal.kind, signal.layer)
             if file_digest(path, layout.root) != declared.channels:
                 return None
-        head = declared.info.get(HEAD)
-        if head is not None:
-            found = file_digest(layout.assets / head["file"], layout.root)
-            if head != {"file": head["file"], **found} or (
-                read_index(layout)["assets"].get(HEAD) != head
+        for name, entry in declared.assets.items():
+            found = file_digest(layout.assets / entry["file"], layout.root)
+            if entry != {"file": entry["file"], **found} or (
+                read_index(layout)["assets"].get(name) != entry
             ):
                 return None
     except IntegrityError:
@@ -76,7 +79,7 @@ def declarations(
     report: TapReport,
     sample: Callable[[], Iterable[Batch]],
 ) -> list[Declaration]:
-    """Declare signals, writing the assets they name: channel statistics and the head.
+    """Declare signals, writing the assets they name: channel statistics, head, parts of blocks.
 
     Statistics are those of the layer, whatever the form: a second form of a layer takes those
     that its first one was declared with.
@@ -126,9 +129,16 @@ def _measured_before(layout: Layout, signal: Signal) -> dict[str, int] | None:
 def _info(
     layout: Layout, signal: Signal, model: PreTrainedModel, report: TapReport
 ) -> dict[str, Any]:
-    if signal.kind == "attention":
+    if signal.kind in ("attention", "value"):
         assert signal.layer is not None
-        return {"rule": report.rule[signal.layer], "scaling": report.scaling[signal.layer]}
+        rule = {"rule": report.rule[signal.layer]}
+        if signal.kind == "value" or signal.form.name == "map":
+            return rule
+        scores = rule | {"scaling": report.scaling[signal.layer]}
+        if signal.form.name != "below":
+            return scores
+        asset = write_query_key(layout, model, signal.layer)
+        return scores | needs_of(signal) | {query_key_name(signal.layer): asset}
     if signal.form.name == "head":
         assert report.head is not None
         return {

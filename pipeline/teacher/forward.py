@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -14,8 +15,18 @@ from pipeline.store.plan import bucketed_batches
 from pipeline.store.reader import Segment
 from pipeline.store.signals import Signal
 from pipeline.taps.check import TapReport
+from pipeline.taps.eager import eager_maps
 from pipeline.taps.inputs import model_columns, model_inputs, run_base
+from pipeline.taps.scores import Rule, visible_keys
 from pipeline.taps.tap import Record, tap
+
+
+def place_of(kind: str, form: str, layer: int | None) -> tuple[str, int | None]:
+    """Return where among a batch's values those of a signal are: the kind, as one axis, and layer.
+
+    A map's rows are pairs, so it stands apart from query and key of the same layer.
+    """
+    return "map" if form == "map" else kind, layer
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,11 @@ def segment_batches(
 
 
 class TappedTeacher:
-    """A teacher with the taps that a set of signals needs."""
+    """A teacher with the taps that a set of signals needs.
+
+    Maps of its own come from a second pass under eager attention, so that they leave no trace in
+    the rounding of the other signals: what is captured beside a signal never changes it.
+    """
 
     def __init__(
         self, model: PreTrainedModel, report: TapReport, signals: Sequence[Signal]
@@ -72,34 +87,25 @@ class TappedTeacher:
         self._turn = threading.Lock()
         self.model = model
         self.report = report
-        self._hidden = sorted(
-            {s.layer for s in signals if s.kind == "hidden" and s.layer is not None}
-        )
-        self._attention = sorted(
-            {s.layer for s in signals if s.kind == "attention" and s.layer is not None}
-        )
+        self._hidden = _layers(s for s in signals if s.kind == "hidden")
+        self._attention = _layers(s for s in signals if s.form.name == "qk")
+        self._maps = _layers(s for s in signals if s.form.name == "map")
+        self._values = _layers(s for s in signals if s.kind == "value")
         self._logits = [s.form.name for s in signals if s.kind == "logits"]
 
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> dict[tuple[str, int | None], dict[str, Tensor]]:
-        """Return float values by (kind, layer), as the forms of that kind take them.
+        """Return float values by `place_of` a signal, as its form takes them.
 
-        Token-axis values have one row a live token, example-axis values one row an example.
+        Token-axis values have one row a live token, example-axis values one row an example,
+        pair-axis values one row a visible pair.
         """
         live = batch.live
         columns = model_columns(self.model, batch.inputs)
         inputs = model_inputs(columns, is_causal=self.report.causal)
         # One model has one set of hooks, so tasks of a threaded scheduler take turns here.
-        with (
-            self._turn,
-            tap(
-                self.model,
-                hidden=self._hidden,
-                attention=self._attention,
-                head="head" in self._logits,
-            ) as record,
-        ):
-            output = self._run(inputs)
+        with self._turn:
+            record, output, pairs = self._passes(inputs, live)
         values: dict[tuple[str, int | None], dict[str, Tensor]] = {}
         for layer in self._hidden:
             values["hidden", layer] = {"hidden": record.hidden[layer][live].float()}
@@ -108,13 +114,39 @@ class TappedTeacher:
                 "query": record.query[layer].transpose(1, 2)[live].float(),
                 "key": record.key[layer].transpose(1, 2)[live].float(),
             }
+        for layer, probability in pairs.items():
+            values["map", layer] = {"probability": probability}
+        for layer in self._values:
+            values["value", layer] = {"value": record.value[layer].transpose(1, 2)[live].float()}
         if self._logits:
             values["logits", None] = self._logit_values(record, output, live)
         return values
 
+    def _passes(
+        self, inputs: dict[str, Tensor], live: Tensor
+    ) -> tuple[Record, Tensor | None, dict[int, Tensor]]:
+        """Run the model as often as the signals need: tapped, for its own maps, or both."""
+
+        def take(layer: int, attention: Tensor) -> Tensor:
+            return visible_pairs(attention, live, self.report.rule[layer])
+
+        record, output, pairs = Record(), None, {}
+        if self._hidden or self._attention or self._values or self._logits:
+            with tap(
+                self.model,
+                hidden=self._hidden,
+                attention=self._attention,
+                values=self._values,
+                head="head" in self._logits,
+            ) as record:
+                output = self._run(inputs)
+        if self._maps:
+            pairs, _ = eager_maps(self.model, inputs, self._maps, take)
+        return record, output, pairs
+
     def _run(self, inputs: dict[str, Tensor]) -> Tensor | None:
         # The form head needs only the head's input, which the tap records.
-        if not {"topk", "dense"} & set(self._logits):
+        if not {"topk", "sampled", "dense"} & set(self._logits):
             run_base(self.model, inputs)
             return None
         return self.model(**inputs).logits
@@ -126,10 +158,22 @@ class TappedTeacher:
         if "head" in self._logits:
             assert record.head_input is not None
             values["head_input"] = record.head_input[live].float()
-        if "topk" in self._logits:
+        if {"topk", "sampled"} & set(self._logits):
             assert logits is not None
             values["logits"] = logits[live].float()
         if "dense" in self._logits:
             assert logits is not None
             values["logits"] = logits.float()
         return values
+
+
+def _layers(signals: Iterable[Signal]) -> list[int]:
+    return sorted({signal.layer for signal in signals if signal.layer is not None})
+
+
+def visible_pairs(
+    attention: Float[Tensor, "batch heads seq seq"], live: Bool[Tensor, "batch seq"], rule: Rule
+) -> Float[Tensor, "pairs heads"]:
+    """Return the probabilities of all visible pairs: by example, then query, then key."""
+    visible = visible_keys(live.sum(-1), live.shape[1], rule)[:, 0]
+    return attention.permute(0, 2, 3, 1)[visible].float()

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -13,14 +14,35 @@ from transformers import (
 )
 
 from pipeline.errors import ConfigError, IncompatibleError
+from pipeline.tasks import models_language, outputs_of
 from pipeline.teacher.reference import TeacherReference
 from pipeline.teacher.weights import weights_sha256
 
 logger = logging.getLogger(__name__)
-AUTO_CLASSES = {
-    "causal-lm": AutoModelForCausalLM,
-    "classification": AutoModelForSequenceClassification,
+PROBLEM_TYPES = {
+    "classification": "single_label_classification",
+    "multi-label": "multi_label_classification",
+    "regression": "regression",
 }
+"""Which loss a sequence model of the library computes."""
+
+
+def auto_class(task: str) -> Any:
+    """Return the library's class with the head of a task."""
+    return AutoModelForCausalLM if models_language(task) else AutoModelForSequenceClassification
+
+
+def head_options(task: str, classes: tuple[str, ...]) -> dict[str, Any]:
+    """Return the configuration keys of a new head: its size, its names and its loss."""
+    if models_language(task):
+        return {}
+    names = dict(enumerate(classes or ("score",)))
+    return {
+        "num_labels": outputs_of(task, classes),
+        "id2label": names,
+        "label2id": {name: i for i, name in names.items()},
+        "problem_type": PROBLEM_TYPES[task],
+    }
 
 
 def load_pretrained(
@@ -50,18 +72,22 @@ def load_pretrained(
         ConfigError: If it cannot be found or needs remote code that was not asked for.
         IncompatibleError: If the architecture has no such head.
     """
-    keywords = {"revision": revision, "trust_remote_code": trust_remote_code}
-    if classes:
+    keywords: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if classes and not new_head:
         names = dict(enumerate(classes))
-        keywords |= {
-            "num_labels": len(classes),
-            "id2label": names,
-            "label2id": {name: i for i, name in names.items()},
-        }
+        keywords |= {"num_labels": len(classes), "id2label": names}
+        keywords["label2id"] = {name: i for i, name in names.items()}
     try:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            loaded, info = AUTO_CLASSES[task].from_pretrained(
+            if new_head and not models_language(task):
+                # A checkpoint of another task would bring that task's loss along, and the library
+                # refuses its own number of classes with ours: both are replaced, after loading.
+                config = AutoConfig.from_pretrained(model, **keywords)
+                for key, value in head_options(task, classes).items():
+                    setattr(config, key, value)
+                keywords["config"] = config
+            loaded, info = auto_class(task).from_pretrained(
                 model,
                 dtype=dtype,
                 use_safetensors=True,
@@ -144,7 +170,7 @@ def load_teacher(
         dtype=dtype,
     )
     model.config.use_cache = False
-    if task == "classification":
+    if not models_language(task):
         # A decoder that classifies looks for the last token that is not padding.
         model.config.pad_token_id = reference.config.get("pad_token_id")
     model.to(device)  # pyright: ignore[reportArgumentType]

@@ -21,7 +21,7 @@ Layers: TypeAlias = Literal["all"] | Sequence[int] | dict[Literal["every"], int]
 class LayerRequest:
     """Layers of one kind in one form."""
 
-    kind: Literal["hidden", "attention"]
+    kind: Literal["hidden", "attention", "value"]
     layers: Layers
     form: Form
 
@@ -57,10 +57,11 @@ def resolve_layers(layers: Layers, *, first: int, depth: int, key: str) -> list[
 def resolve_signals(
     requests: Sequence[LayerRequest], logits: Form | None, *, depth: int, task: str, key: str
 ) -> list[Signal]:
-    """Return the signals asked for, hidden states first, then attention, then logits.
+    """Return the signals asked for, hidden states first, then attention, values and logits.
 
     Raises:
-        ConfigError: If the logits' form does not fit the task.
+        ConfigError: If the logits' form does not fit the task, or attention is to be rebuilt from a
+            hidden state that is not asked for.
         IncompatibleError: If the teacher does not have a layer.
     """
     signals = []
@@ -72,12 +73,27 @@ def resolve_signals(
         signals += [Signal(request.kind, layer, request.form) for layer in numbers]
     if logits is not None:
         if (logits.axis == Axis.EXAMPLE) != (not models_language(task)):
-            fitting = "head or topk" if models_language(task) else "dense"
+            fitting = "head, topk or sampled" if models_language(task) else "dense"
             raise ConfigError(
                 f"{key}.logits.form: {logits.name} does not fit the task {task}; use {fitting}"
             )
         signals.append(Signal("logits", None, logits))
+    hidden = {signal.layer for signal in signals if signal.kind == "hidden"}
+    for signal in signals:
+        below = needs_of(signal).get("hidden")
+        if below is not None and below not in hidden:
+            raise ConfigError(
+                f"{key}.attention: form below of layer {signal.layer} is rebuilt from hidden layer "
+                f"{below}, which is not captured; add {below} to {key}.hidden.layers"
+            )
     return list({signal.name: signal for signal in signals}.values())
+
+
+def needs_of(signal: Signal) -> dict[str, int]:
+    """Return the layer of each other kind of signal without which this one says nothing."""
+    if signal.form.name == "below" and signal.layer is not None:
+        return {"hidden": signal.layer - 1}
+    return {}
 
 
 def splits_of(signal: Signal) -> tuple[str, ...]:

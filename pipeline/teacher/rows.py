@@ -38,17 +38,24 @@ def load_rows(token_set: TokenSet, plan: Plan) -> Rows:
     columns = ("input_ids", "loss_mask", *token_set.meta.columns)
     tokens: dict[str, list] = {column: [] for column in columns}
     others: dict[str, list] = {"label": [], "source_row": [], "piece": []}
+    targets: list[NDArray[np.float32]] = []
     for code, split in enumerate(SPLITS):
         rows = plan.row[plan.split == code]
         if not len(rows):
             continue
-        data = token_set.split(split).with_format("numpy")[rows.tolist()]
+        table = token_set.split(split)
+        # What only an evaluation reads, as references, is not brought into memory.
+        wanted = {*columns, *others, "targets"} & set(table.column_names)
+        data = table.select_columns(sorted(wanted)).with_format("numpy")[rows.tolist()]
         for column in columns:
             tokens[column] += list(data[column])
+        targets += list(data.get("targets", ()))
         others["label"] += list(data.get("label", np.full(len(rows), -1)))
         others["source_row"] += list(data["source_row"])
         others["piece"] += list(data["piece"])
-    return Rows(tokens, **{key: np.asarray(value, dtype=np.int64) for key, value in others.items()})
+    arrays = {key: np.asarray(value, dtype=np.int64) for key, value in others.items()}
+    stacked = np.stack(targets).astype(np.float32) if targets else None
+    return Rows(tokens, **arrays, targets=stacked)
 
 
 def longest_segment(plan: Plan, rows: Rows) -> Segment:

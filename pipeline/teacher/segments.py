@@ -9,14 +9,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.axes import Axis
 from pipeline.errors import IntegrityError
 from pipeline.store.background import BackgroundWriter
 from pipeline.store.commit import SignalWriter
+from pipeline.store.extent import first_rows
 from pipeline.store.forms.form import Channels, Form
 from pipeline.store.planner import rows_digest
 from pipeline.store.reader import StoreReader
-from pipeline.teacher.forward import Batch, TappedTeacher, segment_batches
+from pipeline.teacher.forward import TappedTeacher, place_of, segment_batches
 
 logger = logging.getLogger(__name__)
 LARGEST = 3e38
@@ -66,13 +66,13 @@ class SegmentCapture:
             slots = segment.slot[batch.members]
             for name in signals:
                 declared = self._writers[name].declared
-                by_token = declared.axis == Axis.TOKEN
+                rows, owners = self._places(name, number, slots)
                 bad = self._encode(
                     name,
-                    values[declared.kind, declared.layer],
+                    values[place_of(declared.kind, declared.form, declared.layer)],
                     buffers[name],
-                    batch.rows if by_token else slots,
-                    self._owners(batch) if by_token else np.arange(len(slots)),
+                    rows,
+                    owners,
                 )
                 if len(bad):
                     self._refuse(name, number, [int(slots[i]) for i in bad])
@@ -81,11 +81,18 @@ class SegmentCapture:
         self._background.submit(lambda: self._commit(number, buffers, rows, skipped))
         return int(segment.length.sum())
 
-    @staticmethod
-    def _owners(batch: Batch) -> NDArray[np.int64]:
-        """Return for every live row the position in the batch of the example it belongs to."""
-        lengths = batch.inputs["attention_mask"].sum(-1).cpu().numpy()
-        return np.repeat(np.arange(len(lengths)), lengths)
+    def _places(
+        self, name: str, number: int, slots: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return, for each row of a batch's values, its row in the segment and its owner.
+
+        The owner is the position in the batch of the example that the row belongs to.
+        """
+        counts = self._writers[name].example_rows(number)
+        first, counts = first_rows(counts)[slots], counts[slots]
+        owners = np.repeat(np.arange(len(slots)), counts)
+        within = np.arange(len(owners)) - first_rows(counts)[owners]
+        return first[owners] + within, owners
 
     def _encode(
         self,

@@ -17,8 +17,6 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     PrinterCallback,
@@ -32,7 +30,8 @@ from pipeline.errors import ConfigError, IncompatibleError
 from pipeline.provenance import fingerprint
 from pipeline.taps.anatomy import find_anatomy
 from pipeline.taps.inputs import model_columns
-from pipeline.teacher.load import load_config, load_pretrained
+from pipeline.tasks import models_language, outputs_of
+from pipeline.teacher.load import auto_class, head_options, load_config, load_pretrained
 from pipeline.teacher.reference import TeacherReference
 from pipeline.teacher.weights import weights_sha256
 from pipeline.training.checkpoints import (
@@ -91,7 +90,7 @@ def teach(
                 f"teachers.{name}.model.revision: missing; {path} is a hub id, whose weights may "
                 "change: pin a revision"
             )
-        if meta.task == "classification" and fit is None:
+        if not models_language(meta.task) and fit is None:
             _refuse_untrained_head(config, meta, name)
         model = load_pretrained(
             path,
@@ -105,7 +104,7 @@ def teach(
     else:
         model = _scratch(scratch or {}, meta, name, seed=fit.seed if fit else 0)
     _check_fit(model, meta, name)
-    if meta.task == "classification":
+    if not models_language(meta.task):
         # The padding of the store's batches, which a decoder that classifies must know.
         model.config.pad_token_id = meta.pad_id
     checkpoints: Path | None = None
@@ -181,16 +180,12 @@ def _scratch(
                 f"teachers.{name}.model.scratch.{key}: {type(config).__name__} has no such key; "
                 "remove it"
             )
-    factory = AutoModelForCausalLM
-    if meta.task == "classification":
-        factory = AutoModelForSequenceClassification
-        config.num_labels = len(meta.classes)
-        config.id2label = dict(enumerate(meta.classes))
-        config.label2id = {label: i for i, label in enumerate(meta.classes)}
+    for key, value in head_options(meta.task, meta.classes).items():
+        setattr(config, key, value)
     try:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            return factory.from_config(config)
+            return auto_class(meta.task).from_config(config)
     except (ValueError, RuntimeError, AssertionError) as error:
         raise ConfigError(
             f"teachers.{name}.model.scratch: no {meta.task} model comes of it ({_short(error)}); "
@@ -214,14 +209,15 @@ def _refuse_untrained_head(config: Mapping[str, Any], meta: TokenMeta, name: str
     architectures = config.get("architectures") or [""]
     if not architectures[0].endswith("ForSequenceClassification"):
         raise IncompatibleError(
-            f"teachers.{name}: {architectures[0] or 'the model'} has no trained classification "
+            f"teachers.{name}: {architectures[0] or 'the model'} has no trained {meta.task} "
             "head; add a fit section to fine-tune it on the task"
         )
-    labels = len(config.get("id2label") or {})
-    if labels != len(meta.classes):
+    labels, outputs = len(config.get("id2label") or {}), outputs_of(meta.task, meta.classes)
+    if labels != outputs:
+        words = ", ".join(meta.classes) or "a number"
         raise IncompatibleError(
-            f"teachers.{name}: the model has {labels} classes, the corpus {len(meta.classes)} "
-            f"({', '.join(meta.classes)}); choose a teacher of this task or add a fit section"
+            f"teachers.{name}: the model has {labels} classes, the corpus {outputs} "
+            f"({words}); choose a teacher of this task or add a fit section"
         )
 
 
@@ -241,7 +237,10 @@ def _check_fit(model: PreTrainedModel, meta: TokenMeta, name: str) -> None:
 
 
 class PaddedRows:
-    """Collates token rows for plain training: right-padded, labels where the loss mask is."""
+    """Collates token rows for plain training: right-padded, labels where the loss mask is.
+
+    A sequence task has one label a row, or its targets.
+    """
 
     def __init__(self, meta: TokenMeta, model: PreTrainedModel) -> None:
         self._meta = meta
@@ -266,6 +265,8 @@ class PaddedRows:
             labels[i, : len(ids)] = np.where(row["loss_mask"], ids, IGNORED)
         if self._meta.task == "classification":
             labels = np.asarray([row["label"] for row in rows], dtype=np.int64)
+        elif not models_language(self._meta.task):
+            labels = np.asarray([row["targets"] for row in rows], dtype=np.float32)
         tensors = {key: torch.from_numpy(value) for key, value in batch.items()}
         return model_columns(self._model, tensors) | {"labels": torch.from_numpy(labels)}
 

@@ -17,9 +17,9 @@ from pipeline.store.reader import StoreReader
 from pipeline.store.records import Declaration
 from pipeline.store.signals import Signal, dotted
 from pipeline.teacher.reference import TeacherReference
+from pipeline.teacher.request import needs_of
 
 BLOCKS = "blocks"
-HEAD = "lm_head"
 
 
 def is_whole(layout: Layout, signals: Sequence[Signal], blocks: Sequence[int]) -> bool:
@@ -53,12 +53,12 @@ def is_whole(layout: Layout, signals: Sequence[Signal], blocks: Sequence[int]) -
 
 
 def _has_assets(layout: Layout, declared: Declaration) -> bool:
-    """Tell whether the statistics and the head that a signal names are there in their sizes."""
+    """Tell whether the statistics and assets that a signal names are there in their sizes."""
     wanted = {}
     if declared.channels is not None:
         wanted[layout.channels(declared.kind, declared.layer)] = declared.channels
-    if HEAD in declared.info:
-        wanted[layout.assets / declared.info[HEAD]["file"]] = declared.info[HEAD]
+    for entry in declared.assets.values():
+        wanted[layout.assets / entry["file"]] = entry
     return all(
         path.is_file() and path.stat().st_size == entry["bytes"] for path, entry in wanted.items()
     )
@@ -96,6 +96,8 @@ def write_manifests(
             "segments": len(stored.receipts),
             "store": layout.root.name,
         }
+        if needs := needs_of(signal):
+            records[dotted(signal.name)]["needs"] = needs
     if blocks:
         entry = reader.index["assets"][BLOCKS]
         records[BLOCKS] = {

@@ -13,7 +13,7 @@ from pipeline.teacher.request import LayerRequest
 from stages.parameters import Section
 
 Positive = Annotated[int, Field(ge=1)]
-Kind = Literal["hidden", "attention", "logits"]
+Kind = Literal["hidden", "attention", "value", "logits"]
 
 
 class Every(Section):
@@ -64,9 +64,15 @@ class LayersIn(FormIn):
 
     layers: Layers
 
-    def request(self, kind: Literal["hidden", "attention"]) -> LayerRequest:
+    def request(self, kind: Literal["hidden", "attention", "value"]) -> LayerRequest:
         """Return the library's words for it."""
         return LayerRequest(kind, plain_layers(self.layers), self.build(kind))
+
+
+class ValuesIn(LayersIn):
+    """Values of layers; there is one form of them."""
+
+    form: str = "int8"
 
 
 class CaptureParams(Section):
@@ -74,6 +80,7 @@ class CaptureParams(Section):
 
     hidden: LayersIn | tuple[LayersIn, ...] = ()
     attention: LayersIn | tuple[LayersIn, ...] = ()
+    value: ValuesIn | None = None
     logits: FormIn | None = None
     blocks: Layers | None = None
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -94,16 +101,17 @@ class CaptureParams(Section):
             )
         signals = [*self.requests(), self.logits_form(), self.blocks]
         if all(signal is None for signal in signals):
-            raise ValueError("nothing to capture; add hidden, attention, logits or blocks")
+            raise ValueError("nothing to capture; add hidden, attention, value, logits or blocks")
         return self
 
     def requests(self) -> list[LayerRequest]:
-        """Return hidden states, then attention."""
+        """Return hidden states, then attention, then values."""
         hidden = self.hidden if isinstance(self.hidden, tuple) else [self.hidden]
         attention = self.attention if isinstance(self.attention, tuple) else [self.attention]
         return [
             *(one.request("hidden") for one in hidden),
             *(one.request("attention") for one in attention),
+            *([] if self.value is None else [self.value.request("value")]),
         ]
 
     def logits_form(self) -> Form | None:

@@ -1,10 +1,11 @@
 """Section `corpus`: what prepare reads."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
 from pipeline.corpus.prepare import CorpusSource
+from pipeline.tasks import Task
 from stages.parameters import Section
 
 Share = Annotated[float, Field(gt=0, lt=0.5)]
@@ -14,7 +15,7 @@ class CorpusParams(Section):
     """Section `corpus`: where text comes from, what task it is for, and how splits are dealt."""
 
     source: CorpusSource
-    task: Literal["causal-lm", "classification"]
+    task: Task
     classes: list[str] | None = None
     validation_share: Share = 0.05
     test_share: Share = 0.05

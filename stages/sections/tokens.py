@@ -1,19 +1,48 @@
-"""Section `teachers.T.tokens`: how text becomes ids."""
+"""Section `teachers.T.tokens`: how text becomes ids, and whose text it is."""
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.parameters import Section
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class TeacherText(Section):
+    """Section `teachers.T.tokens.generation`: how the teacher writes its own targets.
+
+    `temperature` 0 takes the likeliest token, `top_p` cuts the tail of what is drawn from.
+    """
+
+    max_new_tokens: Positive = 64
+    num_beams: Positive = 1
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    batch_size: Positive = 16
+    seed: Annotated[int, Field(ge=0)] = 0
 
 
 class TokenParams(Section):
     """Section `teachers.T.tokens`.
 
-    `vocab` trains a tokenizer; `tokenizer` names another than the teacher's.
+    `vocab` trains a tokenizer; `tokenizer` names another than the teacher's. `template` is for the
+    task prompt-target, `chat_template` (a jinja file) and `chat_date` for messages. With `targets`
+    teacher, students learn what the teacher writes, as `generation` says.
     """
 
     max_length: Annotated[int, Field(ge=4)]
     overlong: Literal["split", "truncate", "error"] | None = None
     vocab: Annotated[int, Field(ge=258)] | None = None
     tokenizer: str | None = None
+    template: str | None = None
+    chat_template: str | None = None
+    chat_date: str = "2026-01-01"
+    targets: Literal["corpus", "teacher"] = "corpus"
+    generation: TeacherText | None = None
+
+    @model_validator(mode="after")
+    def _generation_is_the_teachers(self) -> "TokenParams":
+        if self.generation is not None and self.targets == "corpus":
+            raise ValueError("generation: needs targets: teacher, for the corpus generates nothing")
+        return self

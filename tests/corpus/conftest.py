@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.corpus.examples import CorpusMeta, Task
+from pipeline.corpus.examples import CorpusMeta
 from pipeline.corpus.prepare import CorpusSource, prepare_corpus
+from pipeline.tasks import Task
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

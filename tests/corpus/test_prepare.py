@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from pydantic import TypeAdapter
 
@@ -7,6 +9,8 @@ from pipeline.corpus.sources.python_docs import PythonDocsSource
 from pipeline.corpus.sources.table import TableSource
 from pipeline.corpus.sources.text import TextSource
 from pipeline.errors import ConfigError, IntegrityError
+
+NAMES = {"train": "train", "validation": "dev", "test": "test"}
 
 
 @pytest.fixture
@@ -156,3 +160,75 @@ def test_glue_without_a_labelled_test_split_is_measured_on_dev(prepare, real_cor
     assert meta.rows["test"] == 1043
     assert meta.splits == {"train": "carved", "validation": "carved", "test": "validation"}
     assert 350 < meta.rows["validation"] < 430
+
+
+def write_rows(path, rows):
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+
+
+@pytest.mark.parametrize(
+    ("task", "columns", "row"),
+    [
+        ("prompt-target", {"target": "to"}, lambda i: {"text": f"t {i}", "to": [f"o {i}", "p"]}),
+        ("multi-label", {"labels": "y"}, lambda i: {"text": f"t {i}", "y": ["a", "b"][: i % 3]}),
+        ("regression", {"label": "y"}, lambda i: {"text": f"t {i}", "y": i / 4}),
+        (
+            "messages",
+            {"messages": "m"},
+            lambda i: {"m": [{"role": r, "content": f"{r} {i}"} for r in ("user", "assistant")]},
+        ),
+    ],
+)
+def test_every_task_is_written_and_read_back(tmp_path, prepare, task, columns, row):
+    write_rows(tmp_path / "t.jsonl", map(row, range(40)))
+    meta = prepare(TableSource(files="t.jsonl", **columns), task)
+    assert (meta.task, sum(meta.rows.values())) == (task, 40)
+    assert meta.rows == {"train": 32, "validation": 4, "test": 4}
+    assert meta.classes == (("a", "b") if task == "multi-label" else ())
+    found = {one["source_row"]: one for s in SPLITS for one in read_split(tmp_path / "text", s)}
+    one = found[5]
+    expected = {
+        "prompt-target": {"text": "t 5", "target": "o 5", "references": ["o 5", "p"]},
+        "multi-label": {"text": "t 5", "labels": ["a", "b"]},
+        "regression": {"text": "t 5", "label": "1.25"},
+        "messages": {"messages": row(5).get("m"), "references": ["assistant 5"]},
+    }[task]
+    assert {key: one[key] for key in expected} == expected
+    assert found[3]["labels"] == ([] if task == "multi-label" else None)
+    assert meta.text_bytes["train"] > 100
+
+
+def test_what_a_model_learns_changes_the_digest_and_columns_of_other_tasks_do_not(
+    tmp_path, prepare
+):
+    def digest(**row):
+        write_rows(tmp_path / "t.jsonl", [{"text": f"t {i}", **row} for i in range(20)])
+        target = {"target": "to"} if "to" in row else {}
+        task = "prompt-target" if target else "causal-lm"
+        return prepare(TableSource(files="t.jsonl", **target), task).digest
+
+    assert len({digest(to="a"), digest(to="b"), digest(to=["a", "b"]), digest()}) == 4
+    assert digest(other="x") == digest()
+
+
+def test_rows_without_a_target_are_left_out_and_counted(tmp_path, prepare):
+    rows = [{"text": f"t {i}", "to": "" if i % 10 == 0 else "o"} for i in range(40)]
+    write_rows(tmp_path / "t.jsonl", rows)
+    meta = prepare(TableSource(files="t.jsonl", target="to"), "prompt-target")
+    assert meta.dropped == {"no_target": 4}
+    assert sum(meta.rows.values()) == 36
+
+
+def test_real_scores_and_real_translations_are_prepared(prepare, real_corpora):
+    files = {split: str(real_corpora / "sick" / f"{name}.tsv.gz") for split, name in NAMES.items()}
+    sick = TableSource(
+        files=files, text="sentence1", pair="sentence2", label="score", quoting=False, limit=50
+    )
+    meta = prepare(sick, "regression")
+    assert (meta.has_pairs, meta.classes, meta.rows["test"]) == (True, (), 50)
+    # The training file is long: the development file takes its place.
+    files = {"train": str(real_corpora / "cmudict-g2p" / "dev.tsv.gz")}
+    g2p = TableSource(
+        files=files, text="word", target="phonemes", alternatives=" | ", quoting=False, limit=50
+    )
+    assert prepare(g2p, "prompt-target").rows == dict.fromkeys(SPLITS, 50)

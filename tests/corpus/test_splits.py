@@ -127,3 +127,50 @@ def test_a_limit_is_a_seeded_choice_in_reading_order():
     assert len(chosen) == 5
     assert chosen == sorted(chosen) != list(range(5))
     assert limit_rows(rows(3), 5, seed=3) == rows(3)
+
+
+@pytest.mark.parametrize(
+    ("task", "answered", "unanswered"),
+    [
+        ("prompt-target", {"target": "x"}, {"target": ""}),
+        ("multi-label", {"labels": ("x",)}, {"labels": None}),
+        ("multi-label", {"labels": ("x",)}, {"labels": ()}),
+        ("regression", {"label": "2.5"}, {"label": "-1.0"}),
+    ],
+)
+def test_a_test_split_without_answers_is_replaced_for_every_task(task, answered, unanswered):
+    examples = [
+        *(Example(f"a {i}", split="train", **answered) for i in range(20)),
+        *(Example(f"b {i}", split="validation", **answered) for i in range(5)),
+        *(Example(f"c {i}", split="test", **unanswered) for i in range(5)),
+    ]
+    dealt = deal(examples, task=task)
+    assert dealt.origin["test"] == "validation"
+    assert [one.text for one in dealt.splits["test"]] == [f"b {i}" for i in range(5)]
+
+
+def test_one_question_with_several_answers_is_never_parted():
+    asked = [{"role": "user", "content": "ask 1"}, {"role": "assistant", "content": "so"}]
+    prompts = [Example(f"ask {i // 4}", target=f"answer {i}") for i in range(120)]
+    chats = [
+        Example("", messages=({"role": "user", "content": f"ask {i // 4}"}, asked[1]), label=str(i))
+        for i in range(120)
+    ]
+    for examples, task in ((prompts, "prompt-target"), (chats, "messages")):
+        homes = {}
+        dealt = deal(examples, task=task)
+        assert count(dealt) == {"train": 96, "validation": 12, "test": 12}
+        for split, part in dealt.splits.items():
+            for one in part:
+                assert homes.setdefault(one.texts[0], split) == split
+
+
+def test_a_copied_target_leaves_a_carved_split():
+    examples = [
+        Example(f"unlike {i} {i}{i}", target=f"{COPY} {i}" if i < 60 else f"own {i}")
+        for i in range(120)
+    ]
+    dealt = deal(examples, task="prompt-target")
+    for split in ("test", "validation"):
+        assert not any(COPY in one.target for one in dealt.splits[split])
+    assert dealt.dropped["held_out_near_duplicates"] > 0

@@ -1,13 +1,23 @@
+import json
+from dataclasses import replace
+
+import datasets
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertTokenizer, PreTrainedTokenizerFast
 
 from pipeline.corpus.examples import SPLITS, read_split
+from pipeline.corpus.row_builder import Counts, RowBuilder
 from pipeline.corpus.sources.table import TableSource
 from pipeline.corpus.sources.text import TextSource
+from pipeline.corpus.spans import ends_of, sizes_of
 from pipeline.corpus.tokenize import tokenize_corpus
+from pipeline.corpus.tokenize_text import add_text_rows
 from pipeline.corpus.tokenizer import tokenizer_digest, train_tokenizer
-from pipeline.corpus.tokens import TokenSet
+from pipeline.corpus.tokens import TokenColumns, TokenSet
 from pipeline.errors import ConfigError, IntegrityError
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -219,3 +229,85 @@ def test_a_token_set_that_lost_rows_is_an_integrity_error(tmp_path, texts, token
     (tokens.path / "tokens.json").write_text("[]")
     with pytest.raises(IntegrityError, match=r"tokens\.json: .*run tokenize again"):
         TokenSet.load(tokens.path)
+
+
+@pytest.fixture
+def answered(tmp_path, prepare):
+    """Prepare rows of JSON, the same in every split."""
+
+    def run(task, rows, **columns):
+        for split in SPLITS:
+            lines = [json.dumps({"text": "a b", **row}) for row in rows]
+            (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+        files = {split: f"{split}.jsonl" for split in SPLITS}
+        prepare(TableSource(files=files, **columns), task)
+
+    return run
+
+
+def test_numbers_and_several_classes_are_targets_of_a_row(answered, tokenize, bert):
+    answered("regression", [{"y": 2.5}, {"y": -1}], label="y")
+    tokens = tokenize(bert)
+    assert tokens.split("train")["targets"][:] == [[2.5], [-1.0]]
+    assert tokens.meta.outputs == 1
+    answered("multi-label", [{"y": ["x", "z"]}, {"y": []}, {"y": ["y"]}], labels="y")
+    tokens = tokenize(bert)
+    assert tokens.split("test")["targets"][:] == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
+    assert (tokens.meta.outputs, tokens.meta.classes) == (3, ("x", "y", "z"))
+    assert "label" not in tokens.split("train").column_names
+    assert (tokens.meta.target_bytes, tokens.meta.text_form) == ({}, {})
+
+
+def test_targets_are_part_of_a_sets_digest_and_what_measures_read_is_not(
+    answered, tokenize, bert, texts, letters
+):
+    found = []
+    for number in (1, 2):
+        answered("regression", [{"y": number}, {"y": 3}], label="y")
+        found.append(tokenize(bert).meta.digest)
+    assert found[0] != found[1]
+    texts("abc", "abcd")
+    columns = TokenColumns(
+        offsets=np.array([0, 2]),
+        input_ids=np.array([1, 2], np.int32),
+        loss_mask=np.array([True, True]),
+        source_row=np.array([0]),
+        piece=np.array([0], np.int32),
+    )
+    more = replace(
+        columns,
+        target_bytes=np.array([3], np.int32),
+        target_words=np.array([1], np.int32),
+        prompt_tokens=np.array([1], np.int32),
+        references=[["a"]],
+    )
+    assert columns.digest() == more.digest()
+    assert replace(columns, targets=np.ones((1, 2), np.float32)).digest() != columns.digest()
+
+
+@given(st.lists(st.text("ab é漢\n.", min_size=1, max_size=30), min_size=1, max_size=4))
+@settings(max_examples=15)
+def test_the_pieces_of_a_text_have_all_its_bytes_but_those_of_their_first_tokens(
+    lines,
+):
+    lines = [f"x{line}y" for line in lines]
+    trained = train_tokenizer(lines, vocab=270)
+    rows = RowBuilder(has_types=False)
+    columns = {"text": lines, "source": lines, "source_row": list(range(len(lines)))}
+    add_text_rows(
+        rows,
+        Counts(),
+        datasets.Dataset.from_dict(columns),
+        trained,
+        max_length=5,
+        overlong="split",
+    )
+    for number, text in enumerate(lines):
+        encoded = trained(text, return_offsets_mapping=True)
+        ends = ends_of(np.array(encoded["offset_mapping"]), len(text))
+        in_bytes, _ = sizes_of(text, ends)
+        # A last token alone is dropped, and the first of every later piece is not predicted.
+        unpredicted = sum(int(in_bytes[i]) for i in range(0, len(in_bytes), 5))
+        mine = [n for n, row in enumerate(rows.source_row) if row == number]
+        found = sum(rows.target_bytes[n] for n in mine)
+        assert found == len(text.encode()) - unpredicted

@@ -1,5 +1,6 @@
 """A project like the user's own, tiny: the code as it is here, a corpus, and git."""
 
+import gzip
 import os
 import random
 import shutil
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
 from tests.docs.pages import ROOT
 
@@ -32,10 +34,12 @@ students:
     model: {architecture: {num_hidden_layers: 2}}
     loss: {feature: {weight: 0.1}, attention: {weight: 0.1}, output: {weight: 1.0}}
     train: {steps: 4, batch_size: 8, log_every: 2}
+evaluate: {}
 """
 CODE = (
     "benchmarks",
     "pipeline",
+    "presets",
     "stages",
     "dvc.yaml",
     ".dvc/config",
@@ -96,3 +100,35 @@ def project(tmp_path_factory) -> Project:
     fresh = Project(root)
     fresh.shell("git init -q && git add -A && git commit -qm Start")
     return fresh
+
+
+def write_reviews(folder: Path) -> None:
+    """Write the files that the preset sst2 names: lines of made-up opinion and a class."""
+    generator = random.Random(1)
+    folder.mkdir()
+    for name, rows in {"train": 120, "dev": 30, "test": 30}.items():
+        lines = ["sentence\tlabel"]
+        for _ in range(rows):
+            label = generator.randint(0, 1)
+            words = [*generator.choices(WORDS, k=8), ("dull", "fine")[label]]
+            generator.shuffle(words)
+            lines.append(f"{' '.join(words)}\t{label}")
+        with gzip.open(folder / f"{name}.tsv.gz", "wt") as file:
+            file.write("\n".join(lines) + "\n")
+
+
+def write_classifier(folder: Path) -> None:
+    """Write a small encoder with its tokenizer, as one that lies on a reader's disk."""
+    config = BertConfig(
+        vocab_size=64,
+        hidden_size=16,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        pad_token_id=0,
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "dull", "fine"]
+    (folder / "vocab.txt").write_text("\n".join(pieces) + "\n")
+    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)

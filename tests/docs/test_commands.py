@@ -12,13 +12,14 @@ from click.testing import CliRunner
 from benchmarks.store import main as benchmark
 from pipeline.provenance import read_json
 from stages.cli import main as decant
-from tests.docs.conftest import Project
+from tests.docs.conftest import Project, write_classifier, write_reviews
 from tests.docs.pages import ROOT, commands, fences
 
 SCRIPTS = {
     "capturing": "dvc repro capture evaluate-teacher",
     "students": "git clone HERE students && cd students",
     "evaluating": "cp -r HERE/.dvc/cache .dvc/",
+    "your own": "decant init reviews --preset sst2 --data CORPUS --teacher MODEL",
     "every day": "dvc repro",
     "stages": "decant --help",
 }
@@ -95,6 +96,22 @@ def elsewhere(project) -> Project:
         assert f"> python -m stages.{stage}" not in told, stage
     assert set(read_json(there.root / "data/reports/metrics.json")["students"]) == {"aligned"}
     return there
+
+
+@pytest.mark.e2e
+def test_a_project_of_your_own(tmp_path):
+    corpus, model = tmp_path / "corpus", tmp_path / "model"
+    write_reviews(corpus)
+    write_classifier(model)
+    place = Project(tmp_path)
+    wanted = script("your own", CORPUS=corpus, MODEL=model)
+    # What anybody waits for longer: the preset's epochs.
+    quick = "sed -i -E 's/epochs: [0-9]+/epochs: 1/' reviews/params.yaml"
+    place.shell(wanted.replace("cd reviews", f"{quick}\ncd reviews"))
+    metrics = read_json(tmp_path / "reviews/data/reports/metrics.json")
+    assert set(metrics["students"]) == {"labels-only", "soft-labels", "aligned"}
+    assert metrics["teacher"]["score"] == "accuracy"
+    assert "test_accuracy" in metrics["students"]["aligned"]
 
 
 @pytest.mark.e2e

@@ -9,19 +9,21 @@ from pydantic import BaseModel, RootModel
 from ruamel.yaml import YAML
 
 from pipeline.corpus.prepare import CorpusSource
+from pipeline.evaluate.options import GenerateOptions, IntervalOptions
 from pipeline.store.forms.form import options
 from pipeline.store.forms.registry import FORMS
-from pipeline.student.objective import Alignment, Objective
-from pipeline.student.origin import StudentModel
+from pipeline.student.objective import TERMS, Alignment, Objective
+from pipeline.student.origin import LoraOptions, StudentModel
 from pipeline.training.options import TrainOptions
 from stages.cli import COMMANDS
 from stages.parameters import validate
 from stages.project import Runtime
 from stages.sections.capture import CaptureParams
 from stages.sections.corpus import CorpusParams
+from stages.sections.evaluate import EvaluateParams
 from stages.sections.student import StudentParams
 from stages.sections.teacher import TeacherModel
-from stages.sections.tokens import TokenParams
+from stages.sections.tokens import TeacherText, TokenParams
 from tests.docs.pages import PAGES, ROOT, Fence, anchor, fences, tables
 
 SOURCES = {kind.model_fields["kind"].default: kind for kind in get_args(get_args(CorpusSource)[0])}
@@ -29,17 +31,19 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "`corpus`": CorpusParams,
     **{f"`corpus.source`, kind `{name}`": kind for name, kind in SOURCES.items()},
     "`teachers.T.tokens`": TokenParams,
+    "`teachers.T.tokens.generation`": TeacherText,
     "`teachers.T.model`": TeacherModel,
     "`teachers.T.capture`": CaptureParams,
     "`students.S`": StudentParams,
     "`students.S.model`": StudentModel,
+    "`students.S.model.lora`": LoraOptions,
     "`students.S.align`": Alignment,
     "`students.S.loss`": Objective,
-    **{
-        f"`students.S.loss.{term}`": type(getattr(Objective(), term))
-        for term in Objective.model_fields
-    },
+    **{f"`students.S.loss.{term}`": type(getattr(Objective(), term)) for term in TERMS},
     "`students.S.train`": TrainOptions,
+    "`evaluate`": EvaluateParams,
+    "`evaluate.generate`": GenerateOptions,
+    "`evaluate.intervals`": IntervalOptions,
     "`runtime.yaml`": Runtime,
 }
 PARAMETERS = tables((ROOT / "docs/parameters.md").read_text())
@@ -133,7 +137,9 @@ def test_every_form_and_option_is_described():
 @pytest.mark.parametrize("fence", list(fences("yaml")), ids=lambda fence: fence.text[:40])
 def test_a_yaml_snippet_is_valid(fence: Fence):
     value: dict[str, Any] = YAML(typ="safe").load(fence.text)
-    assert set(value) <= {"corpus", "teachers", "students"}
+    assert set(value) <= {"corpus", "teachers", "students", "evaluate"}
+    if "evaluate" in value:
+        validate(value["evaluate"], EvaluateParams, file=fence.page, key="evaluate")
     if "corpus" in value:
         validate(value["corpus"], CorpusParams, file=fence.page, key="corpus")
     for name, teacher in value.get("teachers", {}).items():

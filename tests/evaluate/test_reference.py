@@ -20,6 +20,7 @@ def record(signal: str) -> dict:
         (["logits/dense-9", "logits/head-2"], "logits/dense-9"),
         (["logits/topk-1", "logits/new-0"], "logits/topk-1"),
         (["logits/topk-2", "logits/topk-1"], "logits/topk-1"),
+        (["logits/sampled-0", "logits/topk-1"], "logits/topk-1"),
     ],
 )
 def test_the_most_faithful_form_is_chosen(tmp_path, there, best):
@@ -30,6 +31,16 @@ def test_the_most_faithful_form_is_chosen(tmp_path, there, best):
 
 def test_no_logits_is_no_reference(tmp_path):
     write_json(tmp_path / "hidden.2.int8-1.json", record("hidden/2/int8-1"))
+    assert reference_logits(tmp_path) is None
+
+
+def test_samples_and_numbers_are_no_reference(tmp_path):
+    write_json(tmp_path / "logits.sampled-1.json", record("logits/sampled-1"))
+    assert reference_logits(tmp_path) is None
+    write_json(tmp_path / "logits.dense-1.json", record("logits/dense-1"))
+    write_json(tmp_path / "store.json", {"task": "multi-label"})
+    assert reference_logits(tmp_path) is not None
+    write_json(tmp_path / "store.json", {"task": "regression"})
     assert reference_logits(tmp_path) is None
 
 

@@ -7,8 +7,10 @@ import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.report.page import write_report
-from pipeline.report.results import StudentResult, TeacherResult
-from tests.report.examples import classifier, corpus, student, teacher
+from pipeline.report.pairs import PairedTest
+from pipeline.report.results import StudentResult, TeacherResult, TransferSummary
+from pipeline.report.samples import generated_samples
+from tests.report.examples import VALUES, classifier, corpus, run_of, student, teacher
 
 VERSIONS = {"torch": "2.13.0"}
 
@@ -113,7 +115,7 @@ def test_one_classifier_without_a_curve(tmp_path):
     assert metrics["students"]["s"]["retention"] == pytest.approx(0.5)
     assert "One student trained from that store alone" in page
     assert "No curve was recorded for s." in page
-    assert "test accuracy" in page
+    assert ">accuracy<" in page
     assert "student's test F1 over" in page
 
 
@@ -142,3 +144,84 @@ def test_splits_are_named_where_they_are_known(tmp_path):
     assert page.count(f"<dd>{one.store}</dd>") == 1
     _, page = write(tmp_path, students=[])
     assert ">splits<" not in page
+
+
+def rows_of(*texts):
+    return [
+        {"row": row, "source_row": row, "prompt": f"<i>p{row}</i>", "references": ["r"], "text": t}
+        for row, t in enumerate(texts)
+    ]
+
+
+@pytest.mark.parametrize("task", VALUES)
+def test_every_task_has_its_measures_intervals_and_direction(tmp_path, task):
+    teachers, students = run_of(task)
+    corpus_of = corpus().model_copy(update={"task": task})
+    _, page = write(tmp_path, teachers=teachers, students=students, corpus=corpus_of)
+    parsed = Loads(page)
+    text = " ".join(" ".join(parsed.text).split())
+    assert "95% intervals" in text
+    assert page.count("<small>[") >= 4 * len(VALUES[task][1])
+    lower = VALUES[task][0] == "perplexity"
+    assert ("lower" if lower else "higher") + " and further left is better" in text
+    assert "against the teacher's own" in text or task not in {"prompt-target", "messages"}
+    assert ("BLEU, sacrebleu" in text) == (task in {"prompt-target", "messages"})
+    assert "Students against each other" not in text
+    assert "Read side by side" not in text
+
+
+def test_pairs_and_samples_are_shown_escaped(tmp_path):
+    teachers, students = run_of("prompt-target")
+    pair = PairedTest(
+        first="aligned",
+        second="<s>",
+        metric="bleu",
+        a=28.0,
+        b=25.0,
+        difference=3.0,
+        low=-0.5,
+        high=6.5,
+        p_value=0.0004,
+        rows=200,
+    )
+    samples = generated_samples("big", rows_of("x", "<b>y</b>"), {"aligned": rows_of("z")}, count=8)
+    metrics, page = write(
+        tmp_path,
+        teachers=teachers,
+        students=students,
+        pairs=[pair],
+        samples=samples,
+        confidence=0.9,
+    )
+    parsed = Loads(page)
+    assert "s" not in parsed.tags
+    assert "<i>p0" not in page
+    assert "<b>y" not in page
+    text = " ".join(" ".join(parsed.text).split())
+    for expected in ("+3.0", "[−0.5, 6.5]", "< 0.001", "90% interval", "<i>p1</i>", "<b>y</b>"):
+        assert expected in text
+    assert metrics["pairs"][0]["p_value"] == 0.0004
+    assert page.count('<dl class="sample">') == 2
+
+
+def test_an_empty_answer_is_said_to_be_nothing(tmp_path):
+    teachers, students = run_of("messages")
+    samples = generated_samples("big", rows_of("  "), {}, count=8)
+    _, page = write(tmp_path, teachers=teachers, students=students, samples=samples)
+    assert '<span class="note">nothing</span>' in page
+
+
+def test_a_best_student_without_a_share_is_still_named(tmp_path):
+    teachers = [TeacherResult(name="t", metrics=classifier("t", 0.9, 0.8, 0.0))]
+    students = [StudentResult(name="s", teacher="t", metrics=classifier("s", 0.45, 0.4, 0.1))]
+    _, page = write(tmp_path, teachers=teachers, students=students, score="matthews")
+    assert "Student s is best: test Matthews 0.100." in page
+
+
+def test_targets_that_the_teacher_wrote_are_a_stage_of_their_own(tmp_path):
+    wrote = TransferSummary(targets="teacher", rows=3912, new_tokens=39908)
+    _, page = write(tmp_path / "a", teachers=[teacher(transfer=wrote)])
+    text = " ".join(" ".join(Loads(page).text).split())
+    assert "generate the teacher's own targets 3,912 targets 39.9 K tokens" in text
+    kept = teacher(transfer=TransferSummary(targets="corpus"))
+    assert write(tmp_path / "b", teachers=[kept]) == write(tmp_path / "c")

@@ -2,17 +2,18 @@
 
 import io
 
+import pytest
 from rich.console import Console
 
 from pipeline.report.compare import compare
 from pipeline.report.results import StudentResult, TeacherResult
 from pipeline.report.table import results_table
-from tests.report.examples import classifier, student, teacher
+from tests.report.examples import VALUES, classifier, run_of, student, teacher
 
 
 def shown(comparison, width=80):
     console = Console(file=io.StringIO(), width=width)
-    console.print(results_table(comparison))
+    console.print(results_table(comparison, width=width))
     return console.file.getvalue()
 
 
@@ -43,3 +44,21 @@ def test_a_name_with_brackets_is_not_markup():
     odd = StudentResult(name="[red]x", teacher="t", metrics=classifier("x", 0.5, 0.5, 0.1))
     teachers = [TeacherResult(name="t", metrics=classifier("t", 0.8, 0.8, 0.5))]
     assert "[red]x" in shown(compare(teachers, [odd]))
+
+
+@pytest.mark.parametrize("task", VALUES)
+def test_every_task_fits_a_pipe_and_uses_a_wider_line(task):
+    comparison = compare(*run_of(task))
+    narrow, wide = (shown(comparison, width) for width in (80, 140))
+    for text in (narrow, wide):
+        assert "…" not in text
+        assert "aligned ★" in text
+    assert comparison.headline.show(comparison.students[1].quality) in narrow
+    assert len(wide.splitlines()[3].split()) >= len(narrow.splitlines()[3].split())
+
+
+def test_a_translators_line_has_three_more_measures_where_there_is_room():
+    wide = shown(compare(*run_of("prompt-target")), 140)
+    assert "ROUGE-L" in wide
+    assert "CER" in wide
+    assert "ppl" in wide

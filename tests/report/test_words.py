@@ -26,8 +26,10 @@ from pipeline.report import words
         (words.seconds(2.31), "2.31 s"),
         (words.seconds(188), "3 min 08 s"),
         (words.seconds(12000), "3 h 20 min"),
-        (words.quality(52.314, is_perplexity=True), "52.31"),
-        (words.quality(0.885, is_perplexity=False), "88.5%"),
+        (words.number(-0.1234, 3), "−0.123"),
+        (words.number(-0.0001, 2), "0.00"),
+        (words.probability(0.0004), "< 0.001"),
+        (words.probability(0.0495), "0.050"),
     ],
 )
 def test_numbers_as_people_read_them(shown, want):

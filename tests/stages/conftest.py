@@ -17,6 +17,7 @@ ALL = (
     ("prepare",),
     ("tokenize", "main"),
     ("teach", "main"),
+    ("generate", "main"),
     ("capture", "main"),
     ("select", "aligned"),
     ("train", "aligned"),

@@ -46,7 +46,11 @@ CASES = [
     (f"{ALIGNED}.train.learning_rate", "1e-4", "found '1e-4', expected a number; remove the quote"),
     (f"{ALIGNED}.train.learning_rte", 1e-4, "unknown key; did you mean 'learning_rate'?"),
     (f"{ALIGNED}.model", {}, f"{ALIGNED}.model: expected exactly one of architecture and checkpoi"),
-    (f"{ALIGNED}.align", {"layers": 7}, "align.layers: found 7, expected 'uniform' or a mapping"),
+    (
+        f"{ALIGNED}.align",
+        {"layers": 7},
+        "align.layers: found 7, expected 'uniform', 'last' or 'emd' or a mapping",
+    ),
 ]
 
 

@@ -70,7 +70,7 @@ def student(params):
         (
             lambda p: teacher(p)["capture"].update(logits={"form": "dense"}),
             2,
-            "dense does not fit the task causal-lm; use head or topk",
+            "dense does not fit the task causal-lm; use head, topk or sampled",
         ),
         (
             lambda p: student(p).update(teacher="mian"),
@@ -126,4 +126,4 @@ def test_a_student_is_checked_against_a_teacher_that_lies_on_disk(decant, empty,
 
 
 def test_the_repositorys_parameters_name_no_key_twice():
-    assert set(read_yaml(ROOT / "params.yaml")) == {"corpus", "teachers", "students"}
+    assert set(read_yaml(ROOT / "params.yaml")) == {"corpus", "teachers", "students", "evaluate"}

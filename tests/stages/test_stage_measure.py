@@ -1,14 +1,19 @@
 """evaluate-teacher@T, evaluate@S, report, inspect and gc on a project that has run."""
 
+import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from pipeline.evaluate import vocabulary
+from pipeline.evaluate.predictions import read_predictions
 from pipeline.provenance import read_json, write_json
 from tests.cases import error_line, tiny_params, write_params
 
 METRICS = Path("data/metrics")
+PREDICTIONS = Path("data/predictions")
 
 
 def store() -> Path:
@@ -37,6 +42,107 @@ def test_a_teacher_is_measured_in_the_same_words(project):
     teacher = read_json(METRICS / "teachers" / "main.json")
     student = read_json(METRICS / "students" / "aligned.json")
     assert set(teacher) == set(student) - {"agreement", "teacher"}
+
+
+def test_predictions_are_the_rows_that_the_scores_are_of(decant, project):
+    path = PREDICTIONS / "students" / "aligned.jsonl"
+    written = path.read_bytes()
+    rows = read_predictions(path)
+    metrics = read_json(METRICS / "students" / "aligned.json")
+    assert [row["row"] for row in rows] == list(range(len(rows)))
+    nats, targets, size = (sum(row[key] for row in rows) for key in ("nats", "targets", "bytes"))
+    assert metrics["test_nats_per_token"] == pytest.approx(nats / targets)
+    assert metrics["test_perplexity_per_byte"] == pytest.approx(math.exp(nats / size))
+    low, high = metrics["test_intervals"]["perplexity"]
+    assert low < metrics["test_score"] == metrics["test_perplexity"] < high
+    assert decant("evaluate", "aligned").exit_code == 0
+    assert path.read_bytes() == written
+
+
+def test_models_are_judged_by_the_score_that_is_asked_for(decant, project):
+    params = tiny_params()
+    params["evaluate"] = {"score": "bits_per_byte", "intervals": {"resamples": 10}}
+    write_params(project, params)
+    assert decant("evaluate-teacher", "main").exit_code == 0
+    metrics = read_json(METRICS / "teachers" / "main.json")
+    assert metrics["score"] == "bits_per_byte"
+    assert metrics["test_score"] == metrics["test_bits_per_byte"]
+    params["evaluate"] = {"score": "accuracy"}
+    write_params(project, params)
+    result = decant("evaluate-teacher", "main")
+    assert result.exit_code == 2
+    assert "found 'accuracy', the task causal-lm has perplexity" in error_line(result)
+
+
+def test_a_student_with_ids_of_its_own_has_no_agreement(decant, project, monkeypatch):
+    # A copy: the same rows, but not the teacher's token set itself.
+    monkeypatch.setattr(vocabulary, "student_token_set", lambda tokens, _: replace(tokens))
+    assert decant("evaluate", "aligned").exit_code == 0
+    metrics = read_json(METRICS / "students" / "aligned.json")
+    assert "agreement" not in metrics
+    assert metrics["test_perplexity_per_byte"] > 1
+
+
+def test_a_student_and_its_teacher_compare(decant, project):
+    result = decant("compare", "main", "aligned", "--metric", "perplexity_per_byte")
+    assert result.exit_code == 0, result.output
+    assert "perplexity_per_byte" in result.output
+
+
+def test_a_score_that_does_not_exist_is_refused(decant, project):
+    params = tiny_params()
+    params["evaluate"] = {"score": "blue"}
+    write_params(project, params)
+    result = decant("evaluate", "aligned")
+    assert result.exit_code == 2
+    assert "evaluate.score: found 'blue', expected a score or a GLUE task" in error_line(result)
+
+
+@pytest.mark.slow
+def test_text_of_a_student_is_compared_with_references_and_teacher(decant, empty):
+    """A copy of the teacher stands for a student: it must write just what its teacher wrote."""
+    lines = Path("corpus.txt").read_text(encoding="utf-8").splitlines()
+    rows = ["text\ttarget", *(f"{line}\t{line.split()[0]} {line.split()[-1]}" for line in lines)]
+    Path("corpus.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    params = tiny_params()
+    params["corpus"] = {
+        "source": {"kind": "table", "files": "corpus.tsv", "target": "target"},
+        "task": "prompt-target",
+    }
+    context = 96
+    teacher = params["teachers"]["main"]
+    teacher["tokens"] = {"vocab": 300, "max_length": context, "template": "{text}\n{target}"}
+    teacher["model"]["scratch"]["max_position_embeddings"] = context + 8
+    params["evaluate"] = {
+        "score": "chrf",
+        "generate": {"rows": 3, "max_new_tokens": 6, "batch_size": 2},
+        "intervals": {"resamples": 20},
+    }
+    write_params(empty, params)
+    for arguments in (("prepare",), ("tokenize", "main"), ("teach", "main")):
+        assert decant(*arguments).exit_code == 0
+    result = decant("evaluate-teacher", "main")
+    assert result.exit_code == 0, result.output
+    shutil.copytree("data/teachers/main/model", "data/students/aligned")
+    shutil.copytree(
+        "data/corpus/tokens/main/tokenizer", "data/students/aligned", dirs_exist_ok=True
+    )
+    write_json(Path("data/selected/aligned.agreement.json"), None)
+    result = decant("evaluate", "aligned")
+    assert result.exit_code == 0, result.output
+    teacher_metrics = read_json(METRICS / "teachers" / "main.json")
+    student_metrics = read_json(METRICS / "students" / "aligned.json")
+    assert teacher_metrics["score"] == "chrf"
+    assert teacher_metrics["generated_rows"] == student_metrics["generated_rows"] == 3
+    assert student_metrics["test_score"] == teacher_metrics["test_score"]
+    assert set(student_metrics["test_intervals"]) > {"bleu", "cer", "perplexity_per_word"}
+    assert student_metrics["signatures"]["bleu"].startswith("nrefs:1|")
+    assert student_metrics["against_teacher"]["exact_match"] == 1
+    assert "against_teacher" not in teacher_metrics
+    first, *_, last = read_predictions(PREDICTIONS / "students" / "aligned.jsonl")
+    assert first["references"][0].split()[0] == first["prompt"].split()[0]
+    assert "text" not in last
+    assert decant("compare", "aligned", "main").exit_code == 0
 
 
 def test_a_student_that_was_not_trained_is_named(decant, project):

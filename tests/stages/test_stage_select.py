@@ -20,6 +20,14 @@ def test_it_names_the_signals_of_the_terms_that_are_on(project):
     assert selected["maps"] == {"feature": {"0": 0, "1": 2}, "attention": {"1": 2}}
 
 
+def test_a_map_to_many_layers_is_written_as_lists(decant, project):
+    params = tiny_params()
+    params["students"]["aligned"]["align"] = {"layers": "emd"}
+    write_params(project, params)
+    assert decant("select", "aligned").exit_code == 0
+    assert read_json(SELECTED)["maps"] == {"feature": {"0": 0, "1": [2]}, "attention": {"1": [2]}}
+
+
 def test_an_added_layer_changes_neither_file(decant, project):
     before = SELECTED.read_bytes(), AGREEMENT.read_bytes()
     params = tiny_params()

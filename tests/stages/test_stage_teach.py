@@ -63,3 +63,18 @@ def test_a_teacher_that_is_nowhere_is_named(decant, project):
     result = decant("teach", "main")
     assert result.exit_code == 2
     assert "teacher nowhere" in error_line(result)
+
+
+def test_a_regression_is_taught_from_its_scores(decant, empty):
+    rows = [{"text": f"some words {n}", "y": n / 10} for n in range(40)]
+    (empty / "corpus.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    params = tiny_params()
+    source = {"kind": "table", "files": "corpus.jsonl", "label": "y"}
+    params["corpus"] = {"source": source, "task": "regression"}
+    write_params(empty, params)
+    for arguments in (("prepare",), ("tokenize", "main"), ("teach", "main")):
+        result = decant(*arguments)
+        assert result.exit_code == 0, result.output
+    config = TeacherReference.load(TEACHER).config
+    assert config["problem_type"] == "regression"
+    assert list(config["id2label"].values()) == ["score"]

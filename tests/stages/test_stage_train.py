@@ -4,9 +4,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from pipeline.provenance import read_json, write_json
-from tests.cases import error_line
+from tests.cases import error_line, tiny_params, write_params
 
 SELECTED = Path("data/selected/aligned.json")
 STUDENT = Path("data/students/aligned")
@@ -78,3 +80,40 @@ def test_a_student_without_parameters_is_named(decant, project):
     result = decant("train", "algned")
     assert result.exit_code == 2
     assert "students has no 'algned', it has aligned; add it" in error_line(result)
+
+
+def test_a_student_of_fewer_ids_needs_logits_that_can_be_cut(decant, project):
+    params = tiny_params()
+    params["students"]["aligned"]["model"]["vocabulary"] = "corpus"
+    write_params(Path(), params)
+    result = decant("train", "aligned")
+    assert result.exit_code == 4
+    assert "head" in error_line(result)
+    params["students"]["aligned"]["loss"] = {"labels": {"weight": 1.0}}
+    write_params(Path(), params)
+    assert decant("select", "aligned").exit_code == 0
+    assert decant("train", "aligned").exit_code == 0
+    pieces = read_json(STUDENT / "tokenizer.json")["model"]["vocab"]
+    assert len(pieces) == read_json(STUDENT / "config.json")["vocab_size"]
+    result = decant("evaluate", "aligned")
+    assert result.exit_code == 0, result.output
+    assert read_json(Path("data/metrics/students/aligned.json"))["test_perplexity"] > 1
+
+
+def test_a_checkpoint_is_trained_by_adapters_alone(decant, project):
+    shutil.copytree(STUDENT, "start")
+    params = tiny_params()
+    student = params["students"]["aligned"]
+    student["model"] = {
+        "checkpoint": "start",
+        "lora": {"r": 2, "target_modules": ["q_proj"]},
+    }
+    student["loss"] = {"labels": {"weight": 1.0}}
+    write_params(Path(), params)
+    assert decant("select", "aligned").exit_code == 0
+    result = decant("train", "aligned")
+    assert result.exit_code == 0, result.output
+    before, after = (load_file(path / "model.safetensors") for path in (Path("start"), STUDENT))
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"model.layers.0.self_attn.q_proj.weight"}

@@ -14,14 +14,19 @@ from safetensors.numpy import save
 from pipeline.axes import SPLITS, Axis
 from pipeline.provenance import write_bytes_atomically, write_json
 from pipeline.store.commit import SignalWriter
+from pipeline.store.extent import example_rows
+from pipeline.store.forms.below import Below
 from pipeline.store.forms.bfloat16 import BFloat16
 from pipeline.store.forms.dense import Dense
 from pipeline.store.forms.float16 import Float16
 from pipeline.store.forms.form import Channels, Geometry
 from pipeline.store.forms.head import Head
 from pipeline.store.forms.int8 import Int8
+from pipeline.store.forms.map import Map
 from pipeline.store.forms.qk import QueryKey
+from pipeline.store.forms.sampled import Sampled
 from pipeline.store.forms.topk import TopK
+from pipeline.store.forms.value_int8 import ValueInt8
 from pipeline.store.index import index_asset
 from pipeline.store.layout import Layout
 from pipeline.store.lock import writer_lock
@@ -37,6 +42,7 @@ LENGTHS = {
     "test": np.array([8, 3]),
 }
 SEGMENT_TOKENS, CHUNK_TOKENS = 16, 4
+RULE = "causal"
 WIDTH, HEADS, KV_HEADS, D_HEAD, VOCAB, CLASSES = 6, 4, 2, 3, 50, 3
 SIGNALS = {
     signal.name: signal
@@ -46,7 +52,11 @@ SIGNALS = {
         Signal("hidden", 2, Int8()),
         Signal("attention", 1, QueryKey()),
         Signal("attention", 2, QueryKey()),
+        Signal("attention", 2, Map()),
+        Signal("attention", 3, Below()),
+        Signal("value", 1, ValueInt8()),
         Signal("logits", None, TopK(k=5, temperatures=(1.0, 2.0))),
+        Signal("logits", None, Sampled(n=5)),
         Signal("logits", None, Head()),
         Signal("logits", None, Dense()),
     )
@@ -54,6 +64,7 @@ SIGNALS = {
 GEOMETRY = {
     "hidden": Geometry(width=WIDTH),
     "attention": Geometry(heads=HEADS, kv_heads=KV_HEADS, d_head=D_HEAD),
+    "value": Geometry(kv_heads=KV_HEADS, d_head=D_HEAD),
     "logits": Geometry(width=WIDTH, vocab=VOCAB),
 }
 
@@ -115,11 +126,16 @@ def values(signal: Signal, segment: int) -> dict[str, NDArray[np.float32]]:
     examples = count.stop - count.start
     tokens = int(plan().length[count].sum())
     random = np.random.default_rng([segment, zlib.crc32(signal.name.encode())])
+    if signal.form.name == "map":
+        pairs = example_rows(signal.form.axis, plan().length[count], RULE).sum()
+        return {"probability": random.random((pairs, HEADS)).astype(np.float32)}
     shapes = {
         "hidden": {"hidden": (tokens, WIDTH)},
         "attention": {"query": (tokens, HEADS, D_HEAD), "key": (tokens, KV_HEADS, D_HEAD)},
+        "value": {"value": (tokens, KV_HEADS, D_HEAD)},
         "head": {"head_input": (tokens, WIDTH)},
         "topk": {"logits": (tokens, VOCAB)},
+        "sampled": {"logits": (tokens, VOCAB)},
         "dense": {"logits": (examples, CLASSES)},
     }[signal.form.name if signal.kind == "logits" else signal.kind]
     return {
@@ -162,7 +178,7 @@ class Synthetic:
                 data = save({"mean": statistics.mean, "deviation": statistics.deviation})
                 write_bytes_atomically(path, data)
             digest = file_digest(path, self.root)
-        info = {"rule": "causal", "scaling": 0.5} if signal.kind == "attention" else {}
+        info = {"rule": RULE, "scaling": 0.5} if signal.kind == "attention" else {}
         declared = Declaration.of(signal, geometry(signal), splits, info, digest)
         return SignalWriter(self.layout, plan(), CHUNK_TOKENS, declared)
 

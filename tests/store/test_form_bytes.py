@@ -13,13 +13,17 @@ from pipeline.store.forms.form import Channels, identity
 from pipeline.store.forms.registry import FORMS, build_form
 
 PINNED = {
-    ("float16", 1): ("float16-163ad3e6", "99e010b31f20ecbb"),
-    ("bfloat16", 1): ("bfloat16-826c60a8", "b534c1eef24d342a"),
-    ("int8", 1): ("int8-0f737721", "81689b961053f1c9"),
-    ("qk", 1): ("qk-e8cfbc3a", "660c3c2bb5d91331"),
-    ("head", 1): ("head-ea2e4295", "81689b961053f1c9"),
-    ("dense", 1): ("dense-1dd854e1", "059f662eb13d2483"),
-    ("topk", 1): ("topk-e27f5fd0", "86af8656266132f3"),
+    ("hidden", "float16", 1): ("float16-163ad3e6", "99e010b31f20ecbb"),
+    ("hidden", "bfloat16", 1): ("bfloat16-826c60a8", "b534c1eef24d342a"),
+    ("hidden", "int8", 1): ("int8-0f737721", "81689b961053f1c9"),
+    ("attention", "qk", 1): ("qk-e8cfbc3a", "660c3c2bb5d91331"),
+    ("attention", "map", 1): ("map-40bfd69d", "40611f6bb2e98231"),
+    ("attention", "below", 1): ("below-b409c5fc", "e3b0c44298fc1c14"),
+    ("value", "int8", 1): ("int8-0f737721", "84e5cf7b73dfabae"),
+    ("logits", "head", 1): ("head-ea2e4295", "81689b961053f1c9"),
+    ("logits", "dense", 1): ("dense-1dd854e1", "059f662eb13d2483"),
+    ("logits", "topk", 1): ("topk-e27f5fd0", "86af8656266132f3"),
+    ("logits", "sampled", 1): ("sampled-789bc33d", "5869b8867c026d3f"),
 }
 NORMALIZER = 3.75288
 LOG_PROBS = -5237.35
@@ -28,6 +32,7 @@ SHAPES = {
     "head_input": (7, 8),
     "query": (7, 4, 6),
     "key": (7, 2, 6),
+    "value": (7, 2, 6),
     "logits": (7, 16),
 }
 
@@ -39,11 +44,15 @@ def numbers(shape: tuple[int, ...]) -> np.ndarray:
     return (signed * np.float32(2.0) ** (i % 24 - 28).astype(np.float32)).reshape(shape)
 
 
-def encoded(name: str) -> dict[str, np.ndarray]:
-    [kind] = [kind for kind, forms in FORMS.items() if name in forms]
+def encoded(kind: str, name: str) -> dict[str, np.ndarray]:
     form = build_form(kind, name, {"k": 4, "temperatures": [1.0, 2.0]} if name == "topk" else {})
     channels = Channels(numbers((8,)), np.abs(numbers((8,))) + np.float32(0.25))
-    return form.encode({key: numbers(shape) for key, shape in SHAPES.items()}, channels)
+    values = {key: numbers(shape) for key, shape in SHAPES.items()}
+    values["probability"] = np.abs(numbers((7, 4))) % 1
+    if name == "sampled":
+        # Of like size, so that all are drawn; the last bit of `exp` moves no point across a step.
+        values["logits"] = (np.arange(7 * 16) * 7 % 5).reshape(7, 16).astype(np.float32)
+    return form.encode(values, channels)
 
 
 def digest(arrays: dict[str, np.ndarray]) -> str:
@@ -55,18 +64,20 @@ def digest(arrays: dict[str, np.ndarray]) -> str:
 
 
 def test_every_form_is_pinned_in_its_version():
-    forms = {(name, form.version) for kind in FORMS.values() for name, form in kind.items()}
+    forms = {
+        (kind, name, form.version) for kind, named in FORMS.items() for name, form in named.items()
+    }
     assert forms == set(PINNED), (
         "pin the bytes of the new version here, and keep the old golden store"
     )
 
 
-@pytest.mark.parametrize(("name", "version"), PINNED)
-def test_bytes_have_not_changed(name, version):
-    signal, expected = PINNED[name, version]
-    form = build_form(next(kind for kind, forms in FORMS.items() if name in forms), name, {})
+@pytest.mark.parametrize(("kind", "name", "version"), PINNED)
+def test_bytes_have_not_changed(kind, name, version):
+    signal, expected = PINNED[kind, name, version]
+    form = build_form(kind, name, {})
     assert identity(form) == signal, "the name of every stored signal would change"
-    arrays = encoded(name)
+    arrays = encoded(kind, name)
     if name == "topk":
         # The last bit of `exp` and `log` is the library's: ids are pinned, values nearly.
         normalizer = arrays.pop("log_normalizer")

@@ -16,9 +16,11 @@ from pipeline.store.forms.float16 import Float16
 from pipeline.store.forms.form import Channels, Form, Geometry, Part, identity, options
 from pipeline.store.forms.head import Head
 from pipeline.store.forms.int8 import Int8, quantise_rows, widen_rows
+from pipeline.store.forms.map import Map
 from pipeline.store.forms.qk import QueryKey
 from pipeline.store.forms.registry import FORMS, build_form
 from pipeline.store.forms.topk import TopK
+from pipeline.store.forms.value_int8 import ValueInt8
 
 WIDTH = 5
 FINITE = st.floats(-1e4, 1e4, width=32)
@@ -143,6 +145,43 @@ def test_query_and_key_err_by_half_a_step_of_token_and_head(query, key):
         assert (np.abs(decoded[name] - values) <= 0.501 * step + 2.0**-24).all()
 
 
+@FEW
+@given(hnp.arrays(np.float32, (3, 2, 6), elements=st.floats(-50, 50, width=32)))
+def test_values_err_by_half_a_step_of_token_and_head(value):
+    decoded = both(ValueInt8(), {"value": value})["value"]
+    step = np.abs(value).max(axis=-1, keepdims=True) / 127
+    assert (np.abs(decoded - value) <= 0.501 * step + 2.0**-24).all()
+
+
+@FEW
+@given(hnp.arrays(np.float32, (9, 4), elements=st.floats(0, 1, width=32)))
+def test_a_probability_errs_by_half_a_level_of_its_root(probability):
+    decoded = both(Map(), {"probability": probability})["probability"]
+    bound = 2 * np.sqrt(probability.astype(np.float64)) / 510 + 1 / 510**2
+    assert (np.abs(decoded - probability) <= bound + 2.0**-23).all()
+    assert (decoded[probability == 0] == 0).all()
+    assert (decoded[probability == 1] == 1).all()
+
+
+@pytest.mark.parametrize(("seq", "bound"), [(128, 4e-4), (512, 1.5e-3)])
+def test_a_map_row_loses_what_the_form_states(seq, bound):
+    """A row as peaked as those of a pretrained encoder: entropy near half of the greatest."""
+    random = np.random.default_rng(0)
+    scores = random.standard_normal((200, seq)) * np.sqrt(np.log(seq))
+    rows = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    decoded = Map().decode(Map().encode({"probability": rows.astype(np.float32)}, None), None)
+    kept = decoded["probability"].astype(np.float64)
+    kept /= kept.sum(-1, keepdims=True)
+    ratio = np.where(kept > 0, kept, 1.0) / np.where(kept > 0, rows, 1.0)
+    assert (kept * np.log(ratio)).sum(-1).mean() < bound
+
+
+def test_below_stores_nothing():
+    form = build_form("attention", "below", {})
+    assert form.parts(Geometry(heads=4, kv_heads=2, d_head=6)) == {}
+    assert form.encode({}, None) == form.decode({}, None) == {}
+
+
 def test_one_large_head_costs_the_others_nothing():
     query = np.ones((1, 2, 4), np.float32)
     query[0, 0] *= 1e4
@@ -169,6 +208,8 @@ def test_parts_are_what_encode_gives(kind, name):
         "head_input": random.standard_normal((3, WIDTH)),
         "query": random.standard_normal((3, 4, 6)),
         "key": random.standard_normal((3, 2, 6)),
+        "value": random.standard_normal((3, 2, 6)),
+        "probability": random.random((3, 4)),
         "logits": random.standard_normal(shape),
     }
     encoded = form.encode(
@@ -205,6 +246,7 @@ def test_options_build_the_same_form_again(form):
         ("logits", "topk", {"k": 0}, "; k: .*greater than or equal to 1, found 0"),
         ("logits", "topk", {"k": "64"}, "; k: .*integer, found '64'"),
         ("logits", "topk", {"temperatures": [1.0, 0.0]}, r"; temperatures\.1: .*than 0"),
+        ("logits", "sampled", {"n": 0}, "; n: .*greater than or equal to 1, found 0"),
         ("logits", "topk", {"temperatures": []}, "; temperatures: .*at least 1 item"),
         ("logits", "head", {"values": "int4"}, "; values: .*'int8', 'bfloat16' or 'float16'"),
     ],

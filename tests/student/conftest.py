@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
+from pipeline.tasks import models_language
 from tests.captured import Captured, prepared, signal
 
 HIDDEN = (0, 2, 3)
@@ -17,11 +18,13 @@ def all_signals(task: str) -> list:
         for form in ("float16", "bfloat16", "int8")
     ]
     signals += [signal("attention", layer, "qk") for layer in ATTENTION]
-    if task == "classification":
+    signals += [signal("value", layer, "int8") for layer in ATTENTION]
+    if not models_language(task):
         return [*signals, signal("logits", None, "dense")]
     return [
         *signals,
         signal("logits", None, "topk", k=8, temperatures=(1.0, 2.0)),
+        signal("logits", None, "sampled", n=32),
         signal("logits", None, "head", values="int8"),
         signal("logits", None, "head", values="float16"),
     ]
@@ -35,7 +38,8 @@ def captured(tmp_path_factory) -> Callable[..., Captured]:
     def get(kind: str, task: str | None = None) -> Captured:
         if (kind, task) not in made:
             root = tmp_path_factory.mktemp(f"{kind}-{task}")
-            store = prepared(root, kind, task=task)
+            outputs = {"multi-label": {"num_labels": 3}, "regression": {"num_labels": 1}}
+            store = prepared(root, kind, task=task, **outputs.get(str(task), {}))
             store.capture(all_signals(store.task), blocks=[1, 2, 3])
             made[kind, task] = store
         return made[kind, task]

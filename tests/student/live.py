@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 LAST_BLOCK = {
     "llama": "model.layers",
@@ -118,3 +119,64 @@ def terms(
     q_label = q.log_softmax(-1)
     found["labels"] = -q_label.gather(1, targets[:, None]).mean()
     return found
+
+
+def vectors(model: PreTrainedModel, batch: Mapping[str, Any], layer: int) -> dict[str, Tensor]:
+    """Query (rotated where the family rotates), key and value of a block, by its own modules."""
+    kind = model.config.model_type
+    block = model.get_submodule(LAST_BLOCK[kind])[layer - 1]
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Any:
+        return lambda module, args, output: found.update({name: output})
+
+    names = {
+        "llama": {f"self_attn.{one}_proj": one for one in "qkv"},
+        "gpt2": {"attn.c_attn": "all"},
+        "bert": {f"attention.self.{word}": word[0] for word in ("query", "key", "value")},
+    }[kind]
+    handles = [
+        block.get_submodule(path).register_forward_hook(keep(name)) for path, name in names.items()
+    ]
+    outputs(model, batch)
+    for handle in handles:
+        handle.remove()
+    if kind == "gpt2":
+        found = dict(zip("qkv", found["all"].chunk(3, -1), strict=True))
+    config = model.config
+    d_head = config.hidden_size // config.num_attention_heads
+    q, k, v = (found[one].unflatten(-1, (-1, d_head)).transpose(1, 2) for one in "qkv")
+    if kind == "llama":
+        position = torch.arange(q.shape[2])[None]
+        cos, sin = model.model.rotary_emb(q, position)
+        q, k = apply_rotary_pos_emb(q, k, cos, sin)
+    return {"qq": q, "kk": k, "vv": v}
+
+
+def relations(
+    teacher: Mapping[str, Tensor],
+    student: Mapping[str, Tensor],
+    live: Tensor,
+    *,
+    names: tuple[str, ...],
+    heads: int,
+    causal: bool,
+) -> Tensor:
+    """MiniLMv2's loss of one pair of layers, example by example."""
+    found = []
+    for name in names:
+        total = torch.zeros(())
+        for row, length in enumerate(live.sum(-1).tolist()):
+            maps = []
+            for side in (teacher[name], student[name]):
+                joined = side[row].transpose(0, 1).reshape(side.shape[2], -1)[:length]
+                split = joined.view(length, heads, -1).transpose(0, 1)
+                scores = split @ split.transpose(1, 2) / split.shape[-1] ** 0.5
+                if causal:
+                    scores = scores + torch.full((length, length), -torch.inf).triu(1)
+                maps.append(scores.softmax(-1))
+            p, q = maps
+            ratio = torch.where(p > 0, p, 1.0).log() - torch.where(p > 0, q, 1.0).log()
+            total = total + (p * ratio).sum(-1).mean(0).sum()
+        found.append(total / live.sum())
+    return torch.stack(found).mean()

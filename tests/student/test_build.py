@@ -80,6 +80,39 @@ def test_classes_are_the_corpus_own():
     assert config.num_labels == 3
 
 
+@pytest.mark.parametrize(
+    ("task", "classes", "outputs", "problem"),
+    [
+        ("classification", CLASSES, 3, "single_label_classification"),
+        ("multi-label", CLASSES, 3, "multi_label_classification"),
+        ("multi-label", ("spam",), 1, "multi_label_classification"),
+        ("regression", (), 1, "regression"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_a_sequence_task_decides_head_and_loss(kind, task, classes, outputs, problem, tmp_path):
+    student = build(kind, {}, task=task, classes=classes)
+    assert student.config.problem_type == problem
+    assert student.config.num_labels == outputs
+    if classes:
+        assert tuple(student.config.id2label.values()) == classes
+    batch = tiny_batch([5, 3])
+    targets = (
+        torch.zeros(2, dtype=torch.long) if task == "classification" else torch.zeros(2, outputs)
+    )
+    found = student.eval()(**batch, labels=targets)
+    assert found.logits.shape == (2, outputs)
+    assert torch.isfinite(found.loss)
+    student.save_pretrained(tmp_path)
+    checked = build(kind, None, checkpoint=str(tmp_path), task=task, classes=classes).eval()
+    torch.testing.assert_close(checked(**batch).logits, found.logits)
+
+
+@pytest.mark.parametrize("task", ["prompt-target", "messages"])
+def test_every_language_task_has_a_language_model(task):
+    assert build("llama", {}, task=task).get_output_embeddings() is not None
+
+
 def test_another_family_inherits_what_the_tokenizer_fixes():
     student = build("llama", {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2})
     assert student.config.model_type == "gpt2"
@@ -169,6 +202,7 @@ def test_what_does_not_fit_the_teacher_is_refused_with_both_values(architecture,
             "checkpoint x and init: teacher-layers",
         ),
         ({"architecture": {}, "task": "classification", "classes": ("one",)}, "at least 2 classes"),
+        ({"architecture": {}, "task": "multi-label", "classes": ()}, "at least 1 classes"),
     ],
 )
 def test_a_choice_that_contradicts_itself_is_refused(options, match):
@@ -250,9 +284,10 @@ def test_tied_embeddings_fill_from_either_name(tmp_path):
 @pytest.mark.parametrize(
     ("architecture", "match"),
     [
-        ({"hidden_size": 16}, "student's hidden_size is 16, the teacher's 32"),
+        ({"hidden_size": 16}, "student's head_dim is 4, the teacher's 8; .* give head_dim 8"),
         ({"num_attention_heads": 8, "head_dim": 4}, "num_attention_heads is 8, the teacher's 4"),
-        ({"intermediate_size": 20}, "intermediate_size is 20, the teacher's 64"),
+        ({"intermediate_size": 80}, "intermediate_size is 80, the teacher's 64"),
+        ({"model_type": "mistral"}, "model_type is mistral, the teacher's llama"),
         ({"num_hidden_layers": 1, "max_position_embeddings": 32}, None),  # rotary: no weights
         ({"num_hidden_layers": 4}, r"block 1 is not in blocks\.safetensors \(it has 2, 4\)"),
         ({"num_hidden_layers": 1, "attention_bias": True}, r"has no .*q_proj\.bias"),

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError, IncompatibleError
-from pipeline.student.maps import block_choice, layer_map
+from pipeline.student.maps import block_choice, layer_map, transport_map
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,19 @@ def test_uniform_rises_ends_at_the_last_layer_and_never_meets_the_embeddings(stu
     assert all(1 <= found[layer] <= teacher for layer in range(1, student + 1))
     if student <= teacher:
         assert len(set(found.values())) == student + 1
+
+
+def test_last_pairs_the_last_layers_alone():
+    found = layer_map("last", student_layers=3, teacher_layers=6, include_embeddings=True)
+    assert found == {3: 6}
+
+
+def test_a_transport_map_lets_every_block_choose_between_the_captured_layers():
+    found = transport_map([4, 0, 2], student_layers=2, include_embeddings=True)
+    assert found == {0: 0, 1: [2, 4], 2: [2, 4]}
+    assert 0 not in transport_map([2], student_layers=1, include_embeddings=False)
+    with pytest.raises(IncompatibleError, match=r"emd chooses between .* which has none"):
+        transport_map([0], student_layers=1, include_embeddings=True)
 
 
 def explicit(spec):

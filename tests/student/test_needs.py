@@ -19,10 +19,13 @@ ALL = {
 }
 
 
-def write_record(folder: Path, kind: str, layer: int | None, form: str, digest: str = "d") -> None:
+def write_record(
+    folder: Path, kind: str, layer: int | None, form: str, digest: str = "d", **more: Any
+) -> None:
     place = kind if layer is None else f"{kind}/{layer}"
     name = f"{place}/{form}-00"
     record = {"signal": name, "kind": kind, "layer": layer, "form": form, "digest": digest}
+    record |= more
     write_json(folder / f"{name.replace('/', '.')}.json", record)
 
 
@@ -95,6 +98,86 @@ def test_a_second_form_must_be_named(manifests):
         select(manifests)
     named = {**ALL, "feature": {"weight": 1.0, "form": "int8"}}
     assert select(manifests, named)["signals"]["hidden/4/int8-00"] == "h4"
+
+
+RELATIONS = {"attention": {"weight": 1.0, "loss": "relations"}}
+
+
+def test_the_last_layers_alone(manifests):
+    assert select(manifests, layers="last")["maps"] == {"feature": {"3": 6}, "attention": {"3": 6}}
+
+
+def test_emd_needs_every_captured_layer(manifests):
+    for layer in (1, 3, 5):
+        (manifests / f"hidden.{layer}.int8-00.json").unlink()
+    write_record(manifests, "attention", 6, "map")
+    loss = {**ALL, "attention": {"weight": 1.0, "form": "map"}}
+    found = select(manifests, loss, layers="emd")
+    assert found["maps"]["feature"] == {"0": 0, "1": [2, 4, 6], "2": [2, 4, 6], "3": [2, 4, 6]}
+    assert found["maps"]["attention"] == {"1": [6], "2": [6], "3": [6]}
+    names = {name for name in found["signals"] if not name.startswith("logits")}
+    assert names == {*(f"hidden/{n}/int8-00" for n in (0, 2, 4, 6)), "attention/6/map-00"}
+    assert "0" not in select(manifests, loss, layers="emd", embeddings=False)["maps"]["feature"]
+    loss = {"attention": {"weight": 1.0, "form": "below"}}
+    with pytest.raises(IncompatibleError, match=r"small\.align\.layers: emd .* has none"):
+        select(manifests, loss, layers="emd")
+
+
+def test_relations_need_values_and_vectors(manifests):
+    with pytest.raises(IncompatibleError, match=r"needs value/2, .*it has value none"):
+        select(manifests, RELATIONS)
+    for layer in (2, 4, 6):
+        write_record(manifests, "value", layer, "int8")
+        write_record(manifests, "attention", layer, "map")  # of no use, so no choice either
+    write_record(manifests, "value", 4, "float16")
+    assert set(select(manifests, RELATIONS)["signals"]) == {
+        *(f"attention/{layer}/qk-00" for layer in (2, 4, 6)),
+        *("value/2/int8-00", "value/4/float16-00", "value/6/int8-00"),
+    }
+    pairs = {"attention": {**RELATIONS["attention"], "relations": ["qq", "kk"]}}
+    assert not [name for name in select(manifests, pairs)["signals"] if "value" in name]
+    values = {"attention": {**RELATIONS["attention"], "relations": ["vv"]}}
+    assert not [name for name in select(manifests, values)["signals"] if "attention" in name]
+
+
+def test_relations_of_maps_are_refused(manifests):
+    write_record(manifests, "attention", 2, "map")
+    (manifests / "attention.2.qk-00.json").unlink()
+    with pytest.raises(IncompatibleError, match=r"attention/2 is captured as map alone; capture"):
+        select(manifests, RELATIONS)
+
+
+def below(manifests: Path) -> dict[str, Any]:
+    for layer in range(1, LAYERS + 1):
+        write_record(manifests, "attention", layer, "below", needs={"hidden": layer - 1})
+    return {"attention": {"weight": 1.0, "form": "below"}}
+
+
+def test_what_is_rebuilt_needs_the_hidden_state_below(manifests):
+    attention = below(manifests)
+    found = select(manifests, attention)
+    assert set(found["signals"]) == {
+        *(f"attention/{layer}/below-00" for layer in (2, 4, 6)),
+        *(f"hidden/{layer}/int8-00" for layer in (1, 3, 5)),
+    }
+    (manifests / "hidden.3.int8-00.json").unlink()
+    with pytest.raises(IncompatibleError, match="needs hidden/3, which is not in the store"):
+        select(manifests, attention)
+
+
+def test_what_is_rebuilt_takes_the_feature_terms_form_or_the_most_faithful(manifests):
+    attention = below(manifests)
+    for layer in range(LAYERS + 1):
+        write_record(manifests, "hidden", layer, "bfloat16")
+    names = select(manifests, attention)["signals"]
+    assert {name for name in names if "hidden" in name} == {
+        f"hidden/{layer}/bfloat16-00" for layer in (1, 3, 5)
+    }
+    both = attention | {"feature": {"weight": 1.0, "form": "int8"}}
+    names = select(manifests, both, layers={1: 1, 2: 2, 3: 4})["signals"]
+    assert {name for name in names if "hidden" in name} == {
+        f"hidden/{layer}/int8-00" for layer in (0, 1, 2, 3, 4)
+    }
 
 
 @pytest.mark.parametrize(

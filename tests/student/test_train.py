@@ -19,12 +19,13 @@ from pipeline.errors import IncompatibleError, IntegrityError
 from pipeline.evaluate.agreement import agreement
 from pipeline.student.needs import select_signals
 from pipeline.student.objective import Alignment, Objective
+from pipeline.student.origin import LoraOptions
 from pipeline.student.stream import BatchOrder
-from pipeline.student.train import train_student
+from pipeline.student.train import train_student, write_curve
 from pipeline.training.checkpoints import MARKER, Progress, last_complete_checkpoint
 from pipeline.training.options import TrainOptions
 from tests.captured import Captured, copied, prepared, signal
-from tests.tiny import PAD_ID
+from tests.tiny import PAD_ID, tiny_model
 
 SIGNALS = [
     signal("hidden", 0, "bfloat16"),
@@ -76,7 +77,7 @@ def run(store: Captured, root: Path, **changes: Any) -> None:
         objective=goal,
         align=Alignment(),
         architecture=architecture,
-        checkpoint=None,
+        checkpoint=changes.get("checkpoint"),
         init=changes.get("init", "random"),
         blocks=None,
     )
@@ -311,6 +312,69 @@ def test_a_student_may_start_from_the_teachers_blocks(store, tmp_path):
     for ours, theirs in (("layers.0.", "layers.1."), ("layers.1.", "layers.2.")):
         name = "model.{}self_attn.q_proj.weight"
         torch.testing.assert_close(weights[name.format(ours)], teacher[name.format(theirs)])
+
+
+def test_only_adapters_train_and_an_interrupted_run_ends_with_the_same_bits(
+    store, tmp_path, monkeypatch
+):
+    """The export has the checkpoint's names; what no adapter is beside has its very weights."""
+    checkpoint = tmp_path / "checkpoint"
+    start = tiny_model("llama", layers=1, seed=7)
+    start.save_pretrained(checkpoint)
+    changes: dict[str, Any] = {
+        "architecture": None,
+        "checkpoint": str(checkpoint),
+        "lora": LoraOptions(r=2, dropout=0.1),
+    }
+    expected = train(store, tmp_path / "whole", **changes)
+    with monkeypatch.context() as patch:
+        interrupt(patch, 5)
+        with pytest.raises(InterruptedRunError):
+            train(store, tmp_path / "parts", **changes)
+    assert equal(train(store, tmp_path / "parts", **changes), expected)
+    first = start.state_dict()
+    assert expected.keys() == first.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, first[name]) != name.endswith("_proj.weight"), name
+
+
+def test_a_checkpoint_with_replaced_weights_starts_anew(store, tmp_path, monkeypatch):
+    checkpoint = tmp_path / "checkpoint"
+    tiny_model("llama", layers=1).save_pretrained(checkpoint)
+    changes: dict[str, Any] = {"architecture": None, "checkpoint": str(checkpoint)}
+    with monkeypatch.context() as patch:
+        interrupt(patch, 4)
+        with pytest.raises(InterruptedRunError):
+            train(store, tmp_path, **changes)
+    tiny_model("llama", layers=1, seed=5).save_pretrained(checkpoint)
+    found = train(store, tmp_path, **changes)
+    assert equal(found, train(store, tmp_path / "alone", **changes))
+
+
+def test_a_narrower_student_starts_from_the_teachers_blocks(store, tmp_path):
+    """One step at a vanishing rate leaves the weights that were cut out in place."""
+    weights = train(
+        store, tmp_path, init="teacher-layers",
+        architecture={
+            "num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 24,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+        },
+        objective=Objective.model_validate({"labels": {"weight": 1.0}}),
+        options={"steps": 1, "learning_rate": 1e-12},
+    )  # fmt: skip
+    teacher = load_file(store.teacher / "model" / "model.safetensors")
+    name = "model.embed_tokens.weight"
+    assert weights[name].shape == (64, 16)
+    for channel in weights[name].T:
+        close = (teacher[name] - channel[:, None]).abs().amax(0) < 1e-6
+        assert close.sum() == 1
+
+
+def test_columns_of_the_curve_are_terms_then_gradients_and_factors(tmp_path):
+    row = {"loss": 1.0, "step": 1, "factor_output": 2.0, "gradient_output": 3.0, "output": 1.0}
+    write_curve([row, {"eval": 1.0}], tmp_path / "curve.csv")
+    header = "step,loss,output,factor_output,gradient_output"
+    assert (tmp_path / "curve.csv").read_text().splitlines() == [header, "1,1,1,2,3"]
 
 
 def test_nothing_but_the_store_is_needed(store, tmp_path, monkeypatch):

@@ -3,9 +3,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, OPTConfig, OPTForCausalLM
 
 from pipeline.errors import IncompatibleError
+from pipeline.taps import check as check_module
+from pipeline.taps import maps as maps_module
 from pipeline.taps import tap as tap_module
 from pipeline.taps.check import check_taps
 from pipeline.taps.head import HeadSpec, apply_head, head_parameters
@@ -41,9 +43,15 @@ def test_proved_architectures_pass_with_all_layers(kind):
     ("kind", "reason"),
     [
         ("gpt_oss", r"GptOssForCausalLM: .*attention sinks.*leave attention out"),
-        ("gemma2", r"Gemma2ForCausalLM: .*soft cap.*leave attention out"),
-        ("mistral", r"MistralForCausalLM layer 1 .*sliding window of 8 tokens, found a row of 12"),
-        ("deberta_v2", r"DebertaV2ForSequenceClassification computes attention outside"),
+        ("gemma2", r"Gemma2ForCausalLM: .*soft cap.*leave attention out.*`form: map`"),
+        (
+            "mistral",
+            r"MistralForCausalLM layer 1 .*window of 8 tokens, found a row of 12.*`form: map`",
+        ),
+        (
+            "deberta_v2",
+            r"DebertaV2ForSequenceClassification computes attention outside.*`form: map`",
+        ),
     ],
 )
 def test_what_cannot_be_rebuilt_is_refused_by_name(kind, reason):
@@ -64,6 +72,85 @@ def test_their_hidden_states_and_heads_are_still_served(kind):
     assert report.rule == {}
     assert model.config._attn_implementation == original
     assert report.causal is head
+
+
+@pytest.mark.parametrize(
+    "kind", ["llama", "qwen3", "gpt2", "gpt_neox", "bert", "roberta", "distilbert"]
+)
+def test_query_and_key_follow_from_the_hidden_state_below(kind):
+    model = tiny_model(kind)
+    report = check_taps(model, tiny_batch([7, 5]), below=[1, 2])
+    assert sorted(report.scaling) == sorted(report.rule) == [1, 2]
+    assert report.heads == 4
+
+
+@pytest.mark.parametrize("wrong", ["bias", "another layer"])
+def test_a_block_that_does_not_rebuild_is_named(wrong, monkeypatch):
+    plain = check_module.query_key_parameters
+
+    def changed(model, layer):
+        found = plain(model, 1 if wrong == "another layer" else layer)
+        if wrong == "bias":
+            found = {n: v + 0.01 * n.endswith("q_proj.weight") for n, v in found.items()}
+        return found
+
+    monkeypatch.setattr(check_module, "query_key_parameters", changed)
+    with pytest.raises(
+        IncompatibleError, match=r"Llama.*: query of layer 2 rebuilt from hidden layer 1 differs by"
+    ):
+        check_taps(tiny_model("llama"), tiny_batch([7, 5]), below=[2])
+
+
+def test_a_block_that_does_not_run_alone_is_named(monkeypatch):
+    def refuse(*args):
+        raise RuntimeError("mat1 and mat2\nshapes")
+
+    monkeypatch.setattr(check_module, "query_key_parameters", refuse)
+    with pytest.raises(
+        IncompatibleError, match=r"block 2 does not run by itself \(mat1 and mat2 shapes\).*form qk"
+    ):
+        check_taps(tiny_model("llama"), tiny_batch([7, 5]), below=[2])
+
+
+@pytest.mark.parametrize(
+    ("kind", "rule"),
+    [("llama", "causal"), ("gemma2", "causal"), ("mistral", "causal"), ("gpt2", "causal"),
+     ("bert", "full"), ("deberta_v2", "full")],
+)  # fmt: skip
+def test_own_maps_are_served_where_query_and_key_say_less(kind, rule):
+    model = tiny_model(kind)
+    original = model.config._attn_implementation
+    report = check_taps(model, tiny_batch([12, 5]), hidden=[1], maps=[1, 2], max_length=20)
+    assert report.rule == {1: rule, 2: rule}
+    assert report.scaling == {}
+    assert report.heads == 4
+    assert report.causal is (rule == "causal")
+    assert model.config._attn_implementation == original
+
+
+def test_sinks_are_refused_as_maps_too():
+    with pytest.raises(
+        IncompatibleError, match=r"GptOss.*sum over the keys of attention layer 1 differs by"
+    ):
+        check_taps(tiny_model("gpt_oss"), tiny_batch([12, 5]), maps=[1])
+
+
+def test_maps_of_a_model_that_eager_attention_changes_are_refused(monkeypatch):
+    plain = maps_module.eager_maps
+
+    def changed(*args):
+        maps, output = plain(*args)
+        return maps, output * 1.01
+
+    monkeypatch.setattr(maps_module, "eager_maps", changed)
+    with pytest.raises(IncompatibleError, match=r"Llama.*output under eager attention differs by"):
+        check_taps(tiny_model("llama"), tiny_batch([7, 5]), maps=[2])
+
+
+def test_values_are_of_one_shape_beside_query_and_key():
+    report = check_taps(tiny_model("llama"), tiny_batch([7, 5]), values=[2])
+    assert (report.kv_heads, report.d_value, report.rule) == (2, 8, {2: "causal"})
+    assert check_taps(tiny_model("llama"), tiny_batch([7, 5]), attention=[2]).d_value == 0
 
 
 def test_a_window_longer_than_the_batch_is_seen_at_the_greatest_length():
@@ -99,8 +186,9 @@ def test_a_layer_that_rescales_its_scores_is_named(kind, monkeypatch):
     model = tiny_model(kind)
     hear = tap_module._Listener.hear
 
-    def wrong(self, module, query, key, mask, scaling, window):
-        hear(self, module, query, key, mask, scaling * (1.01 if self.layer == 2 else 1), window)
+    def wrong(self, module, query, key, value, mask, scaling, window):
+        scaling *= 1.01 if self.layer == 2 else 1
+        hear(self, module, query, key, value, mask, scaling, window)
 
     monkeypatch.setattr(tap_module._Listener, "hear", wrong)
     with pytest.raises(
@@ -220,3 +308,24 @@ def test_a_trained_model_passes_whole(stories260k):
     )
     assert report.causal
     assert set(report.rule.values()) == {"causal"}
+
+
+def test_a_head_that_calls_the_blocks_past_the_base_model_is_tapped_all_the_same():
+    torch.manual_seed(0)
+    config = OPTConfig(
+        vocab_size=64,
+        hidden_size=32,
+        ffn_dim=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+    )
+    model = OPTForCausalLM(config).eval()
+    inputs = tiny_batch([7, 5, 1])
+    report = check_taps(model, inputs, hidden=[0, 1, 2], attention=[1, 2], head=True)
+    assert report.head is not None
+    with torch.no_grad(), tap(model, hidden=[2], attention=[2], head=True) as record:
+        model(**inputs)
+    assert {*record.hidden, *record.query} == {2}
+    assert record.head_input is not None
+    assert record.head_input.shape[-1] == config.hidden_size

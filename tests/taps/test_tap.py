@@ -12,6 +12,14 @@ from tests.tiny import CAUSAL, tiny_batch, tiny_model
 
 KINDS = ["llama", "qwen3", "gpt2", "bert", "distilbert"]
 MORE = ["mistral", "gpt_neox", "roberta", "granite", "cohere"]
+PROJECTIONS = {
+    "llama": "model.layers.1.self_attn.o_proj",
+    "qwen3": "model.layers.1.self_attn.o_proj",
+    "gpt2": "transformer.h.1.attn.c_proj",
+    "bert": "bert.encoder.layer.1.attention.output.dense",
+    "distilbert": "distilbert.transformer.layer.1.attention.out_lin",
+}
+"""What reads the attention function's output in layer 2."""
 
 
 def rebuilt(record, layer, mask, kind):
@@ -87,6 +95,35 @@ def test_key_comes_before_head_repetition():
     assert record.query[2].shape == (1, 4, 5, 8)
     assert record.key[2].shape == (1, 2, 5, 8)
     assert record.scaling[2] == pytest.approx(8**-0.5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_are_what_attention_takes_the_mean_of(kind):
+    """softmax(QKᵀ)V, heads joined, is what the output projection of the layer reads."""
+    model, batch = tiny_model(kind, layers=3), tiny_batch([7, 5, 1])
+    live = batch["attention_mask"].bool()
+    projection = model.get_submodule(PROJECTIONS[kind])
+    read = []
+    handle = projection.register_forward_pre_hook(lambda module, args: read.append(args[0]))
+    with torch.no_grad(), tap(model, attention=[2], values=[2, 3]) as record:
+        model(**batch)
+    handle.remove()
+    assert sorted(record.value) == [2, 3]
+    assert sorted(record.query) == [2]
+    assert record.value[2].shape == record.key[2].shape
+    maps = rebuilt(record, 2, batch["attention_mask"], kind)
+    value = record.value[2].repeat_interleave(maps.shape[1] // record.value[2].shape[1], dim=1)
+    mean = (maps @ value).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(mean[live], read[0][live], rtol=0, atol=1e-5)
+
+
+def test_gradients_flow_through_values():
+    model, batch = tiny_model("llama"), tiny_batch([5, 3])
+    with tap(model, values=[2]) as record:
+        model(**batch)
+    record.value[2].square().sum().backward()
+    assert model.model.layers[1].self_attn.v_proj.weight.grad.any()
+    assert not record.query
 
 
 def test_scaling_of_each_layer_is_kept():

@@ -304,8 +304,8 @@ def test_too_little_space_is_refused_before_anything_is_written(store, monkeypat
     ("kind", "options", "match"),
     [
         ("gpt_oss", {}, "GptOss.* attention sinks"),
-        ("gemma2", {}, "Gemma2.* a soft cap"),
-        ("deberta_v2", {}, "DebertaV2.* outside transformers' AttentionInterface"),
+        ("gemma2", {}, "Gemma2.* a soft cap.*`form: map`"),
+        ("deberta_v2", {}, "DebertaV2.* outside transformers' AttentionInterface.*`form: map`"),
         ("mistral", {"sliding_window": 8}, "Mistral.*window"),
     ],
 )

@@ -9,13 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from pipeline.corpus.tokens import TokenSet
 from pipeline.errors import ConfigError, IncompatibleError
 from pipeline.teacher.load import load_teacher
 from pipeline.teacher.reference import TeacherReference
 from pipeline.teacher.teach import PaddedRows, teach
 from pipeline.training.checkpoints import Progress
 from pipeline.training.options import TrainOptions
-from tests.captured import VOCAB, prepared, signal, write_rows
+from tests.captured import LENGTHS, VOCAB, prepared, signal, write_rows
 from tests.tiny import PAD_ID, tiny_model
 
 SCRATCH = {
@@ -225,3 +226,72 @@ def test_a_capture_of_a_referenced_teacher_leaves_it_alone(tmp_path):
     before = {p: p.read_bytes() for p in store.teacher.rglob("*") if p.is_file()}
     store.capture([signal("hidden", 1, "int8")])
     assert before == {p: p.read_bytes() for p in store.teacher.rglob("*") if p.is_file()}
+
+
+SEQUENCE = {"regression": (1, "regression"), "multi-label": (3, "multi_label_classification")}
+
+
+@pytest.mark.parametrize("task", SEQUENCE)
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_a_head_for_a_number_or_several_classes_is_trained(task, kind, tmp_path):
+    outputs, problem = SEQUENCE[task]
+    tokens = write_rows(tmp_path / "tokens", task=task, token_types=kind == "bert").path
+    # A checkpoint of another task, which brings its own loss and number of classes.
+    tiny_model(
+        kind, task="classification", problem_type="single_label_classification"
+    ).save_pretrained(tmp_path / "hub")
+    with pytest.raises(IncompatibleError, match=f"has 2 classes, the corpus {outputs} "):
+        run(tmp_path, tokens, path=str(tmp_path / "hub"))
+    fit = FIT.model_copy(update={"steps": 30, "learning_rate": 3e-3})
+    reference = run(tmp_path, tokens, path=str(tmp_path / "hub"), fit=fit)
+    assert (reference.config["problem_type"], reference.config["pad_token_id"]) == (problem, PAD_ID)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "teacher" / "model")
+    assert model.config.num_labels == outputs
+    store = TokenSet.load(tokens)
+    rows = [store.split("train")[i] for i in range(len(LENGTHS["train"]))]
+    batch = PaddedRows(store.meta, model)(rows)
+    assert batch["labels"].dtype == torch.float32
+    assert batch["labels"].tolist() == [row["targets"] for row in rows]
+    mean = batch["labels"].mean(dim=0, keepdim=True).expand_as(batch["labels"])
+    with torch.no_grad():
+        found = model(**batch)
+    logits = found.logits
+    if task == "regression":
+        torch.testing.assert_close(
+            found.loss, torch.nn.functional.mse_loss(logits, batch["labels"])
+        )
+        constant = torch.nn.functional.mse_loss(torch.zeros_like(mean), batch["labels"])
+    else:
+        entropy = torch.nn.functional.binary_cross_entropy_with_logits
+        torch.testing.assert_close(found.loss, entropy(logits, batch["labels"]))
+        constant = torch.nn.functional.binary_cross_entropy(
+            torch.full_like(mean, 0.5), batch["labels"]
+        )
+    # Better than knowing nothing: the targets are what is learnt.
+    assert found.loss < constant
+
+
+def test_a_scratch_regression_has_one_output(tmp_path):
+    tokens = write_rows(tmp_path / "tokens", task="regression").path
+    reference = run(tmp_path, tokens, scratch=SCRATCH, fit=FIT)
+    assert reference.config["problem_type"] == "regression"
+    assert list(reference.config["id2label"].values()) == ["score"]
+
+
+def test_a_fitted_regression_is_referenced_without_training(tmp_path):
+    tokens = write_rows(tmp_path / "tokens", task="regression", token_types=True).path
+    tiny_model("bert", num_labels=1).save_pretrained(tmp_path / "hub")
+    assert not run(tmp_path, tokens, path=str(tmp_path / "hub")).trained
+
+
+@pytest.mark.parametrize("task", ["prompt-target", "messages"])
+def test_of_a_prompt_nothing_is_learnt(task, tmp_path):
+    store = write_rows(tmp_path / "tokens", task=task)
+    rows = [store.split("train")[i] for i in (0, 1)]
+    batch = PaddedRows(store.meta, tiny_model("llama"))(rows)
+    for i, row in enumerate(rows):
+        prompt, length = row["prompt_tokens"], len(row["input_ids"])
+        expected = [-100] * prompt + row["input_ids"][prompt:]
+        assert batch["labels"][i, :length].tolist() == expected
+    reference = run(tmp_path, store.path, scratch=SCRATCH, fit=FIT)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "teacher" / reference.model)

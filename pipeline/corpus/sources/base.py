@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.corpus.examples import Example
+from pipeline.tasks import Task
 
 # What near-duplicates are dropped by: whole examples, or paragraphs where a text is a list of them.
 Unit = Literal["example", "paragraph"]
@@ -45,8 +46,10 @@ class SourceConfig(BaseModel, ABC):
     limit: int | None = Field(default=None, gt=0)
 
     @abstractmethod
-    def read(self, root: Path) -> Reading:
+    def read(self, root: Path, task: Task = "causal-lm") -> Reading:
         """Read everything; paths are relative to `root`.
+
+        Most sources give the same for every task: what their section names.
 
         Raises:
             ConfigError: If a file cannot be read or is not what the section says.

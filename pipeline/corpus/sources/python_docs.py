@@ -1,6 +1,7 @@
 """English prose that every Python carries: the docstrings of its own standard library.
 
-About 2 MB that need no download. One example is one module's or language topic's documentation.
+About 2 MB that need no download. One example is one module's or language topic's documentation;
+for prompt-target, one function's signature and summary.
 The text differs between Python versions, so the version is part of what was read.
 """
 
@@ -17,8 +18,10 @@ from typing import Literal
 
 from pipeline.corpus.duplicates import RUN_WORDS, normalised, paragraphs, runs
 from pipeline.corpus.examples import Example
-from pipeline.corpus.sources.base import Reading, SourceConfig
+from pipeline.corpus.sources.base import Reading, SourceConfig, Unit
+from pipeline.corpus.sources.python_functions import function_examples
 from pipeline.errors import ConfigError
+from pipeline.tasks import Task
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +48,8 @@ MAX_CONTAINMENT = 0.5
 
 # A whole interpreter gives about 2 MB. Less than this means stripped sources, not a small Python.
 MIN_BYTES = 200_000
+# The same for signatures and summaries, which are about a tenth of it.
+MIN_FUNCTION_BYTES = 50_000
 
 
 class PythonDocsSource(SourceConfig):
@@ -52,44 +57,50 @@ class PythonDocsSource(SourceConfig):
 
     kind: Literal["python-docs"] = "python-docs"
 
-    def read(self, root: Path) -> Reading:
-        """Read the running interpreter's standard library and language topics.
+    def read(self, root: Path, task: Task = "causal-lm") -> Reading:
+        """Read the running interpreter's standard library, and its language topics for causal-lm.
 
         Raises:
             ConfigError: If the interpreter has no library sources or its docstrings were stripped.
         """
         library = Path(sysconfig.get_path("stdlib"))
-        documents = [*module_documents(library), *topic_documents()]
-        examples, dropped = build_examples(documents)
+        unit: Unit = "paragraph"
+        smallest = MIN_BYTES
+        if task == "prompt-target":
+            smallest, unit = MIN_FUNCTION_BYTES, "example"
+            examples, dropped = function_examples(parsed_modules(library))
+        else:
+            documents = [*module_documents(library), *topic_documents()]
+            examples, dropped = build_examples(documents)
         size_bytes = sum(example.text_bytes for example in examples)
-        if size_bytes < MIN_BYTES:
+        if size_bytes < smallest:
             raise ConfigError(
                 f"{library}: the standard library's sources give {size_bytes} bytes of docstrings, "
-                f"expected at least {MIN_BYTES}; this Python has no .py files or stripped ones, "
+                f"expected at least {smallest}; this Python has no .py files or stripped ones, "
                 "use another Python or another corpus.source"
             )
         digest = hashlib.sha256()
         for example in examples:
-            digest.update(f"{example.source}\0{example.text}\0".encode())
+            text = "\0".join(example.texts)
+            digest.update(f"{example.source}\0{text}\0".encode())
         provenance = {
             "kind": self.kind,
             "python": platform.python_version(),
             "digest": digest.hexdigest(),
         }
         logger.info(
-            "read %d modules and topics of Python %s, %d bytes",
+            "read %d examples of Python %s, %d bytes",
             len(examples),
             provenance["python"],
             size_bytes,
         )
-        return Reading(examples, provenance, dropped, unit="paragraph")
+        return Reading(examples, provenance, dropped, unit=unit)
 
 
-def module_documents(library: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield each module's name and its docstrings, in the order of names and of the source.
+def parsed_modules(library: Path) -> Iterator[tuple[str, ast.Module]]:
+    """Yield each module's name and syntax tree, in the order of names.
 
-    A docstring other than the module's own stands below the name of what it documents. Files
-    that do not parse with this Python are left out, as its own import would leave them.
+    Files that do not parse with this Python are left out, as its own import would leave them.
     """
     for path in sorted(library.rglob("*.py")):
         parts = path.relative_to(library).with_suffix("").parts
@@ -107,7 +118,15 @@ def module_documents(library: Path) -> Iterator[tuple[str, list[str]]]:
         except (OSError, SyntaxError, ValueError):
             logger.debug("%s does not parse and is left out", path)
             continue
-        name = ".".join(part for part in parts if part != "__init__") or parts[0]
+        yield ".".join(part for part in parts if part != "__init__") or parts[0], tree
+
+
+def module_documents(library: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield each module's name and its docstrings, in the order of names and of the source.
+
+    A docstring other than the module's own stands below the name of what it documents.
+    """
+    for name, tree in parsed_modules(library):
         found = list(_docstrings(tree, name))
         if found:
             yield name, found

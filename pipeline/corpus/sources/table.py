@@ -1,4 +1,4 @@
-"""Tables of texts and labels: tsv, csv and JSON lines, columns by name."""
+"""Tables of rows with named columns: tsv, csv, JSON lines, Parquet and Arrow files."""
 
 import csv
 import json
@@ -6,80 +6,75 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow as pa
+from pyarrow import ipc, parquet
+
 from pipeline.corpus.examples import Example
 from pipeline.corpus.files import Files, open_text, refuse_empty, resolve_files
-from pipeline.corpus.sources.base import Reading, SourceConfig
+from pipeline.corpus.sources.base import Reading
+from pipeline.corpus.sources.columns import ColumnSource
 from pipeline.errors import ConfigError
 from pipeline.provenance import file_sha256
+from pipeline.tasks import Task
 
-Format = Literal["tsv", "csv", "jsonl"]
+Format = Literal["tsv", "csv", "jsonl", "parquet", "arrow"]
 
 # A cell of the csv module ends at 128 KiB by default, which a long document passes. The largest
 # value that fits a C long on every platform.
 MAX_CELL_CHARACTERS = 2**31 - 1
 
+# Rows of a Parquet or Arrow file that are Python objects at a time.
+BATCH_ROWS = 1024
 
-class TableSource(SourceConfig):
+
+class TableSource(ColumnSource):
     """Section `corpus.source` of kind `table`.
 
     Attributes:
         files: As in the text source; files of a split keep it.
-        text: Name of the column with the text.
-        pair: Name of the column with the second text of a pair.
-        label: Name of the column with the class.
         format: Taken from the file's name where not given.
         quoting: Whether quotes enclose cells of a tsv or csv; without, they are text.
     """
 
     kind: Literal["table"] = "table"
     files: Files
-    text: str = "text"
-    pair: str | None = None
-    label: str | None = None
     format: Format | None = None
     quoting: bool = True
 
-    def read(self, root: Path) -> Reading:
+    def read(self, root: Path, task: Task = "causal-lm") -> Reading:
         """Read the files; rows whose texts are all empty are left out."""
         examples: list[Example] = []
         digests: dict[str, str] = {}
         empty = 0
         for split, name, path in resolve_files(self.files, root=root):
-            with open_text(path) as file:
-                for line, cells in self._rows(file, path):
-                    # Published test files often lack the label; which rows must have one is
-                    # known only when the splits are dealt.
-                    optional = split == "test"
-                    text = self._cell(cells, self.text, path, line)
-                    pair = self._cell(cells, self.pair, path, line) if self.pair else None
-                    label = (
-                        self._cell(cells, self.label, path, line, optional=optional)
-                        if self.label
-                        else None
-                    )
-                    if not text.strip() and not (pair or "").strip():
-                        empty += 1
-                        continue
-                    examples.append(
-                        Example(
-                            text=text,
-                            pair=pair,
-                            label=label,
-                            split=split,
-                            source=f"{name}:{line}",
-                            source_row=len(examples),
-                        )
-                    )
+            for line, cells in self._rows(path, self.wanted(split)):
+                example = self.example(
+                    cells,
+                    f"{path}: line {line}",
+                    split=split,
+                    source=f"{name}:{line}",
+                    row=len(examples),
+                )
+                if example is None:
+                    empty += 1
+                else:
+                    examples.append(example)
             digests[name] = file_sha256(path)
         refuse_empty(self.files, {example.split for example in examples})
-        settings = self.model_dump(include={"text", "pair", "label", "quoting"}, mode="json")
+        settings = {**self.column_settings(), "quoting": self.quoting}
         provenance = {"kind": self.kind, "files": digests, **settings}
         return Reading(examples, provenance, {"empty": empty})
 
-    def _rows(self, file: Iterable[str], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield line number in the file and cells by column name."""
+    def _rows(self, path: Path, wanted: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield line number in the file, or number of the row, and cells by column name."""
         kind = self.format or _format_of(path)
-        return _json_rows(file, path) if kind == "jsonl" else self._csv_rows(file, path, kind)
+        if kind in {"parquet", "arrow"}:
+            yield from _arrow_rows(path, kind, wanted)
+            return
+        with open_text(path) as file:
+            yield from (
+                _json_rows(file, path) if kind == "jsonl" else self._csv_rows(file, path, kind)
+            )
 
     def _csv_rows(
         self, file: Iterable[str], path: Path, kind: Format
@@ -111,27 +106,6 @@ class TableSource(SourceConfig):
                 "if quote marks are text, set quoting: false"
             ) from error
 
-    def _cell(
-        self, cells: dict[str, Any], column: str, path: Path, line: int, *, optional: bool = False
-    ) -> str:
-        """Return a cell as text; numbers and booleans of JSON as JSON writes them."""
-        if column not in cells:
-            if optional:
-                return ""
-            raise ConfigError(
-                f"{path}: line {line}: no column {column!r}, it has {', '.join(map(repr, cells))}; "
-                "correct the name in corpus.source"
-            )
-        value = cells[column]
-        if isinstance(value, (dict, list)):
-            raise ConfigError(
-                f"{path}: line {line}: column {column!r} holds a {type(value).__name__}, "
-                "expected text, a number or a boolean; flatten the column"
-            )
-        if value is None:
-            return ""
-        return value if isinstance(value, str) else json.dumps(value)
-
 
 def _format_of(path: Path) -> Format:
     """Tell the format by the name, .gz left aside."""
@@ -140,6 +114,9 @@ def _format_of(path: Path) -> Format:
         ".csv": "csv",
         ".jsonl": "jsonl",
         ".ndjson": "jsonl",
+        ".parquet": "parquet",
+        ".arrow": "arrow",
+        ".feather": "arrow",
     }
     suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
     if suffix not in formats:
@@ -165,3 +142,42 @@ def _json_rows(file: Iterable[str], path: Path) -> Iterator[tuple[int, dict[str,
                 f"{path}: line {number}: a {type(row).__name__}, expected one JSON object a line"
             )
         yield number, row
+
+
+def _arrow_rows(
+    path: Path, kind: Format, wanted: list[str]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the rows of a Parquet file or of an Arrow file or stream, from 1 on."""
+    number = 0
+    try:
+        with pa.OSFile(str(path)) as file:
+            for batch in _arrow_batches(file, kind):
+                # Other columns may be images: they never become Python objects, unless a wanted one
+                # is missing, when an error names all.
+                missing = set(wanted) - set(batch.schema.names)
+                chosen = batch if missing else batch.select(sorted(set(wanted)))
+                for start in range(0, chosen.num_rows, BATCH_ROWS):
+                    for cells in chosen.slice(start, BATCH_ROWS).to_pylist():
+                        number += 1
+                        yield number, cells
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"{path}: not a readable {kind} file ({reason}); expected a whole one, fetch it again "
+            "or set corpus.source.format"
+        ) from error
+
+
+def _arrow_batches(file: pa.NativeFile, kind: Format) -> Iterator[pa.RecordBatch]:
+    if kind == "parquet":
+        yield from parquet.ParquetFile(file).iter_batches(BATCH_ROWS)
+        return
+    try:
+        whole = ipc.open_file(file)
+    except pa.ArrowInvalid:
+        # What `datasets` writes is a stream, without the footer of a file.
+        file.seek(0)
+        yield from ipc.open_stream(file)
+        return
+    for position in range(whole.num_record_batches):
+        yield whole.get_batch(position)

@@ -12,6 +12,7 @@ from pipeline.corpus.files import Files, open_text, refuse_empty, resolve_files
 from pipeline.corpus.sources.base import Reading, SourceConfig
 from pipeline.errors import ConfigError
 from pipeline.provenance import file_sha256
+from pipeline.tasks import Task
 
 
 class TextSource(SourceConfig):
@@ -41,7 +42,7 @@ class TextSource(SourceConfig):
             )
         return self
 
-    def read(self, root: Path) -> Reading:
+    def read(self, root: Path, task: Task = "causal-lm") -> Reading:
         """Read the files in the order of their names; text without words is left out."""
         examples: list[Example] = []
         digests: dict[str, str] = {}

@@ -8,19 +8,24 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import ConfigError
+from pipeline.store.forms.below import Below
 from pipeline.store.forms.bfloat16 import BFloat16
 from pipeline.store.forms.dense import Dense
 from pipeline.store.forms.float16 import Float16
 from pipeline.store.forms.form import Form
 from pipeline.store.forms.head import Head
 from pipeline.store.forms.int8 import Int8
+from pipeline.store.forms.map import Map
 from pipeline.store.forms.qk import QueryKey
+from pipeline.store.forms.sampled import Sampled
 from pipeline.store.forms.topk import TopK
+from pipeline.store.forms.value_int8 import ValueInt8
 
 FORMS: dict[str, dict[str, type[Form]]] = {
     "hidden": {"float16": Float16, "bfloat16": BFloat16, "int8": Int8},
-    "attention": {"qk": QueryKey},
-    "logits": {"topk": TopK, "head": Head, "dense": Dense},
+    "attention": {"qk": QueryKey, "map": Map, "below": Below},
+    "value": {"int8": ValueInt8},
+    "logits": {"topk": TopK, "sampled": Sampled, "head": Head, "dense": Dense},
 }
 
 

@@ -4,10 +4,10 @@ The factor T² (Hinton et al., arXiv 1503.02531, section 2) keeps the gradient's
 temperature changes: without it the term fades as 1/T² beside the label loss.
 """
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pipeline.student.losses.classes import full_classes, kl_rows
 from pipeline.student.losses.counting import Count, sum_over_count
 
 
@@ -31,9 +31,5 @@ def forward_kl(
     Returns:
         The loss in nats a row times T²; 0 exactly when the logits agree or no row is given.
     """
-    teacher = torch.log_softmax(teacher_logits.detach().float() / temperature, dim=-1)
-    student = torch.log_softmax(student_logits.float() / temperature, dim=-1)
-    massless = teacher == -torch.inf  # 0 * log 0 = 0
-    difference = (teacher - student).masked_fill(massless, 0.0)
-    per_row = (teacher.exp() * difference).sum(dim=-1)
-    return sum_over_count(per_row, count) * temperature**2
+    student, teacher = full_classes(student_logits, teacher_logits, temperature)
+    return sum_over_count(kl_rows(teacher, student), count) * temperature**2

@@ -1,14 +1,9 @@
-"""Soft labels from the teacher's top-k: everything outside it is one further class, the ghost.
+"""Soft labels from the teacher's top-k and the ghost class of everything outside it."""
 
-Both sides keep their true mass inside the top-k. Renormalising either side over the k ids would
-leave what the student puts elsewhere unpunished, with a gradient three times too large
-and half of it in the wrong direction.
-"""
-
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from pipeline.student.losses.classes import kl_rows, topk_classes
 from pipeline.student.losses.counting import Count, sum_over_count
 
 
@@ -39,21 +34,5 @@ def forward_kl_topk(
         when no row is given. The gradient stays finite with all or none of the student's
         mass inside the top-k.
     """
-    teacher = log_probs.detach().float() / temperature
-    teacher = teacher - log_normalizer.detach().float()[:, None]
-    logits = student_logits.float() / temperature
-    ids = ids.long()
-    classes = logits.gather(1, ids)
-    if ids.shape[1] < logits.shape[1]:
-        # The ghost's logit is the logsumexp of all the others. That says the same as
-        # log(1 - sum of the top-k) without its cancellation when the top-k holds nearly all.
-        ghost = logits.scatter(1, ids, -torch.inf).logsumexp(dim=-1, keepdim=True)
-        classes = torch.cat([classes, ghost], dim=-1)
-        tail = -torch.expm1(teacher.logsumexp(dim=-1, keepdim=True))
-        # A stored top-k may sum to a rounding step above 1; there is no tail then.
-        teacher = torch.cat([teacher, tail.clamp(min=0.0).log()], dim=-1)
-    student = torch.log_softmax(classes, dim=-1)
-    massless = teacher == -torch.inf  # 0 * log 0 = 0
-    difference = (teacher - student).masked_fill(massless, 0.0)
-    per_row = (teacher.exp() * difference).sum(dim=-1)
-    return sum_over_count(per_row, count) * temperature**2
+    student, teacher = topk_classes(student_logits, ids, log_probs, log_normalizer, temperature)
+    return sum_over_count(kl_rows(teacher, student), count) * temperature**2

@@ -1,6 +1,8 @@
 import gzip
 
+import pyarrow as pa
 import pytest
+from pyarrow import ipc, parquet
 
 from pipeline.corpus.sources.table import TableSource
 from pipeline.errors import ConfigError
@@ -80,3 +82,63 @@ def test_published_tables_read_to_the_last_row(real_corpora):
     assert sum(bool(one.pair) for one in pairs.read(real_corpora).examples) == 1725
     stories = TableSource(files="tinystories/valid.jsonl.gz").read(real_corpora).examples
     assert len(stories) == 200
+
+
+def arrow_table():
+    return pa.table({"text": ["a", "", "c"], "y": [1, 2, 3], "image": [b"x", b"y", b"z"]})
+
+
+def write_file(path, table):
+    with ipc.new_file(str(path), table.schema) as writer:
+        writer.write_table(table)
+
+
+def write_stream(path, table):
+    with ipc.new_stream(str(path), table.schema) as writer:
+        writer.write_table(table)
+
+
+def write_parquet(path, table):
+    parquet.write_table(table, path)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [("t.parquet", write_parquet), ("t.feather", write_file), ("t.arrow", write_stream)],
+)
+def test_parquet_and_arrow_read_as_text_tables_do(tmp_path, name, write):
+    write(tmp_path / name, arrow_table())
+    reading = TableSource(files=name, label="y").read(tmp_path)
+    assert [(one.text, one.label, one.source) for one in reading.examples] == [
+        ("a", "1", f"{name}:1"),
+        ("c", "3", f"{name}:3"),
+    ]
+    assert reading.dropped == {"empty": 1}
+    with pytest.raises(
+        ConfigError, match=rf"{name}: line 1: no column 'z', it has 'text', 'y', 'image'"
+    ):
+        TableSource(files=name, label="z").read(tmp_path)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:60])
+    with pytest.raises(ConfigError, match=rf"{name}: not a readable \w+ file"):
+        TableSource(files=name).read(tmp_path)
+
+
+def test_lists_of_a_column_file_are_classes_and_targets(tmp_path):
+    table = pa.table({"text": ["a"], "y": [["p", "q"]], "to": [["b", "c"]]})
+    write_parquet(tmp_path / "t.parquet", table)
+    found = TableSource(files="t.parquet", labels="y", target="to").read(tmp_path).examples[0]
+    assert (found.labels, found.references) == (("p", "q"), ("b", "c"))
+
+
+def test_several_parquet_files_are_several_splits(tmp_path):
+    for name in ("a", "b", "c"):
+        write_parquet(
+            tmp_path / f"{name}.parquet", pa.table({"text": [f"{name} {i}" for i in "12"]})
+        )
+    files = {"train": ("a.parquet", "b.parquet"), "test": "c.parquet"}
+    found = TableSource(files=files).read(tmp_path).examples
+    assert [(one.split, one.text) for one in found] == [
+        *(("train", f"{name} {i}") for name in "ab" for i in "12"),
+        *(("test", f"c {i}") for i in "12"),
+    ]
+    assert [one.source_row for one in found] == list(range(6))

@@ -1,0 +1,84 @@
+"""What a model writes after the prompts of the first test rows, beside what it should have."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from transformers import AutoTokenizer, PreTrainedModel
+
+from pipeline.errors import IntegrityError
+from pipeline.evaluate.options import GenerateOptions
+from pipeline.generation.ends import end_ids
+from pipeline.generation.generate import GenerationOptions, generate_ids
+
+
+def generate_rows(
+    model: PreTrainedModel,
+    split: datasets.Dataset,
+    *,
+    tokenizer: Path,
+    pad_id: int,
+    options: GenerateOptions,
+    device: torch.device,
+) -> list[dict[str, Any]]:
+    """Let a model continue the prompts of a split's first rows.
+
+    Args:
+        model: A causal language model on `device`, in evaluation mode.
+        split: Rows with `input_ids`, `prompt_tokens` and `references`.
+        tokenizer: Directory of the tokenizer that made the ids.
+        pad_id: Id written into padding.
+        options: How many rows, and how they are continued.
+        device: Where the model is.
+
+    Returns:
+        `prompt`, `references` and `text` of each of the rows, without special tokens.
+
+    Raises:
+        IntegrityError: If the rows have no prompts, or the tokenizer is not readable.
+    """
+    missing = {"prompt_tokens", "references"} - set(split.column_names)
+    if missing:
+        raise IntegrityError(
+            f"test rows: no column {', '.join(sorted(missing))}, expected prompts and references; "
+            "run tokenize again"
+        )
+    rows = split.select(range(min(options.rows, len(split))))
+    words = _tokenizer(tokenizer)
+    prompts = [
+        list(ids[:length])
+        for ids, length in zip(rows["input_ids"][:], rows["prompt_tokens"][:], strict=True)
+    ]
+    written = generate_ids(
+        model,
+        prompts,
+        options=GenerationOptions(
+            max_new_tokens=options.max_new_tokens,
+            num_beams=options.num_beams,
+            batch_size=options.batch_size,
+        ),
+        pad_id=pad_id,
+        eos_ids=end_ids(model, words, zip(rows["input_ids"][:], rows["loss_mask"][:], strict=True)),
+        device=device,
+        description="generate",
+    )
+    return [
+        {"prompt": _text(words, prompt), "references": list(references), "text": _text(words, ids)}
+        for prompt, references, ids in zip(prompts, rows["references"][:], written, strict=True)
+    ]
+
+
+def _tokenizer(directory: Path) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise IntegrityError(
+            f"{directory}: no whole tokenizer ({str(error).splitlines()[0]}); run the stage that "
+            "writes it again"
+        ) from error
+
+
+def _text(tokenizer: Any, ids: Sequence[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=True).strip()

@@ -1,0 +1,230 @@
+"""Is one model better than another, or do the rows just happen to suit it?
+
+Approximate randomisation (Noreen, 1989; Riezler and Maxwell, 2005): if the models were equal, it
+would not matter which of them said what to a row. Predictions are swapped row by row at random, and
+p is the share of swaps whose difference is at least as large as the one found.
+"""
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.errors import ConfigError, IncompatibleError, IntegrityError
+from pipeline.evaluate.intervals import chunk_sizes, percentile_interval, resampled_counts
+from pipeline.evaluate.measure import Floats, Metric
+from pipeline.evaluate.predictions import Identity, Row, identity, score_rows
+
+logger = logging.getLogger(__name__)
+
+PER_TOKEN = ("perplexity", "nats_per_token")
+# What was asked of a row, as far as its task has it.
+ASKED = ("label", "target", "targets", "references")
+# Sums in another order differ in their last digits; a swap that changes nothing counts as equal.
+ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class PairedResult:
+    """One score of two models on the same rows.
+
+    Attributes:
+        a: The first model's value.
+        b: The second's.
+        difference: a - b.
+        low: Low end of the difference's bootstrap interval.
+        high: Its high end.
+        p_value: How often a difference as large arises if the models are equal; never 0.
+        rows: How many rows were compared.
+    """
+
+    metric: str
+    a: float
+    b: float
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    rows: int
+
+
+def compare_predictions(
+    a: Sequence[Row],
+    b: Sequence[Row],
+    task: str,
+    metric: str,
+    resamples: int = 1000,
+    seed: int = 0,
+    *,
+    confidence: float = 0.95,
+    classes: int | None = None,
+) -> PairedResult:
+    """Compare two models by one score, on rows joined by identity and never by order.
+
+    Args:
+        a: Predictions of the first model.
+        b: Predictions of the second, for the same rows in any order.
+        task: Their task.
+        metric: A score of the task.
+        resamples: Draws of the bootstrap, and swaps of the test.
+        seed: The same seed gives the same numbers.
+        confidence: Share of the resamples' differences that the interval holds.
+        classes: How many classes there are; None for as many as the rows show.
+
+    Raises:
+        ConfigError: If the rows have no such score.
+        IncompatibleError: If the models answered different rows, or different questions to them.
+        IntegrityError: If a row stands twice in a model's predictions.
+    """
+    return compare_scores(
+        a, b, task, [metric], resamples, seed, confidence=confidence, classes=classes
+    )[0]
+
+
+def compare_scores(
+    a: Sequence[Row],
+    b: Sequence[Row],
+    task: str,
+    metrics: Sequence[str] | None,
+    resamples: int = 1000,
+    seed: int = 0,
+    *,
+    confidence: float = 0.95,
+    classes: int | None = None,
+) -> list[PairedResult]:
+    """Compare two models by several scores, or None for all that both have.
+
+    Rows are scored once for all of them; arguments and errors are those of `compare_predictions`.
+    Where the models' tokens differ, scores a token are left out unless they are asked for.
+    """
+    first, second = _joined(a, b)
+    _check_same_questions(first, second)
+    # Both models' rows stand one after the other: a draw that counts the first half is model a.
+    scored = score_rows([*first, *second], task, classes=classes)
+    by_name = {name: group for group in scored for name in group.metrics}
+    if metrics is None:
+        tokens_differ = _tokens_differ(first, second)
+        written = all(any("text" in row for row in rows) for rows in (first, second))
+        metrics = [
+            name
+            for name, group in by_name.items()
+            if (group is scored[0] or written) and not (tokens_differ and name in PER_TOKEN)
+        ]
+    results: list[PairedResult] = []
+    for name in metrics:
+        if name not in by_name:
+            raise ConfigError(
+                f"metric: found {name!r}, both models have {', '.join(by_name)}; choose one of them"
+            )
+        group = by_name[name]
+        if group is not scored[0]:
+            _check_same_written(first, second)
+        if name in PER_TOKEN and _tokens_differ(first, second):
+            raise IncompatibleError(
+                f"{name}: the models count different tokens, expected one tokenizer; compare "
+                "perplexity_per_byte"
+            )
+        metric, rows = group.metrics[name], len(group.rows) // 2
+        results.append(_compare(name, metric, rows, resamples, seed, confidence))
+    return results
+
+
+def _compare(
+    name: str, metric: Metric, rows: int, resamples: int, seed: int, confidence: float
+) -> PairedResult:
+    none, once = np.zeros((1, rows)), np.ones((1, rows))
+
+    def differences(draws: Iterable[tuple[Floats, Floats]]) -> Floats:
+        return np.concatenate(
+            [
+                metric(np.concatenate([left, right], axis=1))
+                - metric(np.concatenate([right, left], axis=1))
+                for left, right in draws
+            ]
+        )
+
+    value_a = float(metric(np.concatenate([once, none], axis=1))[0])
+    value_b = float(metric(np.concatenate([none, once], axis=1))[0])
+    difference = value_a - value_b
+    # Two streams of one seed: the resamples of the interval do not decide the swaps of the test.
+    generators = [np.random.default_rng([seed, stream]) for stream in range(2)]
+    resampled = differences(
+        (counts, np.zeros_like(counts))
+        for counts in resampled_counts(rows, resamples, generators[0])
+    )
+    swapped = differences((1.0 - swaps, swaps) for swaps in _swaps(rows, resamples, generators[1]))
+    low, high = percentile_interval(resampled, confidence)
+    slack = ROUNDING * max(1.0, abs(value_a), abs(value_b))
+    as_large = int((np.abs(swapped) >= abs(difference) - slack).sum())
+    return PairedResult(
+        metric=name,
+        a=value_a,
+        b=value_b,
+        difference=difference,
+        low=low,
+        high=high,
+        p_value=(1 + as_large) / (1 + resamples),
+        rows=rows,
+    )
+
+
+def _swaps(rows: int, draws: int, generator: np.random.Generator) -> Iterable[Floats]:
+    """Yield a one where the models change places, else a zero: [some draws, rows] at a time."""
+    for some in chunk_sizes(rows, draws):
+        yield generator.integers(2, size=(some, rows)).astype(np.float64)
+
+
+def _joined(a: Sequence[Row], b: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Both models' rows in one order, that of their identity."""
+    left, right = _by_identity(a), _by_identity(b)
+    if set(left) != set(right) or not left:
+        raise IncompatibleError(
+            f"predictions: found {len(left)} rows and {len(right)}, {len(set(left) & set(right))} "
+            "of them the same, expected the same rows of one test split; evaluate both models on "
+            "one corpus"
+        )
+    keys = sorted(left)
+    return [left[key] for key in keys], [right[key] for key in keys]
+
+
+def _by_identity(rows: Sequence[Row]) -> dict[Identity, Row]:
+    found = {identity(row): row for row in rows}
+    if len(found) != len(rows):
+        raise IntegrityError(
+            f"predictions: found {len(rows)} lines for {len(found)} rows, expected one a row; "
+            "evaluate the model again"
+        )
+    return found
+
+
+def _check_same_written(first: Sequence[Row], second: Sequence[Row]) -> None:
+    """Both generated text for the same rows."""
+    counts = [sum("text" in row for row in rows) for rows in (first, second)]
+    if [("text" in row) for row in first] != [("text" in row) for row in second]:
+        raise IncompatibleError(
+            f"predictions: found {counts[0]} generated rows and {counts[1]}, expected the same "
+            "rows; evaluate both models with one evaluate.generate.rows"
+        )
+
+
+def _check_same_questions(first: Sequence[Row], second: Sequence[Row]) -> None:
+    """What the models were asked is the same; only what they said differs."""
+    cut = sum(
+        one.get("bytes") != other.get("bytes") for one, other in zip(first, second, strict=True)
+    )
+    if cut:
+        logger.warning("%d rows are longer for one model than for the other, which cut them", cut)
+    for one, other in zip(first, second, strict=True):
+        for key in ASKED:
+            # Of language, `targets` is a number of tokens: the tokenizer's, not the question's.
+            is_tokens = key == "targets" and "nats" in one
+            if key in one and key in other and one[key] != other[key] and not is_tokens:
+                raise IncompatibleError(
+                    f"predictions: {key} of row {one['row']} differs, expected the same; evaluate "
+                    "both models on one corpus"
+                )
+
+
+def _tokens_differ(first: Sequence[Row], second: Sequence[Row]) -> bool:
+    return [row.get("targets") for row in first] != [row.get("targets") for row in second]

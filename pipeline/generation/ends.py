@@ -1,0 +1,42 @@
+"""Which ids end a text: an end that is overlooked lets a model run on to the last token it may."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+Ids = Sequence[int] | NDArray[np.int32]
+Mask = Sequence[bool] | NDArray[np.bool_]
+
+
+def end_ids(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    rows: Iterable[tuple[Ids, Mask]] = (),
+) -> list[int]:
+    """Return the ids that end what a model writes.
+
+    They are the tokenizer's, those of the model's generation settings (a chat model ends its turn
+    with an id of its own), and the marks that targets end with. An id that text is made of is none
+    of them: it stands there by a default that nobody meant, or because a text was cut.
+
+    Args:
+        model: The model that writes.
+        tokenizer: The one its prompts were made with.
+        rows: `input_ids` and `loss_mask` of rows it was taught on, as many as there are at hand.
+    """
+    own: Any = getattr(model.generation_config, "eos_token_id", None)
+    known = own if isinstance(own, list) else [own]
+    taught = {_last_target(ids, mask) for ids, mask in rows}
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} - {None}
+    found = {token for token in {*known, *taught} if token in special}
+    eos: Any = tokenizer.eos_token_id
+    return sorted({eos, *found} - {None})
+
+
+def _last_target(ids: Ids, mask: Mask) -> int | None:
+    """The last id of a row that counts; None where none does."""
+    places = np.flatnonzero(np.asarray(mask, dtype=bool))
+    return int(ids[places[-1]]) if len(places) else None

@@ -1,0 +1,268 @@
+"""Prompts go in, continuations come out: in the prompts' order, whatever the batches were.
+
+Which prompts run together is a pure function of the prompts and the options, and every batch draws
+from a seed of its own. So a batch can be left out and made later, and nothing else changes.
+"""
+
+import logging
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from tqdm import tqdm
+from transformers import GenerationConfig, PreTrainedModel
+
+from pipeline.errors import IncompatibleError
+
+logger = logging.getLogger(__name__)
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class GenerationOptions(BaseModel):
+    """How a model continues a prompt: by default greedily, the same on every run.
+
+    `temperature` 0 takes the likeliest token, more of it draws from the distribution, of which
+    `top_p` keeps the likeliest part (nucleus sampling, arXiv 1904.09751); with several beams too,
+    which at 0 are searched.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    max_new_tokens: Positive = 64
+    num_beams: Positive = 1
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    batch_size: Positive = 16
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PromptBatch:
+    """Prompts that run together, longest first.
+
+    Attributes:
+        number: Place among the batches; its seed follows from it.
+        rows: Places of the prompts in their sequence.
+        new_tokens: Most tokens that each of them is continued by.
+    """
+
+    number: int
+    rows: tuple[int, ...]
+    new_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """What a model wrote after a prompt.
+
+    Attributes:
+        ids: The new ids without the one that ended them.
+        end: The end-of-sequence id; None where the model was stopped by the number of tokens.
+    """
+
+    ids: list[int]
+    end: int | None
+
+
+def plan_batches(
+    lengths: Sequence[int], options: GenerationOptions, *, limit: int | None
+) -> list[PromptBatch]:
+    """Deal prompts to batches of similar length, so that little of them is padding.
+
+    A prompt that leaves less than `max_new_tokens` up to the limit shares a batch only with its
+    like: no prompt gets less room because of another.
+
+    Args:
+        lengths: Tokens of each prompt.
+        options: Batch size and number of new tokens.
+        limit: Most tokens of prompt and continuation together; None where there is no limit.
+
+    Raises:
+        IncompatibleError: If a prompt is empty or leaves no room for a token.
+    """
+    for row, length in enumerate(lengths):
+        if length == 0 or (limit is not None and length >= limit):
+            raise IncompatibleError(
+                f"prompt {row}: found {length} tokens, expected 1 to "
+                f"{'any number' if limit is None else limit - 1}, so that one more fits the "
+                "context; shorten it, or lower max_length"
+            )
+    rooms = [
+        options.max_new_tokens if limit is None else min(options.max_new_tokens, limit - length)
+        for length in lengths
+    ]
+    # Longest first: what does not fit into memory shows at once.
+    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    batches: list[PromptBatch] = []
+    rows: list[int] = []
+    for row in order:
+        if rows and (len(rows) == options.batch_size or rooms[row] != rooms[rows[0]]):
+            batches.append(PromptBatch(len(batches), tuple(rows), rooms[rows[0]]))
+            rows = []
+        rows.append(row)
+    if rows:
+        batches.append(PromptBatch(len(batches), tuple(rows), rooms[rows[0]]))
+    return batches
+
+
+def context_limit(model: PreTrainedModel) -> int | None:
+    """Return how many positions a model has, or None where its configuration names no number."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def generate_ids(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    options: GenerationOptions,
+    pad_id: int,
+    eos_ids: Sequence[int],
+    device: torch.device,
+    description: str,
+) -> list[list[int]]:
+    """Continue every prompt.
+
+    Greedy continuations do not depend on what else is in a batch, up to rounding.
+
+    Args:
+        model: A causal language model, on `device`.
+        prompts: Ids of each prompt, at least one each.
+        options: How to continue them.
+        pad_id: Id to pad with.
+        eos_ids: Ids that end a continuation; none where only the number of tokens does.
+        device: Where the model is.
+        description: What the progress bar says.
+
+    Returns:
+        The new ids of each prompt, in the prompts' order, without the id that ended them.
+
+    Raises:
+        IncompatibleError: If a prompt is empty or leaves no room in the model's context.
+    """
+    batches = plan_batches([len(prompt) for prompt in prompts], options, limit=context_limit(model))
+    found: list[list[int]] = [[] for _ in prompts]
+    for batch, continuations in generate_batches(
+        model,
+        prompts,
+        batches,
+        options=options,
+        pad_id=pad_id,
+        eos_ids=eos_ids,
+        device=device,
+        description=description,
+    ):
+        for row, continuation in zip(batch.rows, continuations, strict=True):
+            found[row] = continuation.ids
+    return found
+
+
+def generate_batches(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    batches: Sequence[PromptBatch],
+    *,
+    options: GenerationOptions,
+    pad_id: int,
+    eos_ids: Sequence[int],
+    device: torch.device,
+    description: str,
+    done: Collection[int] = (),
+) -> Iterator[tuple[PromptBatch, list[Continuation]]]:
+    """Yield each batch with the continuations of its prompts, as they come.
+
+    Args:
+        model: A causal language model, on `device`.
+        prompts: Ids of each prompt.
+        batches: From `plan_batches`, all of them.
+        options: How to continue them.
+        pad_id: Id to pad with.
+        eos_ids: Ids that end a continuation.
+        device: Where the model is.
+        description: What the progress bar says.
+        done: Numbers of batches to leave out.
+    """
+    finished = sum(len(batch.rows) for batch in batches if batch.number in done)
+    with (
+        tqdm(
+            total=len(prompts), initial=finished, desc=description, unit="row", mininterval=1.0
+        ) as bar,
+        _undisturbed(model),
+    ):
+        for batch in batches:
+            if batch.number in done:
+                continue
+            ids = _continue(model, [prompts[row] for row in batch.rows], batch, options, pad_id,
+                            eos_ids, device)  # fmt: skip
+            yield batch, [_cut(row, eos_ids) for row in ids]
+            bar.update(len(batch.rows))
+
+
+def _continue(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    batch: PromptBatch,
+    options: GenerationOptions,
+    pad_id: int,
+    eos_ids: Sequence[int],
+    device: torch.device,
+) -> list[list[int]]:
+    """New ids of each prompt, with what follows the end."""
+    longest = max(map(len, prompts))
+    ids = torch.full((len(prompts), longest), pad_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        # To the left: the next token is the last position's, in every row.
+        ids[row, longest - len(prompt) :] = torch.as_tensor(np.asarray(prompt, dtype=np.int64))
+        mask[row, longest - len(prompt) :] = 1
+    samples = options.temperature > 0
+    config = GenerationConfig(
+        max_new_tokens=batch.new_tokens,
+        num_beams=options.num_beams,
+        do_sample=samples,
+        use_cache=True,
+        pad_token_id=pad_id,
+        eos_token_id=list(eos_ids) or None,
+        # Transformers' own default cuts to the 50 likeliest.
+        **({"temperature": options.temperature, "top_p": options.top_p, "top_k": 0}
+           if samples else {}),
+    )  # fmt: skip
+    seed = np.random.SeedSequence((options.seed, batch.number)).generate_state(1, np.uint64)
+    with (
+        torch.inference_mode(),
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+    ):
+        torch.manual_seed(int(seed[0]))
+        found = model.generate(  # pyright: ignore[reportCallIssue]
+            ids.to(device), attention_mask=mask.to(device), generation_config=config
+        )
+    return found[:, longest:].tolist()
+
+
+def _cut(ids: Sequence[int], eos_ids: Collection[int]) -> Continuation:
+    """The ids up to the first that ends them; after it there is only padding."""
+    for place, token in enumerate(ids):
+        if token in eos_ids:
+            return Continuation(list(ids[:place]), token)
+    return Continuation(list(ids), None)
+
+
+@contextmanager
+def _undisturbed(model: PreTrainedModel) -> Iterator[None]:
+    """Set aside dropout and the generation defaults that a checkpoint brought.
+
+    `generate` fills what a given configuration leaves open from the model's own: a repetition
+    penalty or a number of beams in its `generation_config.json` would change the text unasked.
+    """
+    own, training = model.generation_config, model.training
+    model.generation_config = GenerationConfig()
+    model.eval()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+        model.train(training)

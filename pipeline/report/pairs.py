@@ -1,0 +1,68 @@
+"""Which students are compared with which, and what a paired test said of each pair.
+
+Intervals of two models may overlap and the one be surely better: both were measured on the same
+rows. Hence a test on the rows' differences. It is computed elsewhere; here it has its place in a
+report.
+"""
+
+from itertools import combinations
+
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.report.compare import Comparison
+
+# With eight students there are 28 pairs; more rows than that nobody reads.
+MAX_STUDENTS = 8
+SIGNIFICANT = 0.05
+
+
+class PairedTest(BaseModel):
+    """Two students on the same test rows.
+
+    Attributes:
+        first: One student.
+        second: The other.
+        metric: What is compared.
+        a: The value of the first.
+        b: The value of the second.
+        difference: First minus second.
+        low: Lower end of the difference's interval.
+        high: Its upper end.
+        p_value: How likely a difference as large is if both were equally good.
+        rows: Rows that both answered.
+    """
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    first: str
+    second: str
+    metric: str
+    a: float
+    b: float
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    rows: int
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether the difference is more than chance at five percent, for this pair alone."""
+        return self.p_value < SIGNIFICANT
+
+
+def pairs_of(comparison: Comparison) -> list[tuple[str, str]]:
+    """Return the pairs of students to test: all of one teacher's, or with many each and the best.
+
+    Args:
+        comparison: All models of the run.
+    """
+    found: list[tuple[str, str]] = []
+    for teacher in (row.name for row in comparison.rows if row.is_teacher):
+        names = [row.name for row in comparison.students if row.teacher == teacher]
+        best = comparison.best_student(teacher)
+        if len(names) <= MAX_STUDENTS:
+            found += combinations(names, 2)
+        elif best is not None:
+            found += [(best.name, name) for name in names if name != best.name]
+    return found

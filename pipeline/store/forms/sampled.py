@@ -1,0 +1,102 @@
+"""Logits as `n` ids drawn from the teacher's distribution: unbiased, and the fewest bytes.
+
+Sparse Logit Sampling (arXiv 2503.16870): where the top k distort the gradient, the mean over
+samples has the full distribution's as its expectation. Drawn systematically, one offset a row and
+points (offset + j) / n through the inverse CDF, an id with probability p is drawn within one of
+n·p times, which independent draws are not; and the ids come out sorted, which compresses them.
+The offset is a hash of the row's own logits: whoever captures the row, in whatever batch and after
+whatever interruption, draws the same ids.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import numpy as np
+from array_api_compat import array_namespace, is_torch_array
+from pydantic import Field
+
+from pipeline.axes import Axis
+from pipeline.store.forms.form import Array, Channels, Geometry, Part
+from pipeline.store.forms.topk import log_softmax
+
+CHUNK_LOGITS = 2**22
+"""Logits in float64 at once: 32 MiB a copy."""
+MULTIPLIERS = (-7046029254386353131, -4658895280553007687, -7723592293110705685)
+"""Odd 64-bit constants with well-mixed bits: of the golden ratio and of splitmix64."""
+
+
+def row_offsets(logits: Array) -> Array:
+    """Return a float64 in [0, 1) a row, a hash of the bits of its float32 logits.
+
+    All of it is integer arithmetic modulo 2^64, so the order of summation does not show.
+    """
+    xp = array_namespace(logits)
+    bits = xp.astype(logits.view(xp.int32), xp.int64)
+    place = xp.arange(logits.shape[-1], dtype=xp.int64, device=logits.device)
+    mixed = (bits + place) * MULTIPLIERS[0]
+    hashed = xp.sum((mixed ^ (mixed >> 29)) * MULTIPLIERS[1], axis=-1, dtype=xp.int64)
+    for multiplier in MULTIPLIERS[1:]:
+        hashed = (hashed ^ (hashed >> 30)) * multiplier
+    return xp.astype((hashed >> 11) & (2**53 - 1), xp.float64) * 2.0**-53
+
+
+def systematic_counts(cumulative: Array, offsets: Array, n: int) -> Array:
+    """Return how many of the points (offset + j) / n, j < n, fall to each entry (int64).
+
+    Args:
+        cumulative: CDF of each row, float64, ending in exactly 1.
+        offsets: One in [0, 1) a row.
+        n: Points; each row's counts sum to it.
+    """
+    xp = array_namespace(cumulative)
+    below = xp.clip(xp.ceil(n * cumulative - offsets[:, None]), 0, n)
+    before = xp.concat([xp.zeros_like(below[:, :1]), below[:, :-1]], axis=-1)
+    return xp.astype(below - before, xp.int64)
+
+
+def draw(logits: Array, n: int) -> Array:
+    """Return `n` ids (int64, ascending) a row of float32 logits."""
+    xp = array_namespace(logits)
+    cumulative = xp.cumulative_sum(xp.exp(log_softmax(xp.astype(logits, xp.float64))), axis=-1)
+    cumulative = cumulative / cumulative[:, -1:]
+    counts = systematic_counts(cumulative, row_offsets(logits), n).reshape(-1)
+    ids = xp.tile(
+        xp.arange(logits.shape[-1], dtype=xp.int64, device=logits.device), (logits.shape[0],)
+    )
+    drawn = ids.repeat_interleave(counts) if is_torch_array(ids) else np.repeat(ids, counts)
+    return drawn.reshape(logits.shape[0], n)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Serves the output loss of language models as forward KL at temperature 1, and that alone."""
+
+    n: Annotated[int, Field(ge=1)] = 64
+
+    name: ClassVar[str] = "sampled"
+    version: ClassVar[int] = 1
+    kind: ClassVar[str] = "logits"
+    axis: ClassVar[Axis] = Axis.TOKEN
+    needs_channels: ClassVar[bool] = False
+
+    def parts(self, geometry: Geometry) -> dict[str, Part]:
+        """The ids drawn, one as often as it was."""
+        return {"ids": Part("uint16" if geometry.vocab <= 2**16 else "uint32", (self.n,))}
+
+    def encode(self, values: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
+        """Draw from `logits` (tokens, vocab); a row that is not finite gives ids of no meaning."""
+        xp = array_namespace(values["logits"])
+        logits = xp.astype(values["logits"], xp.float32)
+        # The capture refuses such a row, or skips it, by its values: they only must not stop here.
+        finite = xp.all(xp.isfinite(logits), axis=-1, keepdims=True)
+        logits = xp.where(finite, logits, xp.zeros_like(logits))
+        rows = max(1, CHUNK_LOGITS // logits.shape[-1])
+        pieces = [logits[first : first + rows] for first in range(0, len(logits), rows)]
+        drawn = xp.concat([draw(piece, self.n) for piece in pieces or [logits]], axis=0)
+        return {"ids": xp.astype(drawn, xp.uint16 if logits.shape[-1] <= 2**16 else xp.uint32)}
+
+    def decode(self, parts: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
+        """Return `samples` (int64)."""
+        xp = array_namespace(parts["ids"])
+        return {"samples": xp.astype(parts["ids"], xp.int64)}

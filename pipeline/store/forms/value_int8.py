@@ -1,0 +1,40 @@
+"""Attention values as int8 per token and key head, as `qk` keeps queries and keys.
+
+Relations between values (MiniLMv2, arXiv 2012.15828) compare teacher and student without one map
+of one having to match one of the other. A value errs by at most half a step of its row's scale.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pipeline.axes import Axis
+from pipeline.store.forms.form import Array, Channels, Geometry, Part
+from pipeline.store.forms.int8 import quantise_rows, widen_rows
+
+
+@dataclass(frozen=True)
+class ValueInt8:
+    """Serves the attention loss where it is of relations."""
+
+    name: ClassVar[str] = "int8"
+    version: ClassVar[int] = 1
+    kind: ClassVar[str] = "value"
+    axis: ClassVar[Axis] = Axis.TOKEN
+    needs_channels: ClassVar[bool] = False
+
+    def parts(self, geometry: Geometry) -> dict[str, Part]:
+        """Levels and one scale a key head."""
+        return {
+            "value": Part("int8", (geometry.kv_heads, geometry.d_head)),
+            "value_scale": Part("float16", (geometry.kv_heads,)),
+        }
+
+    def encode(self, values: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
+        """Quantise `value` (tokens, kv_heads, d_head)."""
+        levels, scale = quantise_rows(values["value"])
+        return {"value": levels, "value_scale": scale}
+
+    def decode(self, parts: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
+        """Return `value` in float32."""
+        return {"value": widen_rows(parts["value"], parts["value_scale"])}

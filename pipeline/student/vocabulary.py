@@ -1,0 +1,127 @@
+"""A student with only the ids that its training rows need: fewer rows of embedding and head.
+
+In a small student of a large vocabulary the embedding is most of the parameters, and most of its
+rows stand for pieces that the training text never has. The rows kept are the same in embedding,
+head, tokenizer and targets. Where the student learns from the teacher's logits, these are taken
+over the kept ids alone: the teacher's distribution on the condition that one of them comes next.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pipeline.axes import TRAIN
+from pipeline.store.reader import StoreReader
+from pipeline.student.smaller_tokenizer import SmallerTokenizer, cut_tokenizer
+from pipeline.student.stream import StoreDataset
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The ids of a student.
+
+    Attributes:
+        ids: The teacher's ids that are kept, rising; an id's place is the student's id.
+        tokenizer: The teacher's tokenizer, cut down to them.
+    """
+
+    ids: Int[Tensor, " kept"]
+    tokenizer: SmallerTokenizer
+
+
+def corpus_vocabulary(reader: StoreReader) -> Vocabulary:
+    """Return the ids that the store's training rows need, with a tokenizer that has just these.
+
+    Kept are the ids in the rows, added and special tokens, and what the tokenizer needs to write
+    every text. Validation and test rows have no say.
+
+    Raises:
+        IntegrityError: If rows or tokenizer are missing or altered.
+        IncompatibleError: If the tokenizer cannot be cut.
+    """
+    plan = reader.plan
+    used = {int(plan["pad_id"])}
+    for number in reader.segments(TRAIN):
+        segment = reader.read_segment(number)
+        rows = zip(segment.offset.tolist(), segment.length.tolist(), strict=True)
+        for start, length in rows:
+            used.update(np.unique(segment.tokens["input_ids"][start : start + length]).tolist())
+    config = reader.teacher_config()
+    for key, value in config.items():
+        if key.endswith("_token_id"):
+            named = value if isinstance(value, list) else [value]
+            used.update(n for n in named if isinstance(n, int) and 0 <= n < plan["vocab"])
+    tokenizer = cut_tokenizer(reader.tokenizer(), used)
+    logger.info("vocabulary: %d of %d ids kept", len(tokenizer.ids), plan["vocab"])
+    return Vocabulary(torch.tensor(tokenizer.ids), tokenizer)
+
+
+def keep_vocabulary(model: PreTrainedModel, ids: Int[Tensor, " kept"]) -> None:
+    """Leave a model the given rows of its embedding and head, in this order.
+
+    Special ids in its configurations are renumbered; one that is not kept becomes None.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    padding = getattr(embedding, "padding_idx", None)
+    kept = [
+        {name: value.detach()[ids].clone() for name, value in part.named_parameters()}
+        for part in (embedding, head)
+        if part is not None
+    ]
+    model.resize_token_embeddings(len(ids), mean_resizing=False)
+    parts = (model.get_input_embeddings(), model.get_output_embeddings())
+    with torch.no_grad():
+        for part, rows in zip(parts, kept, strict=False):
+            own = {} if part is None else dict(part.named_parameters())
+            for name, value in rows.items():
+                own[name].copy_(value)
+    new = {number: place for place, number in enumerate(ids.tolist())}
+    table = model.get_input_embeddings()
+    if isinstance(table, nn.Embedding) and padding is not None:
+        table.padding_idx = new.get(padding)
+    generation = getattr(model, "generation_config", None)  # classifiers have none
+    configs = (model.config, model.config.get_text_config(), generation)
+    for config in {id(config): config for config in configs if config is not None}.values():
+        _renumber(config, new)
+
+
+class VocabularyDataset(StoreDataset):
+    """A store's batches in the ids of a student that has fewer than its teacher."""
+
+    def __init__(
+        self,
+        reader: StoreReader,
+        signals: Sequence[str],
+        *,
+        ids: Int[Tensor, " kept"],
+        pool_segments: int = 1,
+    ) -> None:
+        """Open the training examples; `ids` are the teacher's, in the student's order."""
+        super().__init__(reader, signals, pool_segments=pool_segments)
+        self._place = torch.full((reader.plan["vocab"],), -1)
+        self._place[ids] = torch.arange(len(ids))
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Any]:
+        """Return the padded batch of these examples; targets follow, as they are its ids."""
+        batch = super().__getitems__(indices)
+        batch["input_ids"] = self._place[batch["input_ids"]]
+        return batch
+
+
+def _renumber(config: Any, new: dict[int, int]) -> None:
+    for key, value in config.to_dict().items():
+        if not key.endswith("_token_id") or value is None:
+            continue
+        if isinstance(value, list):
+            setattr(config, key, [new[number] for number in value if number in new])
+        else:
+            setattr(config, key, new.get(value))

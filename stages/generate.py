@@ -1,0 +1,49 @@
+"""generate@T: the text that students are taught on is the corpus's, or teacher T's own."""
+
+from pathlib import Path
+
+import click
+
+from pipeline.corpus.transfer import keep_corpus
+from stages.command import params_option, stage
+from stages.parameters import section
+from stages.project import DATA, prepare_torch, runtime, work
+from stages.sections.tokens import TokenParams
+
+
+@click.command()
+@click.argument("teacher")
+@params_option
+@stage
+def generate(teacher: str, params: Path) -> None:
+    """Let TEACHER write its own training targets into data/corpus/transfer/TEACHER.
+
+    Only with `targets: teacher`; with the corpus's own targets nothing is generated and no teacher
+    is loaded.
+
+    \b
+    Example:
+      decant generate main
+    """
+    options = section(params, f"teachers.{teacher}.tokens", TokenParams)
+    output = DATA / "corpus" / "transfer" / teacher
+    if options.targets == "corpus":
+        keep_corpus(output)
+        return
+    from pipeline.generation.generate import GenerationOptions
+    from pipeline.teacher.generate import generate as run
+
+    generation = {} if options.generation is None else options.generation.model_dump()
+    run(
+        name=teacher,
+        tokens=DATA / "corpus" / "tokens" / teacher,
+        teacher=DATA / "teachers" / teacher,
+        output=output,
+        work=work(),
+        options=GenerationOptions(**generation),
+        device=prepare_torch(runtime()),
+    )
+
+
+if __name__ == "__main__":
+    generate()

@@ -1,0 +1,209 @@
+"""init: a new project for someone who installed decant: dvc.yaml, params.yaml, .dvc/config.
+
+A preset is copied with its comments; what the options change in it stands in the copy, to be read.
+"""
+
+import shutil
+import subprocess
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+import click
+from ruamel.yaml import YAML
+
+from pipeline.errors import ConfigError, ResourceError
+from pipeline.student.maps import layer_map
+from pipeline.student.needs import depth_of
+from stages.command import stage
+
+DEFAULT = "python-docs"
+RAW = "data/raw"
+HUB = "hub.yaml"
+PRETRAINED_FIT = {"epochs": 3, "batch_size": 16, "learning_rate": 5e-5}
+"""How a teacher with weights of its own is fine-tuned; a preset's `fit` is for random ones."""
+
+PLAIN_FILES = {
+    ".gitignore": "/.venv/\n/runtime.yaml\n__pycache__/\n",
+    ".dvc/config": (
+        "[core]\n    analytics = false\n    check_update = false\n"
+        '[cache]\n    type = "reflink,hardlink,copy"\n'
+    ),
+    ".dvc/.gitignore": "/config.local\n/tmp\n/cache\n",
+    "data/.gitignore": "".join(
+        f"/{name}\n"
+        for name in (
+            *("checked.json", "corpus/text", "corpus/tokens", "corpus/transfer", "metrics"),
+            *("predictions", "reports", "selected", "stores", "students", "teachers", "work"),
+        )
+    ),
+    f"{RAW}/README.md": (
+        "# raw\n\nYour corpus files. Everything in here is a dependency of the prepare stage: "
+        "edit a file, and `dvc repro`\nbegins there.\n"
+    ),
+}
+
+
+def presets() -> list[str]:
+    """Return the names of all presets."""
+    names = [entry.name for entry in files("presets").iterdir() if entry.name.endswith(".yaml")]
+    return sorted(name.removesuffix(".yaml") for name in names if name != HUB)
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--preset",
+    metavar="NAME",
+    type=click.Choice(presets()),
+    default=DEFAULT,
+    show_default=True,
+    help=f"The task: {', '.join(presets())}.",
+)
+@click.option("--data", type=click.Path(path_type=Path), help="Directory of the corpus files.")
+@click.option("--hub", is_flag=True, help="Take the preset's corpus and teacher from the hub.")
+@click.option("--teacher", help="A model directory or hub id, instead of a teacher from scratch.")
+@click.option("--sample", type=click.IntRange(min=1), help="At most so many examples a split.")
+@stage
+def init(
+    directory: Path,
+    preset: str,
+    data: Path | None,
+    hub: bool,
+    teacher: str | None,
+    sample: int | None,
+) -> None:
+    """Write a new project to DIRECTORY; `dvc repro` in there runs it.
+
+    \b
+    Example:
+      decant init demo
+      decant init reviews --preset sst2 --data ~/sst2 --teacher bert-base-uncased
+    """
+    params = _parameters(preset, data, hub, teacher, sample)
+    wanted = ["dvc.yaml", "params.yaml", *PLAIN_FILES]
+    for name in wanted[:2]:
+        if (directory / name).exists():
+            raise ConfigError(
+                f"{directory / name}: is there already; name a directory without a project in it"
+            )
+    for name, text in PLAIN_FILES.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            path.write_text(text, encoding="utf-8")
+    (directory / "dvc.yaml").write_text(_template("dvc.yaml").read_text(encoding="utf-8"))
+    with (directory / "params.yaml").open("w", encoding="utf-8") as file:
+        _yaml().dump(params, file)
+    _ensure_git(directory)
+    click.echo(f"wrote {directory}: {', '.join(wanted[:2])}, .dvc/config\nnext: cd {directory}")
+    if params["corpus"]["source"].get("files") and data is None:
+        click.echo(f"      put your files into {RAW} and name them in params.yaml")
+    click.echo("      decant check && dvc repro")
+
+
+def _parameters(
+    preset: str, data: Path | None, hub: bool, teacher: str | None, sample: int | None
+) -> Any:
+    """Return a preset's parameters, comments kept, with the options worked in."""
+    params = _yaml().load((files("presets") / f"{preset}.yaml").read_text(encoding="utf-8"))
+    if hub:
+        if data is not None:
+            raise ConfigError("--hub and --data both say where the corpus is; give one")
+        known = _yaml().load((files("presets") / HUB).read_text(encoding="utf-8"))
+        if preset not in known:
+            raise ConfigError(
+                f"--hub: preset {preset} has no hub data set, expected one of {', '.join(known)}"
+            )
+        params["corpus"]["source"] = known[preset]["source"]
+        teacher = teacher or known[preset]["teacher"]
+    if data is not None:
+        source = params["corpus"]["source"]
+        if "files" not in source:
+            raise ConfigError(f"--data: preset {preset} reads no files; leave it out")
+        if not data.is_dir():
+            raise ConfigError(f"--data {data}: no directory; name the one with the corpus files")
+        _move(source["files"], data.resolve())
+    if sample is not None:
+        params["corpus"]["source"]["limit"] = sample
+    if teacher is not None:
+        _take_teacher(params, teacher)
+    return params
+
+
+def _move(values: Any, folder: Path) -> None:
+    """Let every file below data/raw be one below `folder`, in place."""
+    keys = values if isinstance(values, dict) else range(len(values))
+    for key in keys:
+        value = values[key]
+        if isinstance(value, str):
+            values[key] = value.replace(RAW, str(folder), 1)
+        else:
+            _move(value, folder)
+
+
+def _take_teacher(params: Any, teacher: str) -> None:
+    """Name a teacher that has weights; students keep its sizes, all but the depth."""
+    path = Path(teacher).expanduser()
+    section = params["teachers"]["main"]
+    section["model"] = {"path": str(path.resolve()) if path.is_dir() else teacher}
+    section["tokens"].pop("vocab", None)
+    section["fit"] = dict(PRETRAINED_FIT)
+    depths = set()
+    for student in params["students"].values():
+        depth = student["model"]["architecture"]["num_hidden_layers"]
+        student["model"]["architecture"] = {"num_hidden_layers": depth}
+        depths.add(depth)
+    _capture_aligned(section["capture"], _depth(section["model"]["path"]), depths)
+
+
+def _depth(teacher: str) -> int | None:
+    """Return the number of a teacher's blocks; None where its configuration is not to be had."""
+    from transformers import PreTrainedConfig
+
+    try:
+        return depth_of(PreTrainedConfig.get_config_dict(teacher)[0])
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        click.echo(f"note: {teacher}: depth unknown ({reason}); see that capture.layers suit it")
+        return None
+
+
+def _capture_aligned(capture: Any, depth: int | None, students: set[int]) -> None:
+    """Capture just the layers that students of these depths are aligned with."""
+    if depth is None:
+        return
+    layers: set[int] = set()
+    for own in students:
+        pairs = layer_map(
+            "uniform", student_layers=own, teacher_layers=depth, include_embeddings=True
+        )
+        layers |= set(pairs.values())
+    capture["hidden"]["layers"] = sorted(layers)
+    capture["attention"]["layers"] = sorted(layers - {0})
+
+
+def _ensure_git(directory: Path) -> None:
+    """DVC works in a git repository alone."""
+    git = shutil.which("git")
+    if git is None:
+        raise ResourceError("git is not on PATH and DVC needs it; install git, then `git init`")
+    inside = [git, "-C", str(directory), "rev-parse", "--git-dir"]
+    if subprocess.run(inside, capture_output=True).returncode:
+        subprocess.run([git, "-C", str(directory), "init", "--quiet"], check=True)
+
+
+def _template(name: str) -> Traversable:
+    return files("stages") / "template" / name
+
+
+def _yaml() -> YAML:
+    yaml = YAML()
+    yaml.width = 110
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    return yaml
+
+
+if __name__ == "__main__":
+    init()

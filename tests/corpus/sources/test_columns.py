@@ -1,0 +1,94 @@
+"""Columns by name: targets, references, classes and chats, from cells and from lists."""
+
+import json
+
+import pytest
+
+from pipeline.corpus.sources.table import TableSource
+from pipeline.errors import ConfigError
+
+CHAT = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}]
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Read JSON rows with the columns that are named."""
+
+    def run(rows, files="t.jsonl", **columns):
+        (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        return TableSource(files=files, **columns).read(tmp_path)
+
+    return run
+
+
+def test_of_several_targets_the_first_is_trained_on_and_all_are_references(read):
+    rows = [{"text": "a", "x": "1", "y": "2"}, {"text": "b", "x": "", "y": "2"}]
+    found = read(rows, target=("x", "y")).examples
+    assert [(one.target, one.references) for one in found] == [("1", ("1", "2")), ("2", ("2",))]
+    assert read(rows, target="y").examples[0].references == ("2",)
+
+
+def test_alternatives_in_a_cell_and_items_of_a_list_are_references(read):
+    rows = [{"text": "a", "x": "1 | 2 | 1"}, {"text": "b", "x": ["3", "4 | 5"]}]
+    found = read(rows, target="x", alternatives=" | ").examples
+    assert [one.references for one in found] == [("1", "2"), ("3", "4", "5")]
+
+
+def test_splits_may_have_targets_of_their_own(tmp_path, write_table):
+    write_table("train.tsv", [["text", "one"], ["a", "A"]])
+    write_table("test.tsv", [["text", "two", "three"], ["b", "B", "BB"]])
+    source = TableSource(
+        files={"train": "train.tsv", "test": "test.tsv"},
+        target={"train": "one", "test": ("two", "three")},
+    )
+    found = source.read(tmp_path).examples
+    assert [one.references for one in found] == [("A",), ("B", "BB")]
+
+
+def test_classes_come_from_a_cell_or_a_list_and_an_empty_cell_is_no_class(read):
+    rows = [{"text": "a", "y": "x; z;x"}, {"text": "b", "y": ["z"]}, {"text": "c", "y": ""}]
+    found = read(rows, labels="y", separator=";").examples
+    assert [one.labels for one in found] == [("x", "z"), ("z",), ()]
+    missing = read([{"text": "a"}], files={"test": "t.jsonl"}, labels="y").examples
+    assert missing[0].labels is None
+
+
+def test_chats_come_as_lists_or_as_their_json(read):
+    more = [{**turn, "weight": 1} for turn in CHAT]
+    rows = [{"m": more}, {"m": json.dumps(CHAT)}, {"m": []}]
+    reading = read(rows, messages="m")
+    assert [one.messages for one in reading.examples] == [tuple(CHAT)] * 2
+    assert [one.references for one in reading.examples] == [("b",)] * 2
+    assert reading.dropped == {"empty": 1}
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("[{", r"line 1: column 'm' is not JSON"),
+        ("{}x", r"line 1: column 'm' is not JSON"),
+        ([{"role": "user"}], r"line 1: column 'm' holds .*, expected a list of \{role, content\}"),
+        ([{"role": "user", "content": None}], "both texts"),
+        ({"role": "user", "content": "a"}, "line 1: column 'm' holds"),
+        (["a"], "line 1: column 'm' holds"),
+        (7, "line 1: column 'm' holds"),
+    ],
+)
+def test_what_is_no_chat_is_refused_with_its_line(read, cell, message):
+    with pytest.raises(ConfigError, match=message):
+        read([{"m": cell}], messages="m")
+
+
+def test_half_a_character_is_refused_with_its_line(read):
+    chat = [{"role": "user", "content": "\ud83d"}]
+    for row, columns in (({"text": "a \ud83d"}, {}), ({"m": chat}, {"messages": "m"})):
+        with pytest.raises(ConfigError, match=r"line 1: column '\w+' holds half a character"):
+            read([row], **columns)
+
+
+def test_provenance_names_the_columns_a_task_uses(read):
+    plain = read([{"text": "a"}]).provenance
+    assert set(plain) == {"kind", "files", "text", "pair", "label", "quoting"}
+    with_target = read([{"text": "a", "x": "b"}], target="x").provenance
+    assert with_target["target"] == "x"
+    assert "messages" not in with_target
