@@ -28,7 +28,7 @@ def train(student: str | None, named: str | None, params: Path) -> None:
 
     if (student is None) == (named is None):
         raise ConfigError("train: expected one student; give STUDENT, or --student NAME")
-    student = student or named
+    student = str(student or named)
 
     options = section(params, f"students.{student}", StudentParams)
     train_student(

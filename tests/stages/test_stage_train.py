@@ -117,3 +117,17 @@ def test_a_checkpoint_is_trained_by_adapters_alone(decant, project):
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"model.layers.0.self_attn.q_proj.weight"}
+
+
+@pytest.mark.parametrize("names", [(), ("aligned", "--student", "aligned")])
+def test_one_student_is_named_once(decant, project, names):
+    result = decant("train", *names)
+    assert result.exit_code == 2
+    assert "give STUDENT, or --student NAME" in error_line(result)
+
+
+def test_a_student_may_be_named_by_an_option(decant, project):
+    weights = (STUDENT / "model.safetensors").read_bytes()
+    shutil.rmtree(STUDENT)
+    assert decant("train", "--student", "aligned").exit_code == 0
+    assert (STUDENT / "model.safetensors").read_bytes() == weights
