@@ -118,6 +118,12 @@ def _check_teacher(
     key = f"teachers.{name}"
     if teacher.model.scratch is not None and teacher.fit is None:
         raise ConfigError(f"{key}.fit: found null; a teacher from scratch must be trained, add it")
+    path, revision = teacher.model.path, teacher.model.revision
+    if path is not None and revision is None and not Path(path).is_dir():
+        raise ConfigError(
+            f"{key}.model.path: found {path}, which is no directory here, and no revision; correct "
+            "the path, or pin model.revision if it is a hub id, whose weights may change"
+        )
     if teacher.tokens.vocab is None and teacher.tokens.tokenizer is None and not teacher.model.path:
         raise ConfigError(
             f"{key}.tokens: no tokenizer; give vocab to train one, or tokenizer with a directory "

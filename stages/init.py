@@ -14,6 +14,7 @@ import click
 from ruamel.yaml import YAML
 
 from pipeline.errors import ConfigError, ResourceError
+from pipeline.provenance import read_json
 from pipeline.student.maps import layer_map
 from pipeline.student.needs import depth_of
 from stages.command import stage
@@ -148,6 +149,10 @@ def _take_teacher(params: Any, teacher: str) -> None:
     path = Path(teacher).expanduser()
     section = params["teachers"]["main"]
     section["model"] = {"path": str(path.resolve()) if path.is_dir() else teacher}
+    config, commit = _configuration(section["model"]["path"])
+    if commit is not None:
+        # Weights under a hub id may change, and no teacher is taken without a revision.
+        section["model"]["revision"] = commit
     section["tokens"].pop("vocab", None)
     section["fit"] = dict(PRETRAINED_FIT)
     depths = set()
@@ -155,19 +160,23 @@ def _take_teacher(params: Any, teacher: str) -> None:
         depth = student["model"]["architecture"]["num_hidden_layers"]
         student["model"]["architecture"] = {"num_hidden_layers": depth}
         depths.add(depth)
-    _capture_aligned(section["capture"], _depth(section["model"]["path"]), depths)
+    _capture_aligned(section["capture"], depth_of(config), depths)
 
 
-def _depth(teacher: str) -> int | None:
-    """Return the number of a teacher's blocks; None where its configuration is not to be had."""
-    from transformers import PreTrainedConfig
+def _configuration(teacher: str) -> tuple[dict[str, Any], str | None]:
+    """Return a teacher's configuration, and of a hub id the commit; {} where it cannot be had."""
+    from transformers.utils.hub import cached_file, extract_commit_hash
 
     try:
-        return depth_of(PreTrainedConfig.get_config_dict(teacher)[0])
+        found = cached_file(teacher, "config.json")
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        click.echo(f"note: {teacher}: depth unknown ({reason}); see that capture.layers suit it")
-        return None
+        click.echo(
+            f"note: {teacher}: no configuration ({str(error).splitlines()[0]}); see that "
+            "capture.layers suit its depth, and give a hub id its model.revision"
+        )
+        return {}, None
+    assert found is not None  # what is missing is an error
+    return read_json(Path(found)), extract_commit_hash(found, None)
 
 
 def _capture_aligned(capture: Any, depth: int | None, students: set[int]) -> None:

@@ -54,7 +54,8 @@ def prepare_corpus(
         source: The section `corpus.source`.
         task: What the examples are for.
         classes: Class names in the order of their ids, for the tasks that have some; None takes
-            those of the training split, sorted (whole numbers by value).
+            the source's own, where it gives an order, else those of the training split, sorted
+            (whole numbers by value).
         seed: Decides every carved split and limit.
         validation_share: Share of the training text to carve where the source has no
             validation split, between 0 and 0.5.
@@ -90,7 +91,8 @@ def prepare_corpus(
         }
     names: tuple[str, ...] = ()
     if task in WITH_CLASSES:
-        names = tuple(classes) if classes is not None else classes_of(task, dealt.splits["train"])
+        known = reading.classes if classes is None else tuple(classes)
+        names = known if len(known) > 1 else classes_of(task, dealt.splits["train"])
     if task in WITH_CLASSES or task == "regression":
         check_labels(task, splits, names)
     meta = _describe(splits, reading, task, names, seed, dealt.origin, dealt.dropped)

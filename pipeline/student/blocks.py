@@ -18,6 +18,7 @@ from pipeline.errors import IncompatibleError, IntegrityError
 from pipeline.student.sizes import Sizes
 from pipeline.student.width import WidthCut
 from pipeline.taps.anatomy import Anatomy, find_anatomy
+from pipeline.taps.magnitudes import PREFIX
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +45,18 @@ def load_blocks(
     weights = model.state_dict()
     try:
         with safe_open(path, framework="pt") as file:
-            held = set(file.keys())
+            names = set(file.keys())
+            held = {name for name in names if not name.startswith(PREFIX)}
             sources = {name: _source(name, anatomy, choice) for name in weights}
             _check_names(path, anatomy, choice, sources, held, weights)
             # In order: sums of floating-point numbers depend on it.
             wanted = sorted(set(sources.values()) & held)
             found = {name: file.get_tensor(name) for name in wanted}
+            magnitudes = {
+                name: file.get_tensor(f"{PREFIX}{name}")
+                for name in wanted
+                if f"{PREFIX}{name}" in names
+            }
     except (OSError, SafetensorError) as error:
         raise IntegrityError(
             f"{path}: not readable as safetensors ({error}); delete it and run capture again"
@@ -57,7 +64,7 @@ def load_blocks(
     ours, theirs = Sizes.of(model.config), Sizes.of(teacher)
     if ours != theirs:
         blocks = {name: anatomy.block_of(name) for name in found}
-        cut = WidthCut(found, blocks, teacher=theirs, student=ours)
+        cut = WidthCut(found, blocks, teacher=theirs, student=ours, magnitudes=magnitudes)
         found = {name: cut.cut(name, value) for name, value in found.items()}
         logger.info("the teacher's weights cut to %s", ours)
     with torch.no_grad():

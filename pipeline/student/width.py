@@ -1,17 +1,16 @@
 """The teacher's weights cut to a narrower student: channels, heads and neurons by importance.
 
-Importance is read off the weights alone, so no teacher has to run: the idea of Minitron
-(arXiv 2407.14679) and LLM-Pruner (arXiv 2305.11627), which estimate it from activations or
-gradients, with the magnitudes that these weights have. A hidden channel runs through the whole
-model and is chosen once for all of it; heads, in whole groups that share a key, and neurons are
-each block's own. What is kept stays in order.
+What a part matters is how large it is times how strongly it is read: the norm of what capture saw
+come into a matrix, feature by feature, times that of the feature's weights (Minitron,
+arXiv 2407.14679; Wanda, arXiv 2306.11695). No teacher has to run for it. A hidden channel runs
+through the whole model and is chosen once for all of it; heads, in whole groups that share a key,
+and neurons are each block's own. What is kept stays in order.
 
-It is where training starts, not a compressed model: norms say little of what a small teacher can do
-without, and a norm over fewer channels is another norm.
+It is where training starts, not a compressed model: a norm over fewer channels is another norm.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
 import torch
@@ -74,9 +73,8 @@ ROLES: tuple[tuple[str, tuple[Axis, ...]], ...] = (
 )
 """By the end of a weight's name, what each of its axes counts."""
 
-# The parts of a block that a head's and a neuron's importance are the product of.
-HEAD_OUT = r"(o_proj|attn\.c_proj|attention\.output\.dense|out_lin)\.weight"
-HEAD_VALUE = r"(v_proj|c_attn|self\.value|v_lin)\.weight"
+INPUT_FIRST = r"\.(attn|mlp)\.c_(attn|fc|proj)\.weight"
+"""Matrices whose first axis is their input; of all others it is the second."""
 
 
 class WidthCut:
@@ -87,9 +85,11 @@ class WidthCut:
         blocks: For each of those names the block it belongs to, None for those around the blocks.
         teacher: The teacher's sizes.
         student: The student's sizes, see `check_cut`.
+        magnitudes: By the name of a block's matrix, the root mean square of what it reads.
 
     Raises:
-        IncompatibleError: If a weight's name or shape says nothing of what its axes are.
+        IncompatibleError: If a weight's name or shape says nothing of what its axes are, or the
+            magnitudes of a block's matrix are missing.
     """
 
     def __init__(
@@ -99,20 +99,28 @@ class WidthCut:
         *,
         teacher: Sizes,
         student: Sizes,
+        magnitudes: Mapping[str, Tensor],
     ) -> None:
         self._teacher, self._student = teacher, student
         self._roles = {name: _roles(name, value, teacher) for name, value in weights.items()}
         self.blocks = dict(blocks)
-        importance = _channel_importance(weights, self._roles, teacher.width)
-        self.channels = _largest(importance, student.width)
+        energies = {
+            name: _energy(name, value, magnitudes)
+            for name, value in weights.items()
+            if blocks[name] is not None and value.ndim == 2
+        }
+        inputs = {name: _input_role(name, self._roles[name]) for name in energies}
+        shares = [
+            energies[name] / energies[name].sum() for name in energies if inputs[name] == "channel"
+        ]
+        self.channels = _largest(torch.stack(shares).sum(0), student.width)
         self.groups: dict[int, Int[Tensor, " kept"]] = {}
         self.neurons: dict[int, Int[Tensor, " kept"]] = {}
         for block in sorted({block for block in blocks.values() if block is not None}):
-            own = {name: value for name, value in weights.items() if blocks[name] == block}
-            groups = _group_importance(own, self._roles, teacher)
-            self.groups[block] = _largest(groups, student.key_heads)
-            neurons = _neuron_importance(own, self._roles, teacher.neurons)
-            self.neurons[block] = _largest(neurons, student.neurons)
+            own = {inputs[name]: energies[name] for name in energies if blocks[name] == block}
+            heads = own["head"].reshape(teacher.key_heads, -1).sum(1)
+            self.groups[block] = _largest(heads, student.key_heads)
+            self.neurons[block] = _largest(own["neuron"], student.neurons)
 
     def cut(self, name: str, value: Tensor) -> Tensor:
         """Return a weight with the kept parts of each of its axes."""
@@ -160,48 +168,20 @@ def _roles(name: str, value: Tensor, sizes: Sizes) -> tuple[Axis, ...]:
     )
 
 
-def _channel_importance(
-    weights: Mapping[str, Tensor], roles: Mapping[str, Sequence[Axis]], width: int
-) -> Float[Tensor, " channels"]:
-    """Sum the squares of all that reads or writes a channel, every matrix with the same say."""
-    total = torch.zeros(width, dtype=torch.float64)
-    for name, value in weights.items():
-        if value.ndim != 2:
-            continue  # a norm's gain scales what others write
-        squares = value.double().square()
-        squares /= squares.sum().clamp_min(torch.finfo(torch.float64).tiny)
-        for axis, role in enumerate(roles[name]):
-            if role == "channel":
-                total += squares.sum(1 - axis)
-    return total
+def _input_role(name: str, roles: tuple[Axis, ...]) -> Axis:
+    return roles[0] if re.search(f"{INPUT_FIRST}$", name) else roles[1]
 
 
-def _group_importance(
-    block: Mapping[str, Tensor], roles: Mapping[str, Sequence[Axis]], sizes: Sizes
-) -> Float[Tensor, " groups"]:
-    """Multiply the norms of what a group's values are made by and what its heads are read by."""
-    importance = torch.ones(sizes.key_heads, dtype=torch.float64)
-    for name, value in block.items():
-        is_out, is_value = (re.search(f"{p}$", name) for p in (HEAD_OUT, HEAD_VALUE))
-        if not (is_out or is_value):
-            continue
-        axis = next(i for i, role in enumerate(roles[name]) if role in ("head", "key", "fused"))
-        rows = value.double().movedim(axis, 0)
-        if roles[name][axis] == "fused":
-            rows = rows[-sizes.heads * sizes.head_width :]
-        importance *= rows.reshape(sizes.key_heads, -1).norm(dim=1)
-    return importance
-
-
-def _neuron_importance(
-    block: Mapping[str, Tensor], roles: Mapping[str, Sequence[Axis]], neurons: int
-) -> Float[Tensor, " neurons"]:
-    """Multiply the norms of all matrices' parts that belong to a neuron: in, gate and out."""
-    importance = torch.ones(neurons, dtype=torch.float64)
-    for name, value in block.items():
-        if value.ndim == 2 and "neuron" in roles[name]:
-            importance *= value.double().norm(dim=1 - roles[name].index("neuron"))
-    return importance
+def _energy(name: str, value: Tensor, magnitudes: Mapping[str, Tensor]) -> Float[Tensor, " inputs"]:
+    """Return for each feature that a matrix reads the mean square of what it adds to the output."""
+    if name not in magnitudes:
+        raise IncompatibleError(
+            f"init teacher-layers: the store does not say how large the inputs of {name} are, so "
+            "it cannot be cut; delete assets/blocks.safetensors of the store and capture again"
+        )
+    axis = 1 if re.search(f"{INPUT_FIRST}$", name) else 0
+    squares = value.double().square().sum(axis) * magnitudes[name].double().square()
+    return squares.clamp_min(torch.finfo(torch.float64).tiny)
 
 
 def _largest(importance: Float[Tensor, " parts"], count: int) -> Int[Tensor, " kept"]:

@@ -1,6 +1,7 @@
 """What students need besides features: configuration, tokenizer, head, blocks or parts of them."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pipeline.store.shards import file_digest
 from pipeline.taps.anatomy import find_anatomy
 from pipeline.taps.below import query_key_parameters
 from pipeline.taps.head import head_parameters
+from pipeline.taps.magnitudes import PREFIX
 
 HEAD = "lm_head"
 BLOCKS = "blocks"
@@ -52,13 +54,24 @@ def write_query_key(layout: Layout, model: PreTrainedModel, layer: int) -> dict[
     return _write(layout, query_key_name(layer), query_key_parameters(model, layer))
 
 
-def write_blocks(layout: Layout, model: PreTrainedModel, layers: list[int]) -> dict[str, Any]:
-    """Write the chosen blocks and everything outside the blocks, under the teacher's own names."""
+def write_blocks(
+    layout: Layout,
+    model: PreTrainedModel,
+    layers: list[int],
+    magnitudes: Mapping[str, Tensor],
+) -> dict[str, Any]:
+    """Write the chosen blocks and everything outside the blocks, under the teacher's own names.
+
+    Beside a block's matrices stand the magnitudes of what they read, for students that are cut.
+    """
     prefix = f"{find_anatomy(model).path}."
     wanted = tuple(f"{prefix}{layer - 1}." for layer in layers)
     tensors = {
         name: value
         for name, value in model.state_dict().items()
         if not name.startswith(prefix) or name.startswith(wanted)
+    }
+    tensors |= {
+        f"{PREFIX}{name}": value for name, value in magnitudes.items() if name.startswith(wanted)
     }
     return _write(layout, BLOCKS, tensors, layers=layers)

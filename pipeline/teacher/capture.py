@@ -40,6 +40,7 @@ from pipeline.store.shards import file_digest
 from pipeline.store.signals import Signal
 from pipeline.taps.check import TapReport, check_taps
 from pipeline.taps.inputs import model_columns
+from pipeline.taps.magnitudes import input_magnitudes
 from pipeline.teacher.assets import BLOCKS, write_blocks, write_descriptions
 from pipeline.teacher.declare import declarations, geometry_of, load_declaration, row_bytes
 from pipeline.teacher.forward import Batch, TappedTeacher, collate, segment_batches
@@ -49,6 +50,7 @@ from pipeline.teacher.request import splits_of
 from pipeline.teacher.rows import load_rows, longest_segment, plan_rows
 from pipeline.teacher.segments import SegmentCapture
 from pipeline.teacher.spec import SegmentOptions, store_fingerprint, store_spec
+from pipeline.teacher.statistics import sample_batches
 
 logger = logging.getLogger(__name__)
 CHECK_EXAMPLES = 4
@@ -259,7 +261,9 @@ class _Capture:
             SignalWriter(self.layout, self.plan, options.chunk_tokens, declared).declare()
             self._take(declared)
         if self._lacks_blocks():
-            write_blocks(self.layout, model, self.blocks)
+            batches = (batch.inputs for batch in sample_batches(sample()))
+            magnitudes = input_magnitudes(model, batches, is_causal=report.causal)
+            write_blocks(self.layout, model, self.blocks, magnitudes)
         by_segment: dict[int, list[str]] = {}
         for name, segments in self.missing.items():
             writer = self.writers[name]

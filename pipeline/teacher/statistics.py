@@ -4,7 +4,7 @@ They standardise the feature loss and the int8 form: raw hidden states have outl
 would own both.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,16 @@ def value_name(signal: Signal) -> str:
     return "head_input" if signal.kind == "logits" else "hidden"
 
 
+def sample_batches(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Yield the first batches, until they hold the sample's tokens."""
+    tokens = 0
+    for batch in batches:
+        yield batch
+        tokens += len(batch.rows)
+        if tokens >= SAMPLE_TOKENS:
+            return
+
+
 def measure_channels(
     teacher: TappedTeacher, batches: Iterable[Batch], signals: Sequence[Signal]
 ) -> dict[str, dict[str, Tensor]]:
@@ -38,8 +48,7 @@ def measure_channels(
         IntegrityError: If the sample holds values that are not finite.
     """
     sums: dict[str, tuple[int, Tensor, Tensor]] = {}
-    tokens = 0
-    for batch in batches:
+    for batch in sample_batches(batches):
         values = teacher(batch)
         for signal in signals:
             rows = values[signal.kind, signal.layer][value_name(signal)].double()
@@ -50,9 +59,6 @@ def measure_channels(
                 total.to(rows) + rows.sum(0),
                 square.to(rows) + rows.square().sum(0),
             )
-        tokens += len(batch.rows)
-        if tokens >= SAMPLE_TOKENS:
-            break
     result = {}
     for name, (count, total, square) in sums.items():
         mean = total / count

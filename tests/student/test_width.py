@@ -14,6 +14,7 @@ from pipeline.student.build import build_student
 from pipeline.student.sizes import Sizes, check_cut
 from pipeline.student.width import WidthCut
 from pipeline.taps.anatomy import find_anatomy
+from pipeline.taps.magnitudes import PREFIX, input_magnitudes
 from tests.tiny import CAUSAL, Kind, tiny_batch, tiny_model
 
 KINDS: tuple[Kind, ...] = ("llama", "qwen3", "mistral", "gpt2", "bert", "roberta", "distilbert")
@@ -29,7 +30,10 @@ NEURONS = {"gpt2": "n_inner", "distilbert": "hidden_dim"}
 def cut(teacher: PreTrainedModel, architecture: dict[str, Any], path: Path, **options: Any) -> Any:
     """A student cut out of a teacher whose blocks were all kept."""
     causal = teacher.config.model_type in CAUSAL
-    save_file({name: v.clone() for name, v in teacher.state_dict().items()}, path / "b.safetensors")
+    tensors = {name: value.clone() for name, value in teacher.state_dict().items()}
+    read = input_magnitudes(teacher, [tiny_batch([9, 7, 4])], is_causal=causal)
+    tensors |= {f"{PREFIX}{name}": value for name, value in read.items()}
+    save_file(tensors, path / "b.safetensors")
     return build_student(
         architecture=architecture,
         checkpoint=None,
@@ -114,6 +118,8 @@ def test_channels_and_heads_with_weight_are_kept_and_a_step_trains(kind, tmp_pat
         for name, value in teacher.named_parameters():
             if name.endswith((*OUT, *DOWN)):
                 (value.T if kind == "gpt2" else value)[light] *= 1e-3
+            if name.endswith(("LayerNorm.weight", "layer_norm.weight")):
+                value[light] *= 1e-3  # what comes after a norm is what is read
         weight(teacher, 1, *OUT)[:, :16] = 0
         weight(teacher, 2, *OUT)[:, 16:] = 0
     architecture = {"hidden_size": 16, "num_attention_heads": 2}
@@ -149,12 +155,42 @@ def test_what_cannot_be_cut_is_named(kind, architecture, match, tmp_path):
 
 
 def test_equal_parts_keep_their_order_and_the_choice_repeats():
-    weights = {"m.layers.0.mlp.up_proj.weight": torch.ones(6, 4)}
+    block = "m.layers.0"
+    weights = {
+        f"{block}.mlp.up_proj.weight": torch.ones(6, 4),
+        f"{block}.mlp.down_proj.weight": torch.ones(4, 6),
+        f"{block}.self_attn.o_proj.weight": torch.ones(4, 4),
+    }
+    magnitudes = {name: torch.ones(value.shape[1]) for name, value in weights.items()}
     teacher = Sizes(width=4, heads=2, key_heads=2, head_width=2, neurons=6)
     student = Sizes(width=3, heads=2, key_heads=2, head_width=2, neurons=2)
     check_cut(student, teacher)
     found = WidthCut(
-        weights, {"m.layers.0.mlp.up_proj.weight": 1}, teacher=teacher, student=student
+        weights,
+        dict.fromkeys(weights, 1),
+        teacher=teacher,
+        student=student,
+        magnitudes=magnitudes,
     )
     assert found.channels.tolist() == [0, 1, 2]
     assert found.neurons[1].tolist() == [0, 1]
+    del magnitudes[f"{block}.mlp.up_proj.weight"]
+    with pytest.raises(IncompatibleError, match=r"how large the inputs of m.layers.0.mlp.up_proj"):
+        WidthCut(
+            weights,
+            dict.fromkeys(weights, 1),
+            teacher=teacher,
+            student=student,
+            magnitudes=magnitudes,
+        )
+
+
+def test_what_is_read_strongly_is_kept_whatever_its_weights(tmp_path):
+    teacher = tiny_model("llama")
+    with torch.no_grad():
+        # Neurons 8 to 39 answer a hundred times as loudly as the others, by the same weights out.
+        for block in (1, 2):
+            weight(teacher, block, "up_proj.weight")[8:40] *= 100
+    student = cut(teacher, {"intermediate_size": 32}, tmp_path)
+    for block in (1, 2):
+        assert torch.equal(weight(student, block, *DOWN), weight(teacher, block, *DOWN)[:, 8:40])

@@ -26,12 +26,14 @@ class Reading:
         provenance: What was read, as JSON values that do not depend on host or time.
         dropped: What was left out while reading, by reason.
         unit: What may be dropped from an example as a near-duplicate.
+        classes: Names of the classes in the source's own order; empty where it gives none.
     """
 
     examples: list[Example]
     provenance: dict[str, Any]
     dropped: dict[str, int]
     unit: Unit = "example"
+    classes: tuple[str, ...] = ()
 
 
 class SourceConfig(BaseModel, ABC):

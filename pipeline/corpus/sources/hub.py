@@ -55,7 +55,8 @@ class HubSource(ColumnSource):
         examples: list[Example] = []
         digest = hashlib.sha256()
         empty = 0
-        for split, name in self._chosen(found).items():
+        chosen = self._chosen(found)
+        for split, name in chosen.items():
             wanted = self.wanted(split)
             rows = _selected(found[name], wanted)
             count = 0
@@ -85,7 +86,8 @@ class HubSource(ColumnSource):
             "digest": digest.hexdigest(),
             **self.column_settings(),
         }
-        return Reading(examples, provenance, {"empty": empty})
+        classes = _class_names(found[chosen["train"]], self.label or self.labels)
+        return Reading(examples, provenance, {"empty": empty}, classes=classes)
 
     def _open(self, root: Path) -> tuple[Mapping[str, Rows], str | None]:
         """Open all splits; also return the commit where the data set came from the hub."""
@@ -181,17 +183,36 @@ def _selected(rows: Rows, wanted: list[str]) -> Rows:
     return rows.select_columns(list(dict.fromkeys(wanted)))
 
 
+def _class_feature(feature: Any) -> tuple[datasets.ClassLabel | None, bool]:
+    """Return the classes of a column, where it has some, and whether a cell is a list of them."""
+    items = getattr(feature, "feature", None)
+    if isinstance(items, datasets.ClassLabel):
+        return items, True
+    return (feature if isinstance(feature, datasets.ClassLabel) else None), False
+
+
+def _class_names(rows: Rows, column: str | None) -> tuple[str, ...]:
+    """Return the names of a column's classes in the data set's order, which models of it share.
+
+    F1 of two classes is that of the second: GLUE's paraphrases, not what sorting makes of them.
+    """
+    names, _ = _class_feature((rows.features or {}).get(column))
+    return () if names is None else tuple(map(str, names.names))
+
+
 def _namers(rows: Rows) -> dict[str, Callable[[Any], Any]]:
     """Return, by column, what turns a class's number into its name; a list's item by item."""
     found: dict[str, Callable[[Any], Any]] = {}
     for column, feature in (rows.features or {}).items():
-        items = getattr(feature, "feature", None)
-        if isinstance(feature, datasets.ClassLabel):
-            found[column] = lambda value, names=feature: _name(names, value)
-        elif isinstance(items, datasets.ClassLabel):
-            found[column] = lambda values, names=items: (
+        names, is_list = _class_feature(feature)
+        if names is None:
+            continue
+        if is_list:
+            found[column] = lambda values, names=names: (
                 None if values is None else [_name(names, value) for value in values]
             )
+        else:
+            found[column] = lambda value, names=names: _name(names, value)
     return found
 
 
