@@ -85,22 +85,34 @@ def _metrics(group: str, name: str) -> dict[str, Any]:
 
 
 def _table(first: str, second: str, results: list[PairedResult], confidence: float) -> Table:
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
     table.add_column("test score", no_wrap=True)
-    for column in (first, second, "difference", f"{confidence:.0%} interval", "p", "rows"):
+    # A model's name may be long; its column is as wide as its numbers.
+    for name in (first, second):
+        table.add_column(name, justify="right", overflow="fold", max_width=10)
+    for column in ("difference", f"{confidence:.0%} interval", "p", "rows"):
         table.add_column(column, justify="right", no_wrap=True)
     for one in results:
         arrow = "↓" if SCORES[one.metric].lower_is_better else "↑"
         table.add_row(
             f"{one.metric} {arrow}",
-            f"{one.a:.4g}",
-            f"{one.b:.4g}",
-            f"{one.difference:+.3g}",
-            f"[{one.low:+.3g}, {one.high:+.3g}]".replace("[", r"\["),
-            f"{one.p_value:.3f}" if one.p_value >= 0.001 else f"{one.p_value:.1e}",
+            _number(one.a),
+            _number(one.b),
+            _signed(one.difference, 3),
+            f"[{_signed(one.low, 2)}, {_signed(one.high, 2)}]".replace("[", r"\["),
+            f"{one.p_value:.3f}" if one.p_value >= 0.001 else "<.001",
             f"{one.rows:,}",
         )
     return table
+
+
+def _signed(value: float, digits: int) -> str:
+    return f"{value:+,.0f}" if abs(value) >= 100 else f"{value:+.{digits}g}"
+
+
+def _number(value: float) -> str:
+    """Four digits that count, and no exponent."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 if __name__ == "__main__":

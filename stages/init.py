@@ -150,7 +150,7 @@ def _take_teacher(params: Any, teacher: str) -> None:
     section = params["teachers"]["main"]
     section["model"] = {"path": str(path.resolve()) if path.is_dir() else teacher}
     config, commit = _configuration(section["model"]["path"])
-    if commit is not None:
+    if commit is not None and not path.is_dir():
         # Weights under a hub id may change, and no teacher is taken without a revision.
         section["model"]["revision"] = commit
     section["tokens"].pop("vocab", None)

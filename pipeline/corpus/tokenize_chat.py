@@ -81,7 +81,7 @@ class ChatTemplate:
     def render(
         self, messages: Sequence[Mapping[str, str]], special: Mapping[str, Any], where: str
     ) -> tuple[str, list[tuple[int, int]]]:
-        """Return the chat as one text, and where in it the assistant's turns begin and end.
+        """Return the chat as one text, and where in it each of the assistant's turns begins and ends.
 
         Args:
             messages: The turns.
@@ -106,7 +106,7 @@ class ChatTemplate:
                 "tokens.chat_template"
             ) from error
         found = [(int(start), int(end)) for start, end in spans[0]]
-        return rendered[0], [(start, end) for start, end in found if end > start]
+        return rendered[0], found
 
 
 def _pinned(day: dt.date) -> str:
@@ -168,8 +168,9 @@ def add_chat_rows(
                 stop = last + (last < len(ids) and ids[last] == tokenizer.eos_token_id)
                 mask[first:stop] = True
             ids, mask = ids[:max_length], mask[:max_length]
-            seen = [turn for turn in turns if turn[0] < len(ids)]
-            if not mask[1:].any() or not seen or seen[-1][0] == 0:
+            # A turn that was cut off, and one without text, begins nowhere.
+            seen = [number for number, (first, _) in enumerate(turns) if first < len(ids)]
+            if not mask[1:].any() or not seen or turns[seen[-1]][0] == 0:
                 counts.dropped += 1
                 continue
             rows.add(ids, mask, source_row=batch["source_row"][number])
@@ -177,8 +178,9 @@ def add_chat_rows(
             plain = ~np.isin(ids, tokenizer.all_special_ids)
             sizes = [size[: len(ids)] * plain for size in sizes_of(text, ends)]
             rows.add_target_sizes(mask, (sizes[0], sizes[1]))
-            rows.prompt_tokens.append(seen[-1][0])
-            rows.references.append(_answer(batch["messages"][number], len(turns) - len(seen)))
+            rows.prompt_tokens.append(turns[seen[-1]][0])
+            later = len(turns) - 1 - seen[-1]
+            rows.references.append(_answer(batch["messages"][number], later))
 
 
 def _tokens_of(
@@ -197,6 +199,6 @@ def _tokens_of(
 
 
 def _answer(messages: list[dict[str, str]], later: int) -> list[str]:
-    """Return the last answer that is in the row, where so many later ones were cut."""
+    """Return the last answer that is in the row, where so many later ones are not."""
     answers = [turn["content"] for turn in messages if turn["role"] == "assistant"]
     return answers[len(answers) - 1 - later :][:1] if later < len(answers) else []

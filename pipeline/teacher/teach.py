@@ -219,6 +219,22 @@ def _refuse_untrained_head(config: Mapping[str, Any], meta: TokenMeta, name: str
             f"teachers.{name}: the model has {labels} classes, the corpus {outputs} "
             f"({words}); choose a teacher of this task or add a fit section"
         )
+    if meta.classes:
+        _refuse_other_order(config, meta, name)
+
+
+def _refuse_other_order(config: Mapping[str, Any], meta: TokenMeta, name: str) -> None:
+    """The same names under other ids would make every right answer a wrong one."""
+    found = {int(number): str(label) for number, label in (config.get("id2label") or {}).items()}
+    names = [found[number] for number in sorted(found)]
+    theirs, ours = ([one.casefold() for one in some] for some in (names, meta.classes))
+    if sorted(theirs) == sorted(ours) and theirs != ours:
+        of_corpus = {one.casefold(): one for one in meta.classes}
+        raise IncompatibleError(
+            f"teachers.{name}: the model's classes are {', '.join(names)}, the corpus's "
+            f"{', '.join(meta.classes)}, expected one order; set corpus.classes to "
+            f"[{', '.join(of_corpus[one] for one in theirs)}]"
+        )
 
 
 def _check_fit(model: PreTrainedModel, meta: TokenMeta, name: str) -> None:

@@ -202,3 +202,20 @@ def test_a_text_may_not_name_a_function_of_the_template():
     template = ChatTemplate.of(None, "{% generation %}{% endgeneration %}{{ x() }}", "2026-01-01")
     with pytest.raises(ConfigError, match="refuses the turns user"):
         template.render([{"role": "user", "content": "a"}], {}, "here")
+
+
+def test_an_answer_without_text_leaves_the_others_their_references(chats, tokenize):
+    ends_outside = TEMPLATE.replace(
+        "{{ eos_token }}{% endgeneration %}", "{% endgeneration %}{{ eos_token }}"
+    ).replace("{% generation %} ", " {% generation %}")
+    silent = [{**turn} for turn in CHAT]
+    silent[1]["content"] = ""
+    last = [*CHAT[:3], {"role": "assistant", "content": ""}]
+    chats(silent, last)
+    words = tokenizer()
+    for row, answer in zip(
+        tokenize(chat_template=ends_outside).split("test"), (CHAT[3], CHAT[1]), strict=True
+    ):
+        assert row["references"] == [answer["content"]]
+        following = words.decode(row["input_ids"][row["prompt_tokens"] :])
+        assert following.startswith(answer["content"])

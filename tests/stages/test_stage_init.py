@@ -104,6 +104,25 @@ def test_the_hub_takes_the_place_of_files(tmp_path):
     assert params["teachers"]["main"]["model"] == {"path": "google-bert/bert-base-uncased"}
 
 
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def test_a_teacher_of_the_hub_is_pinned_to_the_commit_that_is_there(tmp_path, monkeypatch):
+    snapshot = tmp_path / "hub" / "snapshots" / COMMIT
+    snapshot.parent.mkdir(parents=True)
+    write_teacher(snapshot, layers=12)
+    found = str(snapshot / "config.json")
+    monkeypatch.setattr("transformers.utils.hub.cached_file", lambda *_: found)
+    init(tmp_path / "demo", "--preset", "sst2", "--teacher", "someone/bert")
+    main_teacher = params_of(tmp_path / "demo")["teachers"]["main"]
+    assert main_teacher["model"] == {"path": "someone/bert", "revision": COMMIT}
+    assert main_teacher["capture"]["hidden"]["layers"] == [0, 6, 12]
+    # A directory has no revision, wherever it lies.
+    init(tmp_path / "local", "--preset", "sst2", "--teacher", snapshot)
+    model = params_of(tmp_path / "local")["teachers"]["main"]["model"]
+    assert model == {"path": str(snapshot)}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

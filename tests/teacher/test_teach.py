@@ -119,6 +119,17 @@ def test_fine_tuning_gives_a_new_head_where_classes_differ(tmp_path):
     assert 0 < moved.max() < 0.1
 
 
+def test_a_head_with_the_classes_in_another_order_is_refused(tmp_path):
+    tokens = write_rows(tmp_path / "tokens", task="classification", token_types=True).path
+    names = {"id2label": {0: "YES", 1: "NO"}, "label2id": {"YES": 0, "NO": 1}}
+    tiny_model("bert", **names).save_pretrained(tmp_path / "hub")
+    with pytest.raises(IncompatibleError, match=r"YES, NO, .* set corpus\.classes to \[yes, no\]"):
+        run(tmp_path, tokens, path=str(tmp_path / "hub"))
+    # Names that say nothing are taken by number.
+    tiny_model("bert", num_labels=2).save_pretrained(tmp_path / "plain")
+    assert not run(tmp_path, tokens, path=str(tmp_path / "plain")).trained
+
+
 def test_a_decoder_that_classifies_learns_the_padding_of_the_corpus(tmp_path):
     """Without it the model cannot find a row's last token in a batch."""
     tokens = write_rows(tmp_path / "tokens", task="classification").path

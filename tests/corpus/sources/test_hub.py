@@ -6,6 +6,7 @@ import shutil
 import datasets
 import pytest
 
+from pipeline.corpus.prepare import prepare_corpus
 from pipeline.corpus.sources.hub import HubSource
 from pipeline.errors import ConfigError
 
@@ -138,3 +139,23 @@ def test_offline_a_set_comes_from_the_cache_with_its_commit(tmp_path, cached, st
 def test_the_cache_of_another_commit_is_refused(tmp_path, cached):
     with pytest.raises(ConfigError, match=f"the cache has some/set at {cached}, expected f{{40}}"):
         HubSource(id="some/set", revision="f" * 40).read(tmp_path)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_classes_keep_the_order_of_the_data_set(tmp_path, streaming):
+    names = datasets.ClassLabel(names=["not_equivalent", "equivalent"])
+    features = datasets.Features({"text": datasets.Value("string"), "y": names})
+    rows = [{"text": f"text {i} of many", "y": i % 2} for i in range(12)]
+    path = tmp_path / "mrpc"
+    path.mkdir()
+    datasets.Dataset.from_list(rows, features=features).to_parquet(path / "train-0.parquet")
+    source = HubSource(id="mrpc", label="y", streaming=streaming)
+    assert source.read(tmp_path).classes == ("not_equivalent", "equivalent")
+    assert HubSource(id="mrpc", streaming=streaming).read(tmp_path).classes == ()
+    asked = {"source": source, "task": "classification", "seed": 0, "root": tmp_path}
+    shares = {"validation_share": 0.2, "test_share": 0.2, "output": tmp_path / "out"}
+    # As GLUE's F1 wants them: sorted, class 1 would be the other one.
+    meta = prepare_corpus(**asked, **shares, classes=None)
+    assert meta.classes == ("not_equivalent", "equivalent")
+    own = ["equivalent", "not_equivalent"]
+    assert prepare_corpus(**asked, **shares, classes=own).classes == tuple(own)
