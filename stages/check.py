@@ -8,7 +8,7 @@ changed parameter runs this stage and, beyond it, only what the parameter is for
 import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Self
 
 import click
 from pydantic import model_validator
@@ -17,10 +17,13 @@ from pipeline.corpus.checks import check_task
 from pipeline.errors import ConfigError, DecantError, IncompatibleError
 from pipeline.evaluate.scores import headline
 from pipeline.provenance import read_json, write_json
-from pipeline.store.signals import dotted
+from pipeline.store.forms.form import Geometry
+from pipeline.store.records import Declaration
+from pipeline.store.signals import Signal, dotted
 from pipeline.student.architecture import student_configuration, teacher_configuration
 from pipeline.student.needs import depth_of, select_signals
 from pipeline.student.objective import check_task as check_losses
+from pipeline.student.outputs import check_output_loss, temperature_index
 from pipeline.student.sizes import check_sizes
 from pipeline.tasks import generates, models_language
 from pipeline.teacher.request import needs_of, resolve_layers, resolve_signals
@@ -44,18 +47,18 @@ class TeacherParams(Section):
 
     tokens: TokenParams
     model: TeacherModel
-    fit: TrainOptions | None
+    fit: TrainOptions | None = None
     capture: CaptureParams
 
-    @model_validator(mode="before")
-    @classmethod
-    def _says_how_it_learns(cls, value: Any) -> Any:
-        if isinstance(value, dict) and "fit" not in value:
+    # After, not before: what a function has seen is no JSON any more, whose lists may be tuples.
+    @model_validator(mode="after")
+    def _says_how_it_learns(self) -> Self:
+        if "fit" not in self.model_fields_set:
             raise ValueError(
                 "fit is missing; say how to train the teacher, or `fit: null` to leave its weights "
                 "as they are"
             )
-        return value
+        return self
 
 
 class ProjectParams(Section):
@@ -148,22 +151,25 @@ def _check_teacher(
         )
     for student, options in students.items():
         check_losses(options.loss, task, key=f"students.{student}.loss")
-        _check_vocabulary(student, options, teacher.capture, task)
+        _check_output(student, options, teacher.capture, task)
     depth = depth_of(config)
     if depth is not None:
         _rehearse(key, teacher.capture, config, depth, task, students)
 
 
-def _check_vocabulary(name: str, student: StudentParams, capture: CaptureParams, task: str) -> None:
-    """A student with fewer ids needs logits that can be taken over just these."""
-    logits = capture.logits_form()
-    if (
-        student.model.vocabulary == "corpus"
-        and models_language(task)
-        and not student.loss.output.weight.is_off
-        and logits is not None
-        and logits.name != "head"
-    ):
+def _check_output(name: str, student: StudentParams, capture: CaptureParams, task: str) -> None:
+    """See that the logits' form serves the output term, and a student that has fewer ids."""
+    logits, term = capture.logits_form(), student.loss.output
+    if logits is None or term.weight.is_off:
+        return
+    declared = Declaration.of(Signal("logits", None, logits), Geometry(), (), {}, None)
+    try:
+        check_output_loss(declared, term)
+        temperature_index(declared, term.temperature)
+    except IncompatibleError as error:
+        raise IncompatibleError(f"students.{name}.{error}") from error
+    is_cut = student.model.vocabulary == "corpus" and models_language(task)
+    if is_cut and logits.name != "head":
         raise IncompatibleError(
             f"students.{name}.model.vocabulary: corpus needs logits over all ids, the capture has "
             f"form {logits.name}; capture logits as head, or use vocabulary: teacher"
@@ -219,6 +225,7 @@ def _rehearse(
                 align=student.align,
                 architecture=student.model.architecture,
                 checkpoint=student.model.checkpoint,
+                revision=student.model.revision,
                 init=student.model.init,
                 blocks=student.model.blocks,
             )
@@ -232,11 +239,11 @@ def _check_architecture(name: str, student: StudentParams, config: dict[str, Any
     teacher = teacher_configuration(config)
     try:
         built = student_configuration(architecture, teacher, vocab=teacher.vocab_size)
+        if student.model.init == "teacher-layers":
+            check_sizes(built, teacher)
     except DecantError as error:
         raise type(error)(f"students.{name}.model: {error}") from error
     found, expected = built.num_attention_heads, teacher.num_attention_heads
-    if student.model.init == "teacher-layers":
-        check_sizes(built, teacher)
     attention = student.loss.attention
     if not attention.weight.is_off and attention.loss == "kl" and found != expected:
         raise IncompatibleError(

@@ -51,7 +51,7 @@ def compare(first: str, second: str, metric: str | None, params: Path) -> None:
         read_predictions(_predictions(groups[0], first)),
         read_predictions(_predictions(groups[1], second)),
         task,
-        [headline(task, metric)] if metric else None,
+        [headline(task, metric, key="--metric")] if metric else None,
         options.intervals.resamples,
         options.intervals.seed,
         confidence=options.intervals.confidence,

@@ -14,6 +14,7 @@ from stages.sections.evaluate import EvaluateParams
 logger = logging.getLogger(__name__)
 
 BATCH_TOKENS = 8192
+TIMING_LENGTH = 128
 
 
 @click.command()
@@ -60,6 +61,8 @@ def evaluate(student: str, params: Path) -> None:
         generate=options.generate,
         teacher_texts=teacher_texts,
         intervals=options.intervals,
+        # The teacher's: speeds of other lengths would not compare.
+        timing_length=min(TIMING_LENGTH, teacher_tokens.meta.max_length),
     )
     metrics = found.metrics
     reference = read_json(DATA / "selected" / f"{student}.agreement.json")

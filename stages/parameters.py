@@ -126,8 +126,10 @@ def _explain(problems: list[Any], adapter: TypeAdapter) -> str:
         case "missing":
             return "missing; add it"
         case "extra_forbidden":
-            name = str(first["loc"][-1])
-            close = difflib.get_close_matches(name, _names(adapter), n=1)
+            name, names = str(first["loc"][-1]), _names(adapter)
+            if name in names:
+                return "unknown key here, though known elsewhere; move or remove it"
+            close = difflib.get_close_matches(name, names, n=1)
             return f"unknown key; {f'did you mean {close[0]!r}?' if close else 'remove it'}"
         case "value_error":
             return first["msg"].removeprefix("Value error, ")

@@ -53,6 +53,7 @@ def select(student: str, params: Path) -> None:
         align=options.align,
         architecture=options.model.architecture,
         checkpoint=options.model.checkpoint,
+        revision=options.model.revision,
         init=options.model.init,
         blocks=options.model.blocks,
     )

@@ -47,6 +47,8 @@ OTHER_SOURCES: dict[str, tuple[Task, ...]] = {
     "parallel": ("prompt-target",),
 }
 """Tasks of the sources without columns."""
+LARGEST = 3.4028234663852886e38
+"""Of a number that a model is asked for: it is stored in float32."""
 SUITABLE = {
     "text": "causal-lm",
     "pair": "prompt-target, classification, multi-label or regression",
@@ -169,8 +171,8 @@ def _refuse_no_number(example: Example, split: Split) -> None:
         number = float(example.label or "")
     except ValueError:
         number = math.nan
-    if not math.isfinite(number):
+    if not abs(number) <= LARGEST:
         raise ConfigError(
             f"{example.source}: label {example.label!r} in a {split} row, expected a finite "
-            "number; correct the row, or use task classification"
+            "number of float32; correct the row, or use task classification"
         )

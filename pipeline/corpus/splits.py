@@ -84,6 +84,11 @@ def deal_splits(
         logger.warning("the test split has no answers, validation takes its place if there is one")
         named["test"] = []
     without_target = _drop_without_target(task, named)
+    if not named["train"]:
+        raise ConfigError(
+            "corpus.source.target: no training row has a target, expected text in that column; "
+            "correct its name, or fill it"
+        )
     if not named["test"] and named["validation"]:
         named["test"], named["validation"] = named["validation"], []
         origin["test"] = "validation"

@@ -25,6 +25,9 @@ from pipeline.errors import ConfigError
 
 DEFAULT_DATE = "2026-01-01"
 
+WITHIN_A_TEMPLATE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What Python raises for an expression of a template; jinja has errors of its own for the rest."""
+
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _DIRECTIVES = "aAbBdHIjmMpSUwWyY"
 
@@ -81,7 +84,7 @@ class ChatTemplate:
     def render(
         self, messages: Sequence[Mapping[str, str]], special: Mapping[str, Any], where: str
     ) -> tuple[str, list[tuple[int, int]]]:
-        """Return the chat as one text, and where in it each of the assistant's turns begins and ends.
+        """Return the chat as one text, and where in it each turn of the assistant begins and ends.
 
         Args:
             messages: The turns.
@@ -99,7 +102,7 @@ class ChatTemplate:
                 return_assistant_tokens_mask=True,
                 **{**special, "date_string": day.strftime("%d %b %Y")},
             )
-        except TemplateError as error:
+        except (TemplateError, *WITHIN_A_TEMPLATE) as error:
             raise ConfigError(
                 f"{where}: the chat template refuses the turns "
                 f"{', '.join(turn['role'] for turn in messages)} ({error}); correct the row or "

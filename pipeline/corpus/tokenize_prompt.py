@@ -62,7 +62,8 @@ class Template:
         if sorted(fields) != sorted(wanted) or not plain:
             what = " and ".join(f"{{{name}}}" for name in wanted)
             raise ConfigError(
-                f"tokens.template: found {source!r}, expected {what}, each once; correct it"
+                f"tokens.template: found {source!r}, expected {what}, each once; correct it "
+                "(other braces are written doubled)"
             )
         if parts[-1][1] != "target":
             raise ConfigError(

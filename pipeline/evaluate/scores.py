@@ -76,12 +76,13 @@ HEADLINE: dict[str, str] = {
 """The score a task is judged by where none is asked for."""
 
 
-def headline(task: str, asked: str | None) -> str:
+def headline(task: str, asked: str | None, *, key: str = "evaluate.score") -> str:
     """Return the score that models of a task are judged by.
 
     Args:
         task: The corpus's task.
         asked: A score or a GLUE task; None for the task's own.
+        key: Where it was asked, for errors.
 
     Raises:
         ConfigError: If the task has no such score.
@@ -93,7 +94,7 @@ def headline(task: str, asked: str | None) -> str:
         there = [name for name, known in SCORES.items() if task in known.tasks]
         glue = [name for name, known in GLUE.items() if known in there]
         raise ConfigError(
-            f"evaluate.score: found {asked!r}, the task {task} has {', '.join([*there, *glue])}; "
+            f"{key}: found {asked!r}, the task {task} has {', '.join([*there, *glue])}; "
             "choose one of them"
         )
     return score

@@ -58,7 +58,7 @@ def student_token_set(tokens: TokenSet, student_directory: Path) -> TokenSet:
 
     Rows whose pieces the student has keep them. In the others each stretch of text between special
     tokens, prompt and target apart, is written anew; a row that outgrows the student's positions
-    loses its end, and the bytes and words of it.
+    loses its end, and the bytes and words of it; one with a prompt, first the prompt's middle.
 
     Args:
         tokens: The token set of the student's teacher.
@@ -73,12 +73,13 @@ def student_token_set(tokens: TokenSet, student_directory: Path) -> TokenSet:
     if _tokenizer_text(student_directory) == _tokenizer_text(tokens.tokenizer_path):
         return tokens
     teacher, student = load_tokenizer(tokens.tokenizer_path), load_tokenizer(student_directory)
-    writer = _Writer(teacher, student, _longest(student_directory, student))
+    longest = _longest(student_directory, student)
+    writer = _Writer(teacher, student, longest)
     columns: dict[Split, TokenColumns] = {
         split: writer.rewrite(_columns(tokens.split(split)), split) for split in SPLITS
     }
     return StudentTokenSet(
-        tokens.path, _meta(tokens.meta, columns, student), student_directory, columns
+        tokens.path, _meta(tokens.meta, columns, student, longest), student_directory, columns
     )
 
 
@@ -120,12 +121,16 @@ def _columns(rows: datasets.Dataset) -> TokenColumns:
 
 
 def _meta(
-    meta: TokenMeta, columns: dict[Split, TokenColumns], student: PreTrainedTokenizerFast
+    meta: TokenMeta,
+    columns: dict[Split, TokenColumns],
+    student: PreTrainedTokenizerFast,
+    longest: int,
 ) -> TokenMeta:
+    rows = max(int(np.diff(c.offsets).max(initial=0)) for c in columns.values())
     changes: dict[str, Any] = {
         "vocab": len(student),
         "pad_id": student.pad_token_id,
-        "max_length": max(int(np.diff(c.offsets).max(initial=0)) for c in columns.values()),
+        "max_length": min(longest, max(meta.max_length, rows)),
         "tokens": {split: len(c.input_ids) for split, c in columns.items()},
         "targets": {split: c.count_targets() for split, c in columns.items()},
         "digest": token_digest(columns),
@@ -262,15 +267,27 @@ class _Writer:
         source: NDArray[np.int64],
         numbers: dict[str, NDArray[np.int32]],
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Shorten a row to the student's positions; a classifier's row keeps its closing mark."""
+        """Shorten a row to the student's positions; a classifier's row keeps its closing mark.
+
+        A prompt gives first, down to half of the positions, and keeps both its ends, where the
+        words of a template stand: without a target nothing would be measured.
+        """
         if "target_bytes" not in numbers:
             kept = np.r_[0 : self._longest - 1, len(new) - 1]
             return new[kept], source[kept]
-        lost = new[self._longest :][columns.loss_mask[source[self._longest :]]]
+        keeps = np.ones(len(new), bool)
+        if "prompt_tokens" in numbers:
+            prompt = int(numbers["prompt_tokens"][row])
+            given = min(len(new) - self._longest, max(0, prompt - self._longest // 2))
+            first = (prompt - given + 1) // 2
+            keeps[first : first + given] = False
+            numbers["prompt_tokens"][row] = prompt - given
+        keeps[np.flatnonzero(keeps)[self._longest :]] = False
+        lost = new[~keeps & columns.loss_mask[source]]
         text = self._student.decode(lost.tolist())
         for name, amount in (
             ("target_bytes", len(text.encode())),
             ("target_words", len(text.split())),
         ):
             numbers[name][row] = max(0, int(numbers[name][row]) - amount)
-        return new[: self._longest], source[: self._longest]
+        return new[keeps], source[keeps]

@@ -16,7 +16,7 @@ from pipeline.provenance import read_json
 from pipeline.tasks import Task
 
 Model = TypeVar("Model", bound=BaseModel)
-KINDS = ("hidden", "attention", "logits")
+KINDS = ("hidden", "attention", "value", "logits")
 
 
 class Agreement(BaseModel):
@@ -238,7 +238,7 @@ def load_teacher(
 
 
 def in_order(signals: Iterable[SignalResult]) -> tuple[SignalResult, ...]:
-    """Signals as the teacher makes them: hidden states, attention, logits; layers ascending."""
+    """Signals as the teacher makes them: hidden, attention, value, logits; layers ascending."""
     return tuple(sorted(signals, key=lambda signal: _natural(signal.signal)))
 
 

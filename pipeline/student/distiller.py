@@ -20,6 +20,7 @@ from pipeline.student.losses.chunked import chunked_rows
 from pipeline.student.losses.counting import Count
 from pipeline.student.losses.registry import FEATURE, OUTPUT, find_loss, label_loss
 from pipeline.student.objective import TERMS, Objective, active_terms, check_task
+from pipeline.student.outputs import check_output_loss
 from pipeline.student.projectors import Projectors
 from pipeline.student.stream import target_positions
 from pipeline.student.transport import Compare, mapped_loss
@@ -128,17 +129,7 @@ class Distiller(nn.Module):
                 f"loss.output: the teacher has {vocab} outputs, the student {found}; give "
                 "the student the teacher's vocabulary or classes"
             )
-        loss, name = self._output_loss, self.objective.output.loss
-        if declared.form == "topk" and loss.topk is None:
-            raise IncompatibleError(
-                f"loss.output.loss: {name} needs all of the teacher's logits, {declared.signal} "
-                "has some; capture logits as head"
-            )
-        if declared.form == "sampled" and loss.sampled is None:
-            raise IncompatibleError(
-                f"loss.output.loss: {name} cannot be estimated from {declared.signal}, which "
-                "serves forward_kl alone; use that, or capture logits as head"
-            )
+        check_output_loss(declared, self.objective.output)
 
     def forward(self, batch: Mapping[str, Any], counts: Mapping[str, Count]) -> dict[str, Tensor]:
         """Return each term of a batch that has a count, divided by it.

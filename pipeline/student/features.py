@@ -12,6 +12,7 @@ from pipeline.errors import IncompatibleError
 from pipeline.store.forms.form import Channels, Form
 from pipeline.store.reader import StoreReader
 from pipeline.store.records import Declaration
+from pipeline.student.outputs import temperature_index
 from pipeline.taps.below import QueryKeyBlock
 from pipeline.taps.head import HeadSpec, apply_head
 from pipeline.taps.scores import (
@@ -83,9 +84,8 @@ class TeacherFeatures(nn.Module):
                     tensor = torch.from_numpy(getattr(channels, key).copy())
                     self.register_buffer(_buffer(declared, key), tensor, persistent=False)
             if declared.kind == "logits":
-                _check_output(declared, temperature, vocabulary)
-            if declared.form == "topk":
-                self._normalizer = _temperature_index(declared, temperature)
+                self._normalizer = temperature_index(declared, temperature)
+                _check_vocabulary(declared, vocabulary)
             if declared.form == "head":
                 self._load_head(reader, declared, vocabulary)
             if declared.form == "below":
@@ -243,12 +243,7 @@ def _own_asset(reader: StoreReader, declared: Declaration, name: str) -> dict[st
     return load_file(reader.asset(name))
 
 
-def _check_output(declared: Declaration, temperature: float, vocabulary: Tensor | None) -> None:
-    if declared.form == "sampled" and temperature != 1.0:
-        raise IncompatibleError(
-            f"loss.output.temperature: {temperature}, but {declared.signal} holds samples drawn at "
-            "temperature 1; set it to 1, or use the form head"
-        )
+def _check_vocabulary(declared: Declaration, vocabulary: Tensor | None) -> None:
     if vocabulary is not None and declared.form in ("topk", "sampled"):
         raise IncompatibleError(
             f"{declared.signal}: the student keeps {len(vocabulary)} of the teacher's "
@@ -259,14 +254,3 @@ def _check_output(declared: Declaration, temperature: float, vocabulary: Tensor 
 
 def _buffer(declared: Declaration, key: str) -> str:
     return f"{declared.kind}_{declared.layer}_{key}"
-
-
-def _temperature_index(declared: Declaration, temperature: float) -> int:
-    captured = [float(t) for t in declared.options["temperatures"]]
-    if float(temperature) not in captured:
-        raise IncompatibleError(
-            f"loss.output.temperature: {temperature}, but {declared.signal} was captured at "
-            f"{captured}; "
-            "choose one of these, capture at this one too, or use the form head"
-        )
-    return captured.index(float(temperature))

@@ -38,6 +38,7 @@ def select_signals(
     checkpoint: str | None,
     init: str,
     blocks: Blocks | None,
+    revision: str | None = None,
 ) -> dict[str, Any]:
     """Return store, signals with their digests, and layer maps for one student.
 
@@ -50,6 +51,7 @@ def select_signals(
         checkpoint: A directory or hub id the student starts from.
         init: `random` or `teacher-layers`.
         blocks: Teacher blocks a student of `teacher-layers` starts from; None for a uniform choice.
+        revision: Revision of a hub checkpoint.
 
     Raises:
         IncompatibleError: If the store lacks a signal the student needs.
@@ -61,8 +63,9 @@ def select_signals(
         raise ConfigError(f"{manifests}: no store.json; run the capture stage first")
     signals = [r for r in records if "kind" in r]
     teacher_layers = int(store["layers"])
-    student_layers = _student_layers(name, architecture, checkpoint, store["config"])
     key = f"students.{name}"
+    own = _checkpoint_config(checkpoint, revision, key) if architecture is None else architecture
+    student_layers = _student_layers(own, store["config"], key)
     chosen: dict[str, str] = {}
     maps: dict[str, LayerMap] = {"feature": {}, "attention": {}}
     layers = {"student_layers": student_layers, "teacher_layers": teacher_layers}
@@ -191,20 +194,15 @@ def _choose(chosen: dict[str, str], found: dict[str, Any]) -> None:
     chosen[found["signal"]] = found["digest"]
 
 
-def _student_layers(
-    name: str, architecture: dict[str, Any] | None, checkpoint: str | None, teacher: dict[str, Any]
-) -> int:
-    own = _checkpoint_config(checkpoint) if architecture is None else architecture
+def _student_layers(own: dict[str, Any], teacher: dict[str, Any], key: str) -> int:
     is_other = own.get("model_type", teacher.get("model_type")) != teacher.get("model_type")
     depth = depth_of(own) or (None if is_other else depth_of(teacher))
     if depth is None:
-        raise ConfigError(
-            f"students.{name}.model: no number of layers; give architecture.num_hidden_layers"
-        )
+        raise ConfigError(f"{key}.model: no number of layers; give architecture.num_hidden_layers")
     return depth
 
 
-def _checkpoint_config(checkpoint: str | None) -> dict[str, Any]:
+def _checkpoint_config(checkpoint: str | None, revision: str | None, key: str) -> dict[str, Any]:
     if checkpoint is None:
         return {}
     path = Path(checkpoint) / "config.json"
@@ -213,12 +211,12 @@ def _checkpoint_config(checkpoint: str | None) -> dict[str, Any]:
     from transformers import PreTrainedConfig
 
     try:
-        return PreTrainedConfig.get_config_dict(checkpoint)[0]
+        return PreTrainedConfig.get_config_dict(checkpoint, revision=revision)[0]
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"model.checkpoint {checkpoint}: no configuration to be had ({reason}); expected a "
-            "directory with config.json, or a hub id in the local cache"
+            f"{key}.model.checkpoint {checkpoint}: no configuration to be had ({reason}); expected "
+            "a directory with config.json, or a hub id in the local cache"
         ) from error
 
 

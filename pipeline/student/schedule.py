@@ -1,8 +1,8 @@
 """How much a term of the loss counts as the run goes on: a constant, a straight line, a window."""
 
-from typing import Annotated
+from typing import Annotated, Any, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, RootModel, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, RootModel, Tag, model_validator
 
 NonNegative = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1, strict=True, allow_inf_nan=False)]
@@ -48,7 +48,24 @@ class WindowWeight(BaseModel):
         return self
 
 
-class Weight(RootModel[NonNegative | LinearWeight | WindowWeight]):
+def _alternative(weight: Any) -> str:
+    """Say which way of writing a weight is meant, so that an error names a key of that one."""
+    if isinstance(weight, WindowWeight) or (
+        isinstance(weight, dict) and {"value", "from", "to"} & weight.keys()
+    ):
+        return "window"
+    return "line" if isinstance(weight, dict | LinearWeight) else "constant"
+
+
+AnyWeight: TypeAlias = Annotated[
+    Annotated[NonNegative, Tag("constant")]
+    | Annotated[LinearWeight, Tag("line")]
+    | Annotated[WindowWeight, Tag("window")],
+    Discriminator(_alternative),
+]
+
+
+class Weight(RootModel[AnyWeight]):
     """A term's weight in `params.yaml`: a number, `{start, end, until}` or `{value, from, to}`."""
 
     model_config = ConfigDict(frozen=True)

@@ -89,7 +89,7 @@ def test_classes_of_several_labels_are_those_of_any_training_row():
         classes_of("multi-label", rows[1:2])
 
 
-@pytest.mark.parametrize("label", ["high", "nan", "inf", "-inf", "1,5"])
+@pytest.mark.parametrize("label", ["high", "nan", "inf", "-inf", "1,5", "-1e39"])
 def test_a_regression_needs_finite_numbers(label):
     check_labels("regression", {"train": [Example("a", label="-1.5e3")]}, ())
     with pytest.raises(ConfigError, match=f"here: label '{label}' in a test row, expected a fin"):

@@ -174,3 +174,14 @@ def test_a_copied_target_leaves_a_carved_split():
     for split in ("test", "validation"):
         assert not any(COPY in one.target for one in dealt.splits[split])
     assert dealt.dropped["held_out_near_duplicates"] > 0
+
+
+@pytest.mark.parametrize("splits", [("train",), SPLITS])
+def test_training_without_any_target_is_named(splits):
+    examples = [
+        Example(text=f"{s} {i}", target="" if s == "train" else "x", split=s)
+        for s in splits
+        for i in range(4)
+    ]
+    with pytest.raises(ConfigError, match=r"corpus\.source\.target: no training row has"):
+        deal(examples, task="prompt-target")

@@ -219,3 +219,11 @@ def test_an_answer_without_text_leaves_the_others_their_references(chats, tokeni
         assert row["references"] == [answer["content"]]
         following = words.decode(row["input_ids"][row["prompt_tokens"] :])
         assert following.startswith(answer["content"])
+
+
+@pytest.mark.parametrize("wrong", ["messages[0].content + 1", "1 / 0", "messages[9].content"])
+def test_what_a_template_cannot_do_is_one_line(wrong):
+    source = "{% generation %}{{ " + wrong + " }}{% endgeneration %}"
+    template = ChatTemplate.of(None, source, "2026-01-01")
+    with pytest.raises(ConfigError, match=r"here: the chat template refuses the turns user \("):
+        template.render([{"role": "user", "content": "a"}], {}, "here")

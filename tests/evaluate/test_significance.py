@@ -98,6 +98,28 @@ def test_other_rows_are_refused():
             compare_predictions(a, other, "classification", "accuracy", 10)
 
 
+def pieces(counts, nats):
+    """Texts of 120 bytes in so many pieces each, as a tokenizer of its own cuts them."""
+    found = []
+    for text, count in enumerate(counts):
+        for _ in range(count):
+            one = {"row": len(found), "source_row": text, "nats": nats * (text + 1) / count}
+            found.append(
+                one | {"targets": 12 // count, "words": 24 // count, "bytes": 120 // count}
+            )
+    return found
+
+
+def test_texts_that_tokenizers_part_differently_compare_as_wholes():
+    first, second = pieces([1, 2, 3, 1], 50.0), pieces([2, 1, 1, 4], 60.0)
+    found = compare_predictions(first, second, "causal-lm", "bits_per_byte", 50)
+    assert found.rows == 4
+    assert found.a == pytest.approx(50 * 10 / (4 * 120) / np.log(2))
+    assert found.b == pytest.approx(60 * 10 / (4 * 120) / np.log(2))
+    with pytest.raises(IncompatibleError, match="expected the same rows of one test split"):
+        compare_predictions(first, second[:2], "causal-lm", "bits_per_byte", 50)
+
+
 def test_a_row_that_stands_twice_is_refused():
     a = classified(0.9)
     with pytest.raises(IntegrityError, match="found 121 lines for 120 rows, expected one a row"):

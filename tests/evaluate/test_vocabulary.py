@@ -168,6 +168,56 @@ def test_a_row_that_outgrows_the_student_loses_its_end_and_the_bytes_of_it(tmp_p
     assert shorter
     assert ours.meta.target_bytes["test"] < tokens.meta.target_bytes["test"]
     assert ours.meta.max_length == 12
+    # With room for more, rows may be as long as the teacher's, whatever these rows happen to be.
+    roomy = student_token_set(tokens, with_positions(student, 64))
+    assert roomy.meta.max_length == tokens.meta.max_length == 64
+
+
+def test_a_prompt_that_outgrows_the_student_gives_way_to_its_target(tmp_path):
+    tokens, student = write_set(tmp_path, "bytes", task="prompt-target", positions=9)
+    long = {split: rows_of(tokens, split, target=3) for split in SPLITS}
+    meta = tokens.meta.model_copy(update={"digest": token_digest(long)})
+    shutil.rmtree(tokens.path / "test")
+    write_tokens(tokens.path, long, meta)
+    ours = student_token_set(TokenSet.load(tokens.path), student).split("test")
+    whole = student_token_set(TokenSet.load(tokens.path), with_positions(student, 64)).split("test")
+    shorter = 0
+    for row, full in zip(ours, whole, strict=True):
+        ids, prompt = row["input_ids"], row["prompt_tokens"]
+        assert 0 < prompt < len(ids) <= 9
+        target = full["input_ids"][full["prompt_tokens"] :]
+        # Both ends of a prompt stay, where a template's words are.
+        assert ids[0] == full["input_ids"][0]
+        assert ids[prompt - 1] == full["input_ids"][full["prompt_tokens"] - 1]
+        assert ids[prompt:] == target[: 9 - prompt]
+        if len(ids) - prompt == len(target):
+            assert row["target_bytes"] == full["target_bytes"]
+        shorter += full["prompt_tokens"] >= 9
+    assert shorter
+
+
+def rows_of(tokens: TokenSet, split: Split, *, target: int) -> TokenColumns:
+    """The rows of a split with all but their last ids as the prompt."""
+    plain = tokens.split(split)
+    lengths = [len(ids) for ids in plain["input_ids"]]
+    prompts = np.array([max(1, length - target) for length in lengths], np.int32)
+    masks = [np.arange(n) >= p for n, p in zip(lengths, prompts, strict=True)]
+    return TokenColumns(
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        input_ids=np.concatenate(plain["input_ids"]).astype(np.int32),
+        loss_mask=np.concatenate(masks),
+        source_row=np.arange(len(lengths)),
+        piece=np.zeros(len(lengths), np.int32),
+        target_bytes=np.full(len(lengths), 60, np.int32),
+        target_words=np.full(len(lengths), 20, np.int32),
+        prompt_tokens=prompts,
+        references=[["any"] for _ in lengths],
+    )
+
+
+def with_positions(student: Path, positions: int) -> Path:
+    write_json(student / "config.json", {"max_position_embeddings": positions})
+    return student
 
 
 def test_a_classifiers_cut_row_keeps_its_closing_mark(tmp_path):

@@ -95,7 +95,8 @@ def stored(name, *, tokens=10, size=40, splits=("train",)):
 
 
 def test_signals_come_as_the_teacher_makes_them():
-    names = ["logits/topk-aa", "attention/10/qk-aa", "attention/9/qk-aa", "hidden/0/int8-aa"]
+    names = ["logits/topk-aa", "value/9/int8-aa", "attention/10/qk-aa", "attention/9/qk-aa"]
+    names.append("hidden/0/int8-aa")
     ordered = in_order([stored(name) for name in names])
     assert [one.signal for one in ordered] == names[::-1]
 

@@ -44,6 +44,11 @@ def student(params):
             f"layer {LAYERS + 1} asked for, the teacher has 0 to {LAYERS}; remove it",
         ),
         (
+            lambda p: teacher(p).update(model={"path": "someone/model"}),
+            2,
+            "teachers.main.model.path: found someone/model, which is no directory here, and no",
+        ),
+        (
             lambda p: teacher(p)["tokens"].update(max_length=CONTEXT + 1),
             4,
             f"found {CONTEXT + 1}, the teacher's context is {CONTEXT}; lower it",
@@ -92,6 +97,34 @@ def student(params):
             4,
             "add them to the teacher's capture.blocks",
         ),
+        (
+            lambda p: (
+                teacher(p)["capture"].update(blocks="all"),
+                student(p)["model"].update(init="teacher-layers"),
+                student(p)["model"]["architecture"].update(hidden_size=64),
+            ),
+            4,
+            "students.aligned.model: init teacher-layers: the student's hidden_size is 64",
+        ),
+        (
+            lambda p: student(p)["loss"]["output"].update(temperature=2.0),
+            4,
+            "students.aligned.loss.output.temperature: 2.0, but logits/topk-",
+        ),
+        (
+            lambda p: student(p)["loss"]["output"].update(loss="mse"),
+            4,
+            "students.aligned.loss.output.loss: mse needs all of the teacher's logits",
+        ),
+        (
+            lambda p: (
+                teacher(p)["capture"].update(logits={"form": "sampled"}),
+                p["students"].pop("soft"),
+                student(p)["loss"]["output"].update(loss="jsd"),
+            ),
+            4,
+            "students.aligned.loss.output.loss: jsd cannot be estimated from logits/sampled-",
+        ),
         (lambda p: p.update(students={}), 2, "students: found none, expected at least one"),
         (
             lambda p: p["students"].update({"a.b": student(p)}),
@@ -110,6 +143,17 @@ def test_parts_that_do_not_fit_each_other_are_named(decant, empty, change, code,
     assert message in line
     assert line.startswith("error: params.yaml: ")
     assert not Path("data").exists()
+
+
+def test_layers_of_a_kind_may_be_a_list_of_requests(decant, empty):
+    params = tiny_params()
+    teacher(params)["capture"].update(
+        hidden=[{"layers": [0, LAYERS], "form": "int8"}, {"layers": [1], "form": "bfloat16"}],
+        attention=[{"layers": [LAYERS], "form": "below"}],
+    )
+    write_params(empty, params)
+    result = decant("check")
+    assert result.exit_code == 0, result.output
 
 
 def test_a_student_is_checked_against_a_teacher_that_lies_on_disk(decant, empty, poured):

@@ -97,8 +97,13 @@ def test_a_sample_is_a_limit(tmp_path):
     assert params_of(tmp_path)["corpus"]["source"]["limit"] == 50
 
 
-def test_the_hub_takes_the_place_of_files(tmp_path):
-    init(tmp_path, "--preset", "mrpc", "--hub")
+def test_the_hub_takes_the_place_of_files(tmp_path, monkeypatch):
+    def unreachable(*_):
+        raise OSError("the hub cannot be reached")
+
+    monkeypatch.setattr("transformers.utils.hub.cached_file", unreachable)
+    result = init(tmp_path, "--preset", "mrpc", "--hub")
+    assert "no configuration (the hub cannot be reached)" in result.output
     params = params_of(tmp_path)
     assert params["corpus"]["source"]["kind"] == "hub"
     assert params["teachers"]["main"]["model"] == {"path": "google-bert/bert-base-uncased"}

@@ -131,3 +131,47 @@ def test_a_student_may_be_named_by_an_option(decant, project):
     shutil.rmtree(STUDENT)
     assert decant("train", "--student", "aligned").exit_code == 0
     assert (STUDENT / "model.safetensors").read_bytes() == weights
+
+
+RELATED = {"loss": "relations", "weight": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("capture", "student", "signals"),
+    [
+        (
+            {"attention": {"layers": [2], "form": "below"}, "value": {"layers": [2]}},
+            {"loss": {"attention": RELATED}},
+            {"attention/2/below", "value/2/int8", "hidden/1/bfloat16"},
+        ),
+        (
+            {"attention": {"layers": "all", "form": "map"}},
+            {
+                "align": {"layers": "emd"},
+                "loss": {"feature": {"weight": 0.1}, "attention": {"weight": 0.1}},
+            },
+            {f"attention/{n}/map" for n in (1, 2)} | {f"hidden/{n}/bfloat16" for n in (0, 1, 2)},
+        ),
+        (
+            {"logits": {"form": "sampled", "n": 8}},
+            {"loss": {"output": {"weight": 1.0, "form": "sampled"}}},
+            {"logits/sampled"},
+        ),
+    ],
+    ids=["below", "map", "sampled"],
+)
+def test_a_student_trains_from_every_form(decant, project, capture, student, signals):
+    params = tiny_params()
+    params["teachers"]["main"]["capture"]["hidden"]["layers"] = [0, 1, 2]
+    params["teachers"]["main"]["capture"] |= capture
+    del params["students"]["aligned"]["loss"]
+    params["students"]["aligned"] |= student
+    write_params(Path(), params)
+    for stage, name in (("check", ""), ("capture", "main"), ("select", "aligned")):
+        result = decant(*filter(None, (stage, name)))
+        assert result.exit_code == 0, result.output
+    selected = read_json(Path("data/selected/aligned.json"))
+    assert {name.rsplit("-", 1)[0] for name in selected["signals"]} == signals
+    assert decant("train", "aligned").exit_code == 0
+    terms = Path("data/metrics/curves/aligned.csv").read_text().splitlines()[0].split(",")
+    assert set(student["loss"]) <= set(terms)

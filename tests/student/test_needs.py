@@ -222,8 +222,21 @@ def test_a_checkpoint_brings_its_depth_and_a_missing_one_is_named(manifests, tmp
     write_json(tmp_path / "model" / "config.json", {"n_layer": 2, "model_type": "gpt2"})
     found = select(manifests, architecture=None, checkpoint=str(tmp_path / "model"))
     assert found["maps"]["attention"] == {"1": 3, "2": 6}
-    with pytest.raises(ConfigError, match="checkpoint nowhere/to-be-found: no configuration"):
+    where = "students.small.model.checkpoint nowhere/to-be-found: no configuration"
+    with pytest.raises(ConfigError, match=where):
         select(manifests, architecture=None, checkpoint="nowhere/to-be-found")
+
+
+def test_a_hub_checkpoint_is_that_of_its_revision(manifests, tmp_path, monkeypatch):
+    """The cache may hold nothing but the revision: then nobody says what the newest one is."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    snapshot = tmp_path / "hub" / "models--some--model" / "snapshots" / revision
+    snapshot.mkdir(parents=True)
+    write_json(snapshot / "config.json", {"n_layer": 2, "model_type": "gpt2"})
+    found = select(manifests, architecture=None, checkpoint="some/model", revision=revision)
+    assert found["maps"]["attention"] == {"1": 3, "2": 6}
 
 
 def test_no_capture_yet_is_named(tmp_path):

@@ -170,10 +170,10 @@ def test_logits_mse_is_the_mean_square_of_what_is_finite():
         full("mse", student, teacher, 2.0)
 
 
-def test_binary_kl_is_a_sum_of_two_class_divergences():
+def test_binary_kl_is_a_mean_of_two_class_divergences():
     student, teacher, t = normal(4, 3), normal(4, 3, seed=1), 2.0
     pairs = [torch.stack([side / t, torch.zeros_like(side)], -1) for side in (student, teacher)]
-    wanted = forward_kl(pairs[0].view(-1, 2), pairs[1].view(-1, 2), 1.0, count=4) * t**2
+    wanted = forward_kl(pairs[0].view(-1, 2), pairs[1].view(-1, 2), 1.0, count=4 * 3) * t**2
     torch.testing.assert_close(full("binary_kl", student, teacher, t), wanted)
     assert full("binary_kl", student, student, t).item() == 0.0
 

@@ -111,7 +111,10 @@ class ColumnSource(SourceConfig):
             # A column of a list is a column of references.
             for item in value if isinstance(value, list) else [value]:
                 text = _text(item, where, column)
-                found += text.split(self.alternatives) if self.alternatives else [text]
+                if self.alternatives is None:
+                    found.append(text)
+                else:
+                    found += [part.strip() for part in text.split(self.alternatives)]
         return tuple(dict.fromkeys(text for text in found if text.strip()))
 
 

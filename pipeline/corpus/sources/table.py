@@ -73,11 +73,13 @@ class TableSource(ColumnSource):
             return
         with open_text(path) as file:
             yield from (
-                _json_rows(file, path) if kind == "jsonl" else self._csv_rows(file, path, kind)
+                _json_rows(file, path)
+                if kind == "jsonl"
+                else self._csv_rows(file, path, kind, wanted)
             )
 
     def _csv_rows(
-        self, file: Iterable[str], path: Path, kind: Format
+        self, file: Iterable[str], path: Path, kind: Format, wanted: list[str]
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         csv.field_size_limit(MAX_CELL_CHARACTERS)
         reader = csv.reader(
@@ -90,14 +92,22 @@ class TableSource(ColumnSource):
             names = next(reader, None)
             if not names:
                 raise ConfigError(f"{path}: is empty, expected a header line with the column names")
+            twice = [name for name in wanted if names.count(name) > 1]
+            if twice:
+                raise ConfigError(
+                    f"{path}: {names.count(twice[0])} columns are named {twice[0]!r}, expected "
+                    "one; rename the others"
+                )
             for cells in reader:
                 if not cells:
                     continue
                 if len(cells) != len(names):
+                    hint = "if quote marks are text, set quoting: false"
+                    if not self.quoting:
+                        hint = "correct the line, or set quoting: true if quotes enclose cells"
                     raise ConfigError(
                         f"{path}: line {reader.line_num}: {len(cells)} cells, expected "
-                        f"{len(names)} ({', '.join(names)}); if quote marks are text, "
-                        "set quoting: false"
+                        f"{len(names)} ({', '.join(names)}); {hint}"
                     )
                 yield reader.line_num, dict(zip(names, cells, strict=True))
         except csv.Error as error:

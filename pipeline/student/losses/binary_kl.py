@@ -13,7 +13,9 @@ def binary_kl(
     temperature: float,
     count: Count = None,
 ) -> Float[Tensor, ""]:
-    """T² · Σ over classes of KL(σ(teacher / T) ‖ σ(student / T)), summed over rows / `count`.
+    """T² · mean over classes of KL(σ(teacher / T) ‖ σ(student / T)), summed over rows / `count`.
+
+    The mean, as in the label loss of the same task: weights then mean the same for any classes.
 
     Args:
         student_logits: Raw logits, one a class, not divided by the temperature.
@@ -28,4 +30,4 @@ def binary_kl(
     student = student_logits.float() / temperature
     yes = teacher.sigmoid() * (logsigmoid(teacher) - logsigmoid(student))
     no = (-teacher).sigmoid() * (logsigmoid(-teacher) - logsigmoid(-student))
-    return sum_over_count((yes + no).sum(dim=-1), count) * temperature**2
+    return sum_over_count((yes + no).mean(dim=-1), count) * temperature**2

@@ -32,6 +32,8 @@ def test_alternatives_in_a_cell_and_items_of_a_list_are_references(read):
     rows = [{"text": "a", "x": "1 | 2 | 1"}, {"text": "b", "x": ["3", "4 | 5"]}]
     found = read(rows, target="x", alternatives=" | ").examples
     assert [one.references for one in found] == [("1", "2"), ("3", "4", "5")]
+    # No blank around a separator is a part of what is learnt.
+    assert read(rows, target="x", alternatives="|").examples[0].references == ("1", "2")
 
 
 def test_splits_may_have_targets_of_their_own(tmp_path, write_table):

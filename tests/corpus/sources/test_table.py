@@ -48,6 +48,7 @@ def test_a_test_file_may_lack_the_label_column_and_only_that(tmp_path, write_tab
     [
         ("a.tsv", "text\ty\na\n", r"a\.tsv: line 2: 1 cells, expected 2 \(text, y\)"),
         ("a.tsv", "", r"a\.tsv: is empty, expected a header"),
+        ("a.tsv", "text\ttext\na\tb\n", r"a\.tsv: 2 columns are named 'text', expected one"),
         ("a.tsv", "text\n", r"corpus\.source\.files: the files hold no text"),
         ("a.tsv", "sentence\nb\n", r"line 2: no column 'text', it has 'sentence'"),
         ("a.jsonl", '{"text": "a"}\n{"text": \n', r"a\.jsonl: line 2: not JSON"),
