@@ -14,6 +14,7 @@ import click
 from pydantic import model_validator
 
 from pipeline.corpus.checks import check_task
+from pipeline.corpus.tokenize_prompt import Template
 from pipeline.errors import ConfigError, DecantError, IncompatibleError
 from pipeline.evaluate.scores import headline
 from pipeline.provenance import read_json, write_json
@@ -101,6 +102,7 @@ def _check_project(project: ProjectParams) -> None:
             )
     for name, teacher in project.teachers.items():
         students = {s: p for s, p in project.students.items() if p.teacher == name}
+        _check_template(name, teacher.tokens.template, project.corpus)
         _check_teacher(name, teacher, project.corpus.task, students)
 
 
@@ -113,6 +115,21 @@ def _check_names(group: str, names: dict[str, Any]) -> None:
                 f"{group}.{name}: the name becomes a file's and a DVC stage's; "
                 "use letters, digits, - and _"
             )
+
+
+def _check_template(name: str, template: str | None, corpus: CorpusParams) -> None:
+    key = f"teachers.{name}"
+    if template is None:
+        return
+    if corpus.task != "prompt-target":
+        raise ConfigError(
+            f"{key}.tokens.template: given for task {corpus.task}, which has none; remove it, or "
+            "use task prompt-target"
+        )
+    try:
+        Template.parse(template, has_pairs=getattr(corpus.source, "pair", None) is not None)
+    except ConfigError as error:
+        raise ConfigError(f"{key}.{error}") from error
 
 
 def _check_teacher(

@@ -94,7 +94,7 @@ def init(
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             path.write_text(text, encoding="utf-8")
-    (directory / "dvc.yaml").write_text(_template("dvc.yaml").read_text(encoding="utf-8"))
+    (directory / "dvc.yaml").write_text(_template("project.yaml").read_text(encoding="utf-8"))
     with (directory / "params.yaml").open("w", encoding="utf-8") as file:
         _yaml().dump(params, file)
     _ensure_git(directory)
@@ -102,6 +102,7 @@ def init(
     if params["corpus"]["source"].get("files") and data is None:
         click.echo(f"      put your files into {RAW} and name them in params.yaml")
     click.echo("      decant check && dvc repro")
+    click.echo("      git add -A && git commit -m Start   # before `dvc exp run`")
 
 
 def _parameters(
@@ -126,6 +127,13 @@ def _parameters(
         if not data.is_dir():
             raise ConfigError(f"--data {data}: no directory; name the one with the corpus files")
         _move(source["files"], data.resolve())
+        missing = [path for path in _paths(source["files"]) if not Path(path).is_file()]
+        if missing:
+            names = ", ".join(Path(path).name for path in missing)
+            raise ConfigError(
+                f"--data {data}: no {names}, which preset {preset} reads; rename your files, or "
+                "leave --data out and name them in params.yaml"
+            )
     if sample is not None:
         params["corpus"]["source"]["limit"] = sample
     if teacher is not None:
@@ -142,6 +150,14 @@ def _move(values: Any, folder: Path) -> None:
             values[key] = value.replace(RAW, str(folder), 1)
         else:
             _move(value, folder)
+
+
+def _paths(values: Any) -> list[str]:
+    """Return every file of a preset's source."""
+    if isinstance(values, str):
+        return [values]
+    inner = values.values() if isinstance(values, dict) else values
+    return [path for value in inner for path in _paths(value)]
 
 
 def _take_teacher(params: Any, teacher: str) -> None:

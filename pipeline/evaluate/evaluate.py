@@ -119,8 +119,8 @@ def evaluate_model(
                     options=generate,
                     device=device,
                 )
-                for row, text in zip(rows, written, strict=False):
-                    row.update(text)
+                for place, text in written.items():
+                    rows[place].update(text)
                 metrics["generated_rows"] = len(written)
         metrics |= _scores(rows, split, meta.task, judged_by, len(meta.classes) or None, intervals)
         logger.info("%s: %s", split, _shown(metrics, split))

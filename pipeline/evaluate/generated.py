@@ -1,10 +1,11 @@
-"""What a model writes after the prompts of the first test rows, beside what it should have."""
+"""What a model writes after the prompts of some test rows, beside what it should have."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
@@ -22,8 +23,8 @@ def generate_rows(
     pad_id: int,
     options: GenerateOptions,
     device: torch.device,
-) -> list[dict[str, Any]]:
-    """Let a model continue the prompts of a split's first rows.
+) -> dict[int, dict[str, Any]]:
+    """Let a model continue the prompts of some of a split's rows, the same for every model.
 
     Args:
         model: A causal language model on `device`, in evaluation mode.
@@ -34,7 +35,7 @@ def generate_rows(
         device: Where the model is.
 
     Returns:
-        `prompt`, `references` and `text` of each of the rows, without special tokens.
+        `prompt`, `references` and `text` by the row's place, without special tokens.
 
     Raises:
         IntegrityError: If the rows have no prompts, or the tokenizer is not readable.
@@ -45,7 +46,8 @@ def generate_rows(
             f"test rows: no column {', '.join(sorted(missing))}, expected prompts and references; "
             "run tokenize again"
         )
-    rows = split.select(range(min(options.rows, len(split))))
+    places = chosen_rows(len(split), options.rows)
+    rows = split.select(places)
     words = _tokenizer(tokenizer)
     prompts = [
         list(ids[:length])
@@ -64,10 +66,24 @@ def generate_rows(
         device=device,
         description="generate",
     )
-    return [
-        {"prompt": _text(words, prompt), "references": list(references), "text": _text(words, ids)}
-        for prompt, references, ids in zip(prompts, rows["references"][:], written, strict=True)
-    ]
+    return {
+        place: {
+            "prompt": _text(words, prompt),
+            "references": list(references),
+            "text": _text(words, ids),
+        }
+        for place, prompt, references, ids in zip(
+            places, prompts, rows["references"][:], written, strict=True
+        )
+    }
+
+
+def chosen_rows(rows: int, wanted: int) -> list[int]:
+    """Return the places of the rows to answer, in order.
+
+    Drawn, because the first of a file that is sorted are like each other and unlike the rest.
+    """
+    return sorted(np.random.default_rng(0).permutation(rows)[:wanted].tolist())
 
 
 def _tokenizer(directory: Path) -> Any:

@@ -12,7 +12,7 @@ class GenerateOptions(BaseModel):
     """How text is generated for scores; greedily or by beams, so that it is the same each time.
 
     Attributes:
-        rows: The first so many test rows; 0 generates nothing.
+        rows: So many test rows, drawn once for all models; 0 generates nothing.
         max_new_tokens: Most tokens after a prompt.
         num_beams: Beams of the search; 1 is greedy.
         batch_size: Prompts that run together.

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.errors import IntegrityError
-from pipeline.evaluate.generated import generate_rows
+from pipeline.evaluate.generated import chosen_rows, generate_rows
 from pipeline.evaluate.options import GenerateOptions
 from tests.tiny import tiny_model
 
@@ -42,7 +42,7 @@ ROWS = [([1, 5, 9], [7]), ([1, 30], [8, 9]), ([1, 40, 41, 42, 43], [3]), ([1, 6]
 
 def generate(tokenizer, prompts, **options):
     model = tiny_model("llama")
-    return generate_rows(
+    found = generate_rows(
         model,
         split(prompts),
         tokenizer=tokenizer,
@@ -50,6 +50,7 @@ def generate(tokenizer, prompts, **options):
         options=GenerateOptions(max_new_tokens=5, **options),
         device=CPU,
     )
+    return list(found.values())
 
 
 def test_each_row_is_written_as_if_alone_and_in_its_place(tokenizer):
@@ -62,8 +63,21 @@ def test_each_row_is_written_as_if_alone_and_in_its_place(tokenizer):
     assert all(1 <= len(row["text"].split()) <= 5 for row in found)
 
 
-def test_only_the_first_rows_are_written(tokenizer):
-    assert generate(tokenizer, ROWS, rows=2) == generate(tokenizer, ROWS)[:2]
+def test_some_rows_are_written_each_as_among_all(tokenizer):
+    some, every = generate(tokenizer, ROWS, rows=2), generate(tokenizer, ROWS)
+    assert len(some) == 2
+    assert [row for row in every if row in some] == some
+
+
+@pytest.mark.parametrize(("rows", "wanted"), [(5, 3), (3, 5), (1000, 20), (4, 0)])
+def test_the_rows_are_drawn_from_all_and_stand_in_order(rows, wanted):
+    places = chosen_rows(rows, wanted)
+    assert places == sorted(set(places))
+    assert len(places) == min(rows, wanted)
+    assert set(places) <= set(range(rows))
+    assert places == chosen_rows(rows, wanted)
+    if rows == 1000:
+        assert max(places) > 500
 
 
 def test_the_target_is_not_part_of_the_prompt(tokenizer):

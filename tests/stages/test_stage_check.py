@@ -127,6 +127,11 @@ def student(params):
         ),
         (lambda p: p.update(students={}), 2, "students: found none, expected at least one"),
         (
+            lambda p: teacher(p)["tokens"].update(template="{text}"),
+            2,
+            "teachers.main.tokens.template: given for task causal-lm",
+        ),
+        (
             lambda p: p["students"].update({"a.b": student(p)}),
             2,
             "students.a.b: the name becomes a file's",

@@ -44,7 +44,7 @@ def test_the_project_template_is_this_repositorys_pipeline_without_its_code():
 
     load = YAML(typ="safe").load
     ours = without_code(load((ROOT / "dvc.yaml").read_text())["stages"])
-    assert load((ROOT / "stages/template/dvc.yaml").read_text())["stages"] == ours
+    assert load((ROOT / "stages/template/project.yaml").read_text())["stages"] == ours
 
 
 def test_the_default_preset_is_this_repositorys_params():
@@ -74,7 +74,15 @@ def test_a_new_project_is_a_git_repository(tmp_path):
 
 def test_files_come_from_the_directory_named(tmp_path):
     (tmp_path / "corpus").mkdir()
-    init(tmp_path / "demo", "--preset", "translation", "--data", tmp_path / "corpus")
+    wanted = ["--preset", "translation", "--data", tmp_path / "corpus"]
+    result = init(tmp_path / "demo", *wanted)
+    assert result.exit_code == 2
+    assert "no train.en.gz, train.de.gz, val.en.gz" in result.output
+    assert not (tmp_path / "demo").exists()
+    for split in ("train", "val", "test_2016_flickr"):
+        for language in ("en", "de"):
+            (tmp_path / "corpus" / f"{split}.{language}.gz").touch()
+    init(tmp_path / "demo", *wanted)
     files = params_of(tmp_path / "demo")["corpus"]["source"]["files"]
     assert files["train"]["text"] == str(tmp_path / "corpus/train.en.gz")
 
