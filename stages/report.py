@@ -57,6 +57,7 @@ def report(params: Path) -> None:
             teacher=options["teacher"],
             metrics=DATA / "metrics" / "students" / f"{name}.json",
             curve=DATA / "metrics" / "curves" / f"{name}.csv",
+            section=options,
         )
         for name, options in students.items()
     ]

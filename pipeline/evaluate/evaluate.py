@@ -82,7 +82,8 @@ def evaluate_model(
         As metrics `task`, `classes` where there are any, `score`, `lower_is_better` and
         `test_score`; `<split>_<metric>` for each that `scores.reported` names and the rows allow,
         those of generated text for test only, with `generated_rows`, `signatures` and
-        `against_teacher`; `test_intervals`; and what `cost_metrics` returns.
+        `against_teacher`; `test_intervals`; `is_constant` where every test row gets one answer; and
+        what `cost_metrics` returns.
 
     Raises:
         ConfigError: If a split has nothing to score, or the task has no such score.
@@ -124,6 +125,9 @@ def evaluate_model(
                 metrics["generated_rows"] = len(written)
         metrics |= _scores(rows, split, meta.task, judged_by, len(meta.classes) or None, intervals)
         logger.info("%s: %s", split, _shown(metrics, split))
+    if is_constant(predictions):
+        metrics["is_constant"] = True
+        logger.warning("the same answer to every test row: it has learnt nothing, or not enough")
     if teacher_texts is not None:
         metrics |= _against(predictions, teacher_texts)
     timing = measure_speed(
@@ -182,6 +186,16 @@ def _against(predictions: Sequence[Row], teacher_texts: Mapping[Identity, str]) 
         [row["text"] for row in both], [[teacher_texts[identity(row)]] for row in both]
     )
     return {"against_teacher": values(scored.metrics, len(both))}
+
+
+def is_constant(rows: Sequence[Row]) -> bool:
+    """Tell whether several rows were answered, and all alike; a likelihood is no answer."""
+    answers = [
+        row.get("text", row.get("predicted", [p > 0.5 for p in row.get("probabilities", ())]))
+        for row in rows
+        if row.keys() & {"text", "predicted", "probabilities"}
+    ]
+    return len(answers) > 1 and all(answer == answers[0] for answer in answers)
 
 
 def _shown(metrics: Mapping[str, Any], split: Split) -> dict[str, float]:

@@ -18,11 +18,19 @@ from pipeline.report.figures import mark
 from pipeline.report.flow import flow
 from pipeline.report.grids import grids, signatures
 from pipeline.report.pairs import PairedTest
+from pipeline.report.recipes import recipe
 from pipeline.report.results import CorpusSummary, StudentResult, TeacherResult, in_order
 from pipeline.report.samples import Sample
 
 logger = logging.getLogger(__name__)
 
+SOURCE_WORDS = {
+    "python-docs": "Python's own documentation",
+    "text": "text files",
+    "table": "a table",
+    "parallel": "parallel text",
+    "hub": "a data set of the hub",
+}
 TASK_WORDS = {
     "causal-lm": "language modelling",
     "prompt-target": "writing a target after a prompt",
@@ -139,6 +147,9 @@ def render_page(
         summary=summary(comparison, teachers, corpus),
         flows=[(teacher.name, flow(comparison, teacher, corpus=corpus)) for teacher in teachers],
         legend=[(name, *mark(order.index(name))) for name in order if name in curves],
+        recipes=[
+            (student.name, recipe(student.section)) for student in students if student.section
+        ],
         curves=[
             Markup(plots.plot_term(term, curves, order))  # our own SVG, nothing of a user unescaped
             for term in plots.terms_of(curves)
@@ -166,7 +177,8 @@ def summary(
     sentences = []
     if corpus is not None and corpus.source.get("kind"):
         task = TASK_WORDS[comparison.task]
-        sentences.append(f"The corpus is {corpus.source['kind']}, the task {task}.")
+        kind = corpus.source["kind"]
+        sentences.append(f"The corpus is {SOURCE_WORDS.get(kind, kind)}, the task {task}.")
     for teacher in teachers:
         size = words.count(teacher.metrics.parameters)
         sentence = f"Teacher {teacher.name}" + (

@@ -43,6 +43,7 @@ class ModelMetrics(BaseModel):
         against_teacher: Measures of generated text with the teacher's as the reference.
         signatures: How sacrebleu computed a measure, in its own words.
         generated_rows: Test rows that text was generated for.
+        is_constant: Whether it gives every test row the same answer.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
@@ -56,6 +57,7 @@ class ModelMetrics(BaseModel):
     test_intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
     against_teacher: dict[str, float] = Field(default_factory=dict)
     signatures: dict[str, str] = Field(default_factory=dict)
+    is_constant: bool = False
     generated_rows: int | None = None
     test_perplexity: float | None = None
     test_nats_per_token: float | None = None
@@ -195,7 +197,7 @@ class TeacherResult(BaseModel):
 
 
 class StudentResult(BaseModel):
-    """A student with its curve, where there is one."""
+    """A student with its curve and its section of the parameters, where there are any."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -203,6 +205,7 @@ class StudentResult(BaseModel):
     teacher: str
     metrics: ModelMetrics
     curve: Curve | None = None
+    section: dict[str, Any] = Field(default_factory=dict)
 
 
 def load_teacher(
@@ -249,9 +252,21 @@ def labels(signals: Sequence[SignalResult]) -> list[str]:
 
 
 def load_student(
-    name: str, *, teacher: str, metrics: Path, curve: Path | None = None
+    name: str,
+    *,
+    teacher: str,
+    metrics: Path,
+    curve: Path | None = None,
+    section: dict[str, Any] | None = None,
 ) -> StudentResult:
     """Collect a student's files; a curve that does not exist is left out of the plots.
+
+    Args:
+        name: The student's name.
+        teacher: Its teacher's.
+        metrics: Its metrics file.
+        curve: Its training curve.
+        section: Its section of the parameters, to say what it is.
 
     Raises:
         IntegrityError: If a file is not what its stage writes.
@@ -261,6 +276,7 @@ def load_student(
         teacher=teacher,
         metrics=_validate(ModelMetrics, metrics, name=name),
         curve=load_curve(curve) if curve is not None and curve.exists() else None,
+        section=section or {},
     )
 
 

@@ -15,7 +15,7 @@ from transformers import (
 from pipeline.corpus.tokenizer import load_tokenizer
 from pipeline.corpus.tokens import TokenColumns, TokenMeta, TokenSet, write_tokens
 from pipeline.errors import ConfigError, IncompatibleError, IntegrityError
-from pipeline.evaluate.evaluate import evaluate_model
+from pipeline.evaluate.evaluate import evaluate_model, is_constant
 from pipeline.evaluate.options import GenerateOptions, IntervalOptions
 from pipeline.provenance import canonical_json
 
@@ -223,7 +223,7 @@ def test_a_classifier_that_always_says_yes(tmp_path):
     found = evaluate(model, tokens, splits=("test",))
     metrics = found.metrics
     want = {"test_accuracy", "test_f1", "test_matthews", "test_ece"}
-    assert set(metrics) == ALWAYS | {"classes"} | want | COST - {"bytes_on_disk"}
+    assert set(metrics) == ALWAYS | {"classes", "is_constant"} | want | COST - {"bytes_on_disk"}
     assert metrics["test_accuracy"] == pytest.approx(2 / 3)
     assert metrics["test_f1"] == pytest.approx(4 / 5)
     assert metrics["test_matthews"] == 0
@@ -285,3 +285,19 @@ def test_a_number(tmp_path, caplog):
 def test_a_vocabulary_smaller_than_the_tokens_is_refused(tmp_path):
     with pytest.raises(IncompatibleError, match="found a vocabulary of 10, expected at least"):
         evaluate(llama(10), token_set(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("rows", "constant"),
+    [
+        ([{"predicted": 1}, {"predicted": 1}], True),
+        ([{"predicted": 1}, {"predicted": 0}], False),
+        ([{"text": ""}, {"nats": 3.0}, {"text": ""}], True),
+        ([{"probabilities": [0.2, 0.9]}, {"probabilities": [0.4, 0.6]}], True),
+        ([{"probabilities": [0.2, 0.9]}, {"probabilities": [0.4, 0.4]}], False),
+        ([{"nats": 1.0}, {"nats": 1.0}], False),
+        ([{"predicted": 1}], False),
+    ],
+)
+def test_a_model_that_always_says_the_same_is_known(rows, constant):
+    assert is_constant(rows) is constant
