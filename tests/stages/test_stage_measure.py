@@ -139,10 +139,11 @@ def test_text_of_a_student_is_compared_with_references_and_teacher(decant, empty
     assert student_metrics["signatures"]["bleu"].startswith("nrefs:1|")
     assert student_metrics["against_teacher"]["exact_match"] == 1
     assert "against_teacher" not in teacher_metrics
-    first, *_, last = read_predictions(PREDICTIONS / "students" / "aligned.jsonl")
-    assert first["references"][0].split()[0] == first["prompt"].split()[0]
-    assert "text" not in last
-    assert decant("compare", "aligned", "main").exit_code == 0
+    rows = read_predictions(PREDICTIONS / "students" / "aligned.jsonl")
+    written = [row for row in rows if "text" in row]
+    assert len(written) == 3 < len(rows)
+    for row in written:
+        assert row["references"][0].split()[0] == row["prompt"].split()[0]
 
 
 def test_a_student_that_was_not_trained_is_named(decant, project):
