@@ -144,6 +144,7 @@ def test_text_of_a_student_is_compared_with_references_and_teacher(decant, empty
     assert len(written) == 3 < len(rows)
     for row in written:
         assert row["references"][0].split()[0] == row["prompt"].split()[0]
+    assert decant("compare", "aligned", "main").exit_code == 0
 
 
 def test_a_student_that_was_not_trained_is_named(decant, project):
