@@ -1,12 +1,8 @@
 """Training from a store: accumulation, resuming, export; nothing but the store is needed."""
 
-import csv
 import json
-import os
 import shutil
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,35 +15,24 @@ from pipeline.errors import IncompatibleError, IntegrityError
 from pipeline.evaluate.agreement import agreement
 from pipeline.student.needs import select_signals
 from pipeline.student.objective import Alignment, Objective
-from pipeline.student.origin import LoraOptions
 from pipeline.student.stream import BatchOrder
-from pipeline.student.train import train_student, write_curve
-from pipeline.training.checkpoints import MARKER, Progress, last_complete_checkpoint
-from pipeline.training.options import TrainOptions
+from pipeline.student.train import write_curve
+from pipeline.training.checkpoints import MARKER, last_complete_checkpoint
 from tests.captured import Captured, copied, prepared, signal
-from tests.tiny import PAD_ID, tiny_model
-
-SIGNALS = [
-    signal("hidden", 0, "bfloat16"),
-    signal("hidden", 3, "bfloat16"),
-    signal("attention", 3, "qk"),
-    signal("logits", None, "topk", k=8),
-]
-GOAL = Objective.model_validate(
-    {
-        "feature": {"weight": {"start": 0.5, "end": 0.1}, "form": "bfloat16"},
-        "attention": {"weight": 0.3},
-        "output": {"weight": 1.0, "form": "topk"},
-        "labels": {"weight": 0.5},
-    }
+from tests.student.runs import (
+    ARCHITECTURE,
+    GOAL,
+    SIGNALS,
+    WITH_DROPOUT,
+    InterruptedRunError,
+    curve,
+    equal,
+    interrupt,
+    run,
+    run_on_two_ranks,
+    train,
 )
-ARCHITECTURE = {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16, "head_dim": 4}
-
-WITH_DROPOUT = ARCHITECTURE | {"attention_dropout": 0.3}
-
-
-class InterruptedRunError(Exception):
-    pass
+from tests.tiny import PAD_ID
 
 
 @pytest.fixture(scope="module")
@@ -55,71 +40,6 @@ def store(tmp_path_factory) -> Captured:
     found = prepared(tmp_path_factory.mktemp("train"), "llama")
     found.capture(SIGNALS, blocks=[1, 2, 3])
     return found
-
-
-def train(store: Captured, root: Path, **changes: Any) -> dict[str, torch.Tensor]:
-    """Train a student of one block; return the exported weights."""
-    run(store, root, **changes)
-    return load_file(root / "student" / "model.safetensors")
-
-
-def run(store: Captured, root: Path, **changes: Any) -> None:
-    options = {
-        "steps": 9, "batch_size": 2, "gradient_accumulation_steps": 2, "warmup": 0.0,
-        "schedule": "linear", "log_every": 1, "save_every": 3, "learning_rate": 1e-2,
-    }  # fmt: skip
-    options |= changes.pop("options", {})
-    goal = changes.pop("objective", GOAL)
-    architecture = changes.pop("architecture", ARCHITECTURE)
-    selected = changes.pop("selected", None) or select_signals(
-        store.manifests(changes.pop("signals", SIGNALS), [1, 2, 3]),
-        name="tiny",
-        objective=goal,
-        align=Alignment(),
-        architecture=architecture,
-        checkpoint=changes.get("checkpoint"),
-        init=changes.get("init", "random"),
-        blocks=None,
-    )
-    arguments: dict[str, Any] = {
-        "name": "tiny",
-        "selected": selected,
-        "stores": store.stores,
-        "output": root / "student",
-        "curve": root / "curve.csv",
-        "work": root / "work",
-        "architecture": architecture,
-        "checkpoint": None,
-        "init": "random",
-        "objective": goal,
-        "options": TrainOptions(**options),
-        "pool_segments": 2,
-        "gradient_norms": False,
-        "device": "cpu",
-    }
-    train_student(**arguments | changes)
-
-
-def equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
-    assert ours.keys() == theirs.keys()
-    return all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-def curve(root: Path) -> list[dict[str, float]]:
-    with (root / "curve.csv").open() as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
-
-
-def interrupt(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """End the run by an exception when `step` steps are done."""
-    plain = Progress.on_step_end
-
-    def at(self, args, state, control, **kwargs):
-        plain(self, args, state, control, **kwargs)
-        if state.global_step == step:
-            raise InterruptedRunError
-
-    monkeypatch.setattr(Progress, "on_step_end", at)
 
 
 @pytest.fixture(scope="module")
@@ -300,76 +220,6 @@ def test_an_exported_classifier_knows_its_classes_and_padding(
     assert list(model.config.id2label.values()) == ["no", "yes"]
 
 
-def test_a_student_may_start_from_the_teachers_blocks(store, tmp_path):
-    """One step at a vanishing rate leaves the teacher's own weights in place."""
-    weights = train(
-        store, tmp_path, init="teacher-layers",
-        architecture={"num_hidden_layers": 2},
-        objective=Objective.model_validate({"labels": {"weight": 1.0}}),
-        options={"steps": 1, "learning_rate": 1e-12},
-    )  # fmt: skip
-    teacher = load_file(store.teacher / "model" / "model.safetensors")
-    for ours, theirs in (("layers.0.", "layers.1."), ("layers.1.", "layers.2.")):
-        name = "model.{}self_attn.q_proj.weight"
-        torch.testing.assert_close(weights[name.format(ours)], teacher[name.format(theirs)])
-
-
-def test_only_adapters_train_and_an_interrupted_run_ends_with_the_same_bits(
-    store, tmp_path, monkeypatch
-):
-    """The export has the checkpoint's names; what no adapter is beside has its very weights."""
-    checkpoint = tmp_path / "checkpoint"
-    start = tiny_model("llama", layers=1, seed=7)
-    start.save_pretrained(checkpoint)
-    changes: dict[str, Any] = {
-        "architecture": None,
-        "checkpoint": str(checkpoint),
-        "lora": LoraOptions(r=2, dropout=0.1),
-    }
-    expected = train(store, tmp_path / "whole", **changes)
-    with monkeypatch.context() as patch:
-        interrupt(patch, 5)
-        with pytest.raises(InterruptedRunError):
-            train(store, tmp_path / "parts", **changes)
-    assert equal(train(store, tmp_path / "parts", **changes), expected)
-    first = start.state_dict()
-    assert expected.keys() == first.keys()
-    for name, value in expected.items():
-        assert torch.equal(value, first[name]) != name.endswith("_proj.weight"), name
-
-
-def test_a_checkpoint_with_replaced_weights_starts_anew(store, tmp_path, monkeypatch):
-    checkpoint = tmp_path / "checkpoint"
-    tiny_model("llama", layers=1).save_pretrained(checkpoint)
-    changes: dict[str, Any] = {"architecture": None, "checkpoint": str(checkpoint)}
-    with monkeypatch.context() as patch:
-        interrupt(patch, 4)
-        with pytest.raises(InterruptedRunError):
-            train(store, tmp_path, **changes)
-    tiny_model("llama", layers=1, seed=5).save_pretrained(checkpoint)
-    found = train(store, tmp_path, **changes)
-    assert equal(found, train(store, tmp_path / "alone", **changes))
-
-
-def test_a_narrower_student_starts_from_the_teachers_blocks(store, tmp_path):
-    """One step at a vanishing rate leaves the weights that were cut out in place."""
-    weights = train(
-        store, tmp_path, init="teacher-layers",
-        architecture={
-            "num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 24,
-            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
-        },
-        objective=Objective.model_validate({"labels": {"weight": 1.0}}),
-        options={"steps": 1, "learning_rate": 1e-12},
-    )  # fmt: skip
-    teacher = load_file(store.teacher / "model" / "model.safetensors")
-    name = "model.embed_tokens.weight"
-    assert weights[name].shape == (64, 16)
-    for channel in weights[name].T:
-        close = (teacher[name] - channel[:, None]).abs().amax(0) < 1e-6
-        assert close.sum() == 1
-
-
 def test_columns_of_the_curve_are_terms_then_gradients_and_factors(tmp_path):
     row = {"loss": 1.0, "step": 1, "factor_output": 2.0, "gradient_output": 3.0, "output": 1.0}
     write_curve([row, {"eval": 1.0}], tmp_path / "curve.csv")
@@ -469,25 +319,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(store, tmp_path):
 @pytest.mark.slow
 def test_two_ranks_train_as_one_of_twice_the_batch(store, tmp_path):
     alone = train(store, tmp_path / "one", options={"steps": 4, "batch_size": 4})
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    script = (
-        "import sys; from pathlib import Path; from tests.captured import Captured\n"
-        "from tests.student.test_train import run\n"
-        "run(Captured(Path(sys.argv[1]), 'causal-lm'), Path(sys.argv[2]),"
-        " options={'steps': 4, 'batch_size': 2})"
-    )
-    ranks = []
-    for rank in range(2):
-        environment = os.environ | {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
-            "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true",
-        }  # fmt: skip
-        command = [sys.executable, "-c", script, str(store.root), str(tmp_path / "two")]
-        ranks.append(subprocess.Popen(command, env=environment, cwd=Path(__file__).parents[2]))
-    assert [process.wait(timeout=240) for process in ranks] == [0, 0]
+    run_on_two_ranks(store, tmp_path / "two", GOAL, steps=4, batch_size=2)
     shared = load_file(tmp_path / "two" / "student" / "model.safetensors")
     for name, value in alone.items():
         torch.testing.assert_close(shared[name], value, rtol=1e-3, atol=2e-5)

@@ -1,10 +1,5 @@
 """Weights that change as the run goes on: windows, phases, balance; resuming keeps them."""
 
-import csv
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +11,15 @@ from pipeline.student.needs import select_signals
 from pipeline.student.objective import Alignment, Objective
 from pipeline.training.checkpoints import last_complete_checkpoint
 from tests.captured import Captured, prepared
-from tests.student.test_train import (
+from tests.student.runs import (
     SIGNALS,
     WITH_DROPOUT,
     InterruptedRunError,
+    curve,
     equal,
     interrupt,
     run,
+    run_on_two_ranks,
     train,
 )
 
@@ -43,13 +40,6 @@ def goal(**more: Any) -> Objective:
     sections["feature"]["form"] = "bfloat16"
     sections["output"]["form"] = "topk"
     return Objective.model_validate(sections | more)
-
-
-def curve(root: Path) -> list[dict[str, float]]:
-    """The logged rows; a term that was off has no value."""
-    with (root / "curve.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    return [{key: float(value) for key, value in row.items() if value} for row in rows]
 
 
 def test_two_phases_have_their_terms_and_a_schedule_each(store, tmp_path):
@@ -201,27 +191,8 @@ def test_two_ranks_find_the_factors_of_one(store, tmp_path):
     options = {"steps": 4, "batch_size": 4, "gradient_accumulation_steps": 1}
     objective = goal(phases={"features": 0.5}, balance="gradient_norm", balance_every=1)
     run(store, tmp_path / "one", objective=objective, options=options)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    script = (
-        "import sys; from pathlib import Path; from tests.captured import Captured\n"
-        "from tests.student.test_train import run\n"
-        "from tests.student.test_trainer import goal\n"
-        "goal = goal(phases={'features': 0.5}, balance='gradient_norm', balance_every=1)\n"
-        "run(Captured(Path(sys.argv[1]), 'causal-lm'), Path(sys.argv[2]), objective=goal,"
-        " options={'steps': 4, 'batch_size': 2, 'gradient_accumulation_steps': 1})"
-    )
-    ranks = []
-    for rank in range(2):
-        environment = os.environ | {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
-            "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true",
-        }  # fmt: skip
-        command = [sys.executable, "-c", script, str(store.root), str(tmp_path / "two")]
-        ranks.append(subprocess.Popen(command, env=environment, cwd=Path(__file__).parents[2]))
-    assert [process.wait(timeout=240) for process in ranks] == [0, 0]
+    options["batch_size"] = 2
+    run_on_two_ranks(store, tmp_path / "two", objective, **options)
     for one, other in zip(curve(tmp_path / "one"), curve(tmp_path / "two"), strict=True):
         assert one.keys() == other.keys()
         for key in one:

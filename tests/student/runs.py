@@ -1,0 +1,135 @@
+"""Runs of the real `train_student` on a tiny store, to compare with one another."""
+
+import csv
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.student.needs import select_signals
+from pipeline.student.objective import Alignment, Objective
+from pipeline.student.train import train_student
+from pipeline.training.checkpoints import Progress
+from pipeline.training.options import TrainOptions
+from tests.captured import Captured, signal
+
+SIGNALS = [
+    signal("hidden", 0, "bfloat16"),
+    signal("hidden", 3, "bfloat16"),
+    signal("attention", 3, "qk"),
+    signal("logits", None, "topk", k=8),
+]
+GOAL = Objective.model_validate(
+    {
+        "feature": {"weight": {"start": 0.5, "end": 0.1}, "form": "bfloat16"},
+        "attention": {"weight": 0.3},
+        "output": {"weight": 1.0, "form": "topk"},
+        "labels": {"weight": 0.5},
+    }
+)
+ARCHITECTURE = {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16, "head_dim": 4}
+
+WITH_DROPOUT = ARCHITECTURE | {"attention_dropout": 0.3}
+
+
+class InterruptedRunError(Exception):
+    pass
+
+
+def train(store: Captured, root: Path, **changes: Any) -> dict[str, torch.Tensor]:
+    """Train a student of one block; return the exported weights."""
+    run(store, root, **changes)
+    return load_file(root / "student" / "model.safetensors")
+
+
+def run(store: Captured, root: Path, **changes: Any) -> None:
+    options = {
+        "steps": 9, "batch_size": 2, "gradient_accumulation_steps": 2, "warmup": 0.0,
+        "schedule": "linear", "log_every": 1, "save_every": 3, "learning_rate": 1e-2,
+    }  # fmt: skip
+    options |= changes.pop("options", {})
+    goal = changes.pop("objective", GOAL)
+    architecture = changes.pop("architecture", ARCHITECTURE)
+    selected = changes.pop("selected", None) or select_signals(
+        store.manifests(changes.pop("signals", SIGNALS), [1, 2, 3]),
+        name="tiny",
+        objective=goal,
+        align=Alignment(),
+        architecture=architecture,
+        checkpoint=changes.get("checkpoint"),
+        init=changes.get("init", "random"),
+        blocks=None,
+    )
+    arguments: dict[str, Any] = {
+        "name": "tiny",
+        "selected": selected,
+        "stores": store.stores,
+        "output": root / "student",
+        "curve": root / "curve.csv",
+        "work": root / "work",
+        "architecture": architecture,
+        "checkpoint": None,
+        "init": "random",
+        "objective": goal,
+        "options": TrainOptions(**options),
+        "pool_segments": 2,
+        "gradient_norms": False,
+        "device": "cpu",
+    }
+    train_student(**arguments | changes)
+
+
+def equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
+    assert ours.keys() == theirs.keys()
+    return all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def curve(root: Path) -> list[dict[str, float]]:
+    """The logged rows; a term that was off has no value."""
+    with (root / "curve.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return [{key: float(value) for key, value in row.items() if value} for row in rows]
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """End the run by an exception when `step` steps are done."""
+    plain = Progress.on_step_end
+
+    def at(self, args, state, control, **kwargs):
+        plain(self, args, state, control, **kwargs)
+        if state.global_step == step:
+            raise InterruptedRunError
+
+    monkeypatch.setattr(Progress, "on_step_end", at)
+
+
+def run_on_two_ranks(store: Captured, root: Path, objective: Objective, **options: Any) -> None:
+    """Train one student in two processes that share its batches."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    script = (
+        "import json, sys; from pathlib import Path; from tests.captured import Captured\n"
+        "from pipeline.student.objective import Objective\n"
+        "from tests.student.runs import run\n"
+        "run(Captured(Path(sys.argv[1]), 'causal-lm'), Path(sys.argv[2]),"
+        " objective=Objective.model_validate_json(sys.argv[3]), options=json.loads(sys.argv[4]))"
+    )
+    arguments = [str(store.root), str(root), objective.model_dump_json(), json.dumps(options)]
+    ranks = []
+    for rank in range(2):
+        environment = os.environ | {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+            "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true",
+        }  # fmt: skip
+        command = [sys.executable, "-c", script, *arguments]
+        ranks.append(subprocess.Popen(command, env=environment, cwd=Path(__file__).parents[2]))
+    assert [process.wait(timeout=240) for process in ranks] == [0, 0]
