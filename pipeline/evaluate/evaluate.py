@@ -198,9 +198,11 @@ def is_constant(rows: Sequence[Row]) -> bool:
     return len(answers) > 1 and all(answer == answers[0] for answer in answers)
 
 
-def _shown(metrics: Mapping[str, Any], split: Split) -> dict[str, float]:
-    return {
-        name: round(value, 6)
+def _shown(metrics: Mapping[str, Any], split: Split) -> str:
+    """Say a split's scores in one line of the log."""
+    prefix = f"{split}_"
+    return ", ".join(
+        f"{name.removeprefix(prefix)} {value:.4g}"
         for name, value in metrics.items()
-        if name.startswith(f"{split}_") and isinstance(value, float)
-    }
+        if name.startswith(prefix) and isinstance(value, float)
+    )
