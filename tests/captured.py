@@ -1,7 +1,7 @@
 """Tiny captured stores, made by the real `capture` from a random teacher and ragged random rows."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -255,3 +255,21 @@ def receipts_mtimes(captured: Captured) -> dict[Path, int]:
         for path in sorted((captured.store / folder).rglob("*"))
         if path.is_file()
     }
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 1
+    path.write_bytes(data)
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "flipped byte": _flip,
+    "short": _cut,
+    "missing": Path.unlink,
+}
+"""What may happen to a file of a store, by name."""

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 def add_adapters(
     model: PreTrainedModel, options: LoraOptions, *, fresh: Collection[str] = ()
 ) -> None:
-    """Put adapters into a model and freeze all else; its outputs stay the same for now.
+    """Put adapters into a model and freeze all else; its outputs stay the same until it trains.
 
     Random weights are drawn from torch's generator.
 

@@ -26,6 +26,7 @@ from pipeline.teacher.reference import TeacherReference
 from pipeline.teacher.weights import weights_sha256
 from pipeline.teacher.whole import is_whole
 from tests.captured import (
+    DAMAGES,
     OPTIONS,
     Captured,
     copied,
@@ -135,18 +136,10 @@ def test_another_form_of_a_layer_takes_the_statistics_that_are_there(store, whol
     assert {name: store.digests()[name] for name in whole.digests()} == whole.digests()
 
 
-@pytest.mark.parametrize("damage", ["flipped byte", "short", "missing"])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_shard_is_hidden_first_and_then_captured_again(damage, store, whole, monkeypatch):
     path = shard(store, HIDDEN, 1)
-    data = bytearray(path.read_bytes())
-    match damage:
-        case "flipped byte":
-            data[len(data) // 3] ^= 1
-            path.write_bytes(data)
-        case "short":
-            path.write_bytes(data[:-7])
-        case "missing":
-            path.unlink()
+    DAMAGES[damage](path)
     visible: list[set[str]] = []
     ran: list[tuple[int, tuple[str, ...]]] = []
     plain = module.SegmentCapture.__call__

@@ -21,6 +21,7 @@ from pipeline.teacher import capture as module
 from pipeline.teacher.request import LayerRequest, resolve_signals
 from pipeline.teacher.whole import is_whole
 from tests.captured import (
+    DAMAGES,
     Captured,
     copied,
     prepared,
@@ -134,18 +135,10 @@ def test_a_damaged_part_of_a_block_is_written_again(is_missing, store, whole):
     assert path.read_bytes() == (whole.layout.assets / path.name).read_bytes()
 
 
-@pytest.mark.parametrize("damage", ["flipped byte", "short", "missing"])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_shard_of_pairs_is_found_and_captured_again(damage, store, whole, ran):
     path = store.store / f"features.zarr/{MAP.name}/levels/c/1/0"
-    data = bytearray(path.read_bytes())
-    match damage:
-        case "flipped byte":
-            data[len(data) // 3] ^= 1
-            path.write_bytes(data)
-        case "short":
-            path.write_bytes(data[:-7])
-        case "missing":
-            path.unlink()
+    DAMAGES[damage](path)
     with pytest.raises(IntegrityError):
         store.reader.read_segment(1, [MAP.name])
     store.capture(SIGNALS)
