@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 SHELL := /bin/bash
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: install git repro test check style bench clean
+.PHONY: install git repro test faults check style bench clean
 
 install: $(STAMP)
 
@@ -31,6 +31,10 @@ repro: git $(STAMP)
 test: check
 	python -m pytest
 	python -m pytest -m "slow or e2e"
+
+# Every fault many times, the slow ones too; the table of faults comes last.
+faults: $(STAMP)
+	python -m pytest tests/faults --faults many -m "not gpu" -q --durations=0 --durations-min=30
 
 check: $(STAMP)
 	ruff check .

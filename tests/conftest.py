@@ -27,6 +27,15 @@ def _connect_on_this_machine(self: socket.socket, address: Any) -> None:
     _connect(self, address)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--faults",
+        choices=("few", "many"),
+        default="few",
+        help="How often faults are injected: `few` for every day, `many` for `make faults`.",
+    )
+
+
 def pytest_configure() -> None:
     """Before any test module is imported: libraries look for nothing outside this machine."""
     os.environ["HF_HUB_OFFLINE"] = "1"
