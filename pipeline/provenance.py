@@ -3,16 +3,28 @@
 A fingerprint is the SHA-256 of sorted JSON, so it does not depend on key order, host or time.
 """
 
+import errno
 import hashlib
 import json
 import os
 import platform
+import shutil
 import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError, IntegrityError, ResourceError
+from pipeline.errors import ConfigError, DecantError, IntegrityError, ResourceError
+
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Disk full, quota used up, file too large: the errors that a number of bytes explains."""
+NO_ROOM_WORDS = (
+    *("No space left on device", "Disk quota exceeded", "File too large"),
+    *("file write failed", "unexpected pos", "iostream error"),
+)
+"""How libraries that raise errors of their own say so: safetensors, then `torch.save`."""
 
 
 def canonical_json(value: Any) -> bytes:
@@ -47,12 +59,150 @@ def fsync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def _make_directory(path: Path) -> None:
-    """Create a directory and what is above it, each made durable in its parent."""
+def sync_what_is_there(paths: Iterable[Path]) -> None:
+    """Make files and directories durable that others have written; what is missing is left out.
+
+    A process that was killed between a rename and the sync of its directory leaves a file that
+    looks whole to the next one: whoever builds on it must sync it first.
+
+    Raises:
+        ResourceError: If the file system refuses.
+    """
+    for path in sorted(paths):
+        try:
+            fsync_directory(path)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise refused(path, error) from error
+
+
+def sync_tree(directory: Path) -> None:
+    """Make all that is in `directory` durable, at any depth, whoever wrote it."""
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        elif path.is_dir():
+            fsync_directory(path)
+    fsync_directory(directory)
+
+
+def make_directory(path: Path) -> None:
+    """Create a directory and what is above it, each durable before anything is put into it.
+
+    So one that holds something is durable. One that is empty may be what a process that was killed
+    left behind before it synced: its parent is synced again.
+    """
     if not path.is_dir():
-        _make_directory(path.parent)
+        make_directory(path.parent)
         path.mkdir(exist_ok=True)
         fsync_directory(path.parent)
+    elif _is_empty(path) and os.access(path.parent, os.R_OK):
+        fsync_directory(path.parent)
+
+
+def _is_empty(directory: Path) -> bool:
+    with os.scandir(directory) as entries:
+        return next(entries, None) is None
+
+
+def replace_directory(place: Path, written: Path) -> None:
+    """Put the directory `written` in the place of another, durably: `place` is whole or not there.
+
+    Both are on one file system. Between two renames there is neither; a killed process may leave
+    the earlier one beside it, hidden, until the next call.
+    """
+    sync_tree(written)
+    earlier = place.with_name(f".{place.name}.earlier")
+    shutil.rmtree(earlier, ignore_errors=True)
+    if place.exists():
+        place.rename(earlier)
+    written.rename(place)
+    fsync_directory(place.parent)
+    shutil.rmtree(earlier, ignore_errors=True)
+
+
+def write_file(path: Path, data: bytes, *, aside: Path) -> None:
+    """Write `data` so that `path` holds all of it or what it held before.
+
+    The content is durable before it has its name; the name is once `path.parent` is synced.
+
+    Args:
+        path: The file.
+        data: Its content.
+        aside: Directory for the unfinished file, on the same file system.
+
+    Raises:
+        OSError: If the file system refuses; nothing stays behind.
+    """
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=aside)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def unfinished_files(directory: Path) -> list[Path]:
+    """Return what processes that were killed within `write_file` left at any depth.
+
+    For those alone who keep other writers out: a living process's look the same.
+    """
+    return [path for path in directory.rglob(".*.????????") if path.is_file()]
+
+
+def refused(path: Path, error: OSError, needed: int | None = None) -> ResourceError:
+    """Return the error for a file system that refuses to write `path`, of `needed` bytes."""
+    found = error.strerror
+    if needed is not None and error.errno in NO_ROOM:
+        found = f"{found}: needs {needed:,} bytes, {free_bytes(path)} free"
+    return ResourceError(
+        f"{path}: cannot be written ({found}); free space or fix permissions, then run the same "
+        "command again: what is finished is kept"
+    )
+
+
+def is_no_room(error: BaseException) -> bool:
+    """Tell whether an error, of whatever library, says that the disk or a quota is full."""
+    if isinstance(error, DecantError):
+        return False
+    number = error.errno if isinstance(error, OSError) else None
+    return number in NO_ROOM or any(words in str(error) for words in NO_ROOM_WORDS)
+
+
+@contextmanager
+def needing_room(place: Path, needed: int) -> Iterator[None]:
+    """Say how much room a library needed that failed to write `place` for want of it.
+
+    Raises:
+        ResourceError: With `needed`, in bytes, and those that are free.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_no_room(error):
+            raise
+        raise ResourceError(
+            f"{place}: cannot be written ({' '.join(str(error).split())}: needs about {needed:,} "
+            f"bytes, {free_bytes(place)} free); free space, then run the same command again: what "
+            "is finished is kept"
+        ) from error
+
+
+def free_bytes(path: Path) -> str:
+    """Return what this user may still write where `path` is to be, for a message."""
+    for directory in path.parents:
+        try:
+            return f"{shutil.disk_usage(directory).free:,}"
+        except OSError:
+            continue
+    return "unknown"
 
 
 def write_bytes_atomically(path: Path, data: bytes, *, aside: Path | None = None) -> None:
@@ -66,33 +216,26 @@ def write_bytes_atomically(path: Path, data: bytes, *, aside: Path | None = None
     Raises:
         ResourceError: If the file system refuses, for example because no space is left.
     """
-    aside = aside or path.parent
     try:
-        _make_directory(path.parent)
-        _make_directory(aside)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=aside)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        make_directory(path.parent)
+        if aside is not None:
+            # Not durable: what is in it is lost at a crash, and so may it be.
+            aside.mkdir(parents=True, exist_ok=True)
+        write_file(path, data, aside=aside or path.parent)
         fsync_directory(path.parent)
     except OSError as error:
-        raise ResourceError(
-            f"{path}: cannot be written ({error.strerror}); free space or fix permissions, "
-            "then run the same command again: what is finished is kept"
-        ) from error
+        raise refused(path, error, len(data)) from error
+
+
+def json_text(value: Any) -> bytes:
+    """Return `value` as readable, sorted JSON; NaN and infinities are refused."""
+    text = json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode()
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as readable, sorted JSON, atomically."""
-    text = json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
-    write_bytes_atomically(path, (text + "\n").encode())
+    write_bytes_atomically(path, json_text(value))
 
 
 def read_json(path: Path) -> Any:

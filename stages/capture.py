@@ -80,6 +80,7 @@ def capture(teacher: str, params: Path, no_wait: bool, verify: bool) -> None:
                 device=prepare_torch(machine),
                 scheduler=machine.scheduler,
                 workers=machine.workers,
+                worker_megabytes=machine.worker_megabytes,
                 writers=machine.writers,
                 wait=not no_wait,
             ),

@@ -21,11 +21,8 @@ from pipeline.provenance import read_json, write_json
 from pipeline.store.forms.form import Geometry
 from pipeline.store.records import Declaration
 from pipeline.store.signals import Signal, dotted
-from pipeline.student.architecture import student_configuration, teacher_configuration
 from pipeline.student.needs import depth_of, select_signals
 from pipeline.student.objective import check_task as check_losses
-from pipeline.student.outputs import check_output_loss, temperature_index
-from pipeline.student.sizes import check_sizes
 from pipeline.tasks import generates, models_language
 from pipeline.teacher.request import needs_of, resolve_layers, resolve_signals
 from pipeline.training.options import TrainOptions
@@ -166,16 +163,21 @@ def _check_teacher(
             f"{key}.tokens.max_length: found {teacher.tokens.max_length}, the teacher's context is "
             f"{context}; lower it"
         )
+    depth = depth_of(config)
+    if depth is not None:
+        # Before the students, whose check needs torch.
+        _signals(f"{key}.capture", teacher.capture, depth, task)
     for student, options in students.items():
         check_losses(options.loss, task, key=f"students.{student}.loss")
         _check_output(student, options, teacher.capture, task)
-    depth = depth_of(config)
     if depth is not None:
         _rehearse(key, teacher.capture, config, depth, task, students)
 
 
 def _check_output(name: str, student: StudentParams, capture: CaptureParams, task: str) -> None:
     """See that the logits' form serves the output term, and a student that has fewer ids."""
+    from pipeline.student.outputs import check_output_loss, temperature_index
+
     logits, term = capture.logits_form(), student.loss.output
     if logits is None or term.weight.is_off:
         return
@@ -201,6 +203,12 @@ def _teacher_config(model: TeacherModel) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
+def _signals(key: str, capture: CaptureParams, depth: int, task: str) -> list[Signal]:
+    return resolve_signals(
+        capture.requests(), capture.logits_form(), depth=depth, task=task, key=key
+    )
+
+
 def _rehearse(
     key: str,
     capture: CaptureParams,
@@ -211,9 +219,7 @@ def _rehearse(
 ) -> None:
     """Let every student select its signals from manifests as capture will write them."""
     key = f"{key}.capture"
-    signals = resolve_signals(
-        capture.requests(), capture.logits_form(), depth=depth, task=task, key=key
-    )
+    signals = _signals(key, capture, depth, task)
     records: dict[str, Any] = {"store": {"store": "", "layers": depth, "config": config}}
     for signal in signals:
         records[dotted(signal.name)] = {
@@ -250,6 +256,9 @@ def _rehearse(
 
 def _check_architecture(name: str, student: StudentParams, config: dict[str, Any]) -> None:
     """Build the student's configuration, where its teacher's is known, and compare head counts."""
+    from pipeline.student.architecture import student_configuration, teacher_configuration
+    from pipeline.student.sizes import check_sizes
+
     architecture = student.model.architecture
     if architecture is None or "model_type" not in config:
         return

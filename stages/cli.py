@@ -20,6 +20,8 @@ COMMANDS = {
     "report": "report",
     "compare": "compare",
     "inspect": "inspect",
+    "verify": "verify",
+    "copy": "copy",
     "gc": "gc",
 }
 """Commands in the order of the pipeline, and the module of `stages` each lives in."""

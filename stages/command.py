@@ -13,14 +13,12 @@ import click
 from tqdm import tqdm
 
 from pipeline.errors import DecantError, ResourceError
+from pipeline.provenance import free_bytes, is_no_room
 
 Arguments = ParamSpec("Arguments")
 INTERRUPTED = 130
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
-NO_SPACE_WORDS = ("No space left on device", "File too large", "file write failed")
-"""How safetensors and torch, which raise errors of their own, say that a write was refused."""
 
 params_option = click.option(
     "--params",
@@ -64,10 +62,10 @@ def resource_error(error: BaseException) -> ResourceError | None:
     text = " ".join(str(error).split())
     number = error.errno if isinstance(error, OSError) else None
     place = getattr(error, "filename", None) or "data"
-    if number in NO_SPACE or any(words in text for words in NO_SPACE_WORDS):
+    if is_no_room(error):
         return ResourceError(
-            f"{place}: cannot be written ({text}); free space, then run the same command again: "
-            "what was written stays valid"
+            f"{place}: cannot be written ({text}: {free_bytes(Path(place))} bytes free); free "
+            "space, then run the same command again: what was written stays valid"
         )
     if number in NO_ACCESS:
         return ResourceError(

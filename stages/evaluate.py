@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -30,6 +31,8 @@ def evaluate(student: str, params: Path) -> None:
     Example:
       decant evaluate aligned
     """
+    teacher = section(params, f"students.{student}.teacher", str)
+    options: EvaluateParams = section(params, "evaluate", EvaluateParams)
     import torch
 
     from pipeline.corpus.tokens import TokenSet
@@ -40,8 +43,6 @@ def evaluate(student: str, params: Path) -> None:
     from pipeline.evaluate.vocabulary import student_token_set
     from pipeline.tasks import generates
 
-    teacher = section(params, f"students.{student}.teacher", str)
-    options: EvaluateParams = section(params, "evaluate", EvaluateParams)
     device = torch.device(prepare_torch(runtime()))
     teacher_tokens = TokenSet.load(DATA / "corpus" / "tokens" / teacher)
     directory = DATA / "students" / student
@@ -64,7 +65,7 @@ def evaluate(student: str, params: Path) -> None:
         # The teacher's: speeds of other lengths would not compare.
         timing_length=min(TIMING_LENGTH, teacher_tokens.meta.max_length),
     )
-    metrics = found.metrics
+    metrics = found.metrics | {"trained_from": _trained_from(directory)}
     reference = read_json(DATA / "selected" / f"{student}.agreement.json")
     if reference is not None and tokens is not teacher_tokens:
         logger.info("%s has a vocabulary of its own: no agreement with its teacher", student)
@@ -77,9 +78,23 @@ def evaluate(student: str, params: Path) -> None:
             batch_tokens=BATCH_TOKENS,
             device=device,
         )
+        metrics["compared_with"] = [reference]
     write_predictions(DATA / "predictions" / "students" / f"{student}.jsonl", found.predictions)
     output = DATA / "metrics" / "students" / f"{student}.json"
     write_json(output, {"name": student, "teacher": teacher, **metrics})
+
+
+def _trained_from(directory: Path) -> list[dict[str, Any]]:
+    """Return store, signal and digest of all that the student was trained from.
+
+    As a list: DVC makes no column of the table of metrics of it.
+    """
+    path = directory / "distillation.json"
+    record = read_json(path) if path.exists() else {}
+    signals = sorted(record.get("signals", {}).items())
+    return [
+        {"store": record["store"], "signal": name, "digest": digest} for name, digest in signals
+    ]
 
 
 if __name__ == "__main__":

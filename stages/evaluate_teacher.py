@@ -26,6 +26,7 @@ def evaluate_teacher(teacher: str, params: Path) -> None:
     Example:
       decant evaluate-teacher main
     """
+    options: EvaluateParams = section(params, "evaluate", EvaluateParams)
     import torch
 
     from pipeline.corpus.tokens import TokenSet
@@ -34,7 +35,6 @@ def evaluate_teacher(teacher: str, params: Path) -> None:
     from pipeline.teacher.load import load_teacher
     from pipeline.teacher.reference import TeacherReference
 
-    options: EvaluateParams = section(params, "evaluate", EvaluateParams)
     device = torch.device(prepare_torch(runtime()))
     tokens = TokenSet.load(DATA / "corpus" / "tokens" / teacher)
     directory = DATA / "teachers" / teacher

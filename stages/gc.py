@@ -1,41 +1,87 @@
-"""gc: removes stores that no manifest of this checkout names; DVC does not own them."""
+"""gc: removes stores and signals that no revision of the project names; DVC does not own them."""
+
+from pathlib import Path
 
 import click
+from rich.console import Console
+from rich.table import Table
 
-from pipeline.errors import ConfigError
-from pipeline.store.gc import remove_store, store_bytes, unreferenced_stores
+from pipeline.errors import ConfigError, ResourceError
+from pipeline.store.upkeep.revisions import Named, named_signals
+from pipeline.store.upkeep.unneeded import unneeded
 from stages.command import stage
-from stages.project import DATA, stores
+from stages.project import DATA, shared_root, stores
+
+SHOWN = 3
 
 
 @click.command()
-@click.option("--delete", is_flag=True, help="Delete them; without it they are only listed.")
+@click.option("--yes", is_flag=True, help="Remove them; without it they are only listed.")
+@click.option(
+    "--even-unknown",
+    is_flag=True,
+    help="With --yes: also if revisions that capture keep no manifests in git.",
+)
 @stage
-def gc(delete: bool) -> None:
-    """List the stores below data/stores that no manifest below data/manifests names.
+def gc(yes: bool, even_unknown: bool) -> None:
+    """List the stores, and the signals of needed stores, that no revision names.
 
-    Manifests of other branches and of experiments are not looked at: capture rebuilds what they
-    name when it is asked for.
+    Asked are the manifests below data/manifests of every branch, here and of remotes, of every tag,
+    stash, experiment (queued ones too) and worktree, and the files as they are now. What a running
+    capture holds stays. What is removed by mistake `decant capture` brings back.
 
     \b
     Example:
       decant gc
-      decant gc --delete
+      decant gc --yes
     """
-    manifests = DATA / "manifests"
-    if not any(manifests.glob("*/*.json")):
+    named = named_signals([Path.cwd(), shared_root()])
+    if not named.signals:
         raise ConfigError(
-            f"{manifests}: found no manifest, so every store would look unneeded; run "
+            f"{DATA / 'manifests'}: found no manifest, so every store would look unneeded; run "
             "`dvc repro capture` first, or delete directories of data/stores by hand"
         )
-    found = unreferenced_stores(stores(), manifests)
-    total = 0
-    for path in found:
-        size = remove_store(path) if delete else store_bytes(path)
-        total += size
-        click.echo(f"{path.name:<18} {size:>16,} bytes")
-    done = "deleted" if delete else "not needed; --delete removes them"
-    click.echo(f"{len(found)} stores, {total:,} bytes {done}")
+    if yes and named.silent and not even_unknown:
+        raise ConfigError(
+            f"{_silent(named)}, so nobody knows what they need; commit data/manifests there, or "
+            "give --even-unknown: what they need is then captured again when it is asked for"
+        )
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+    for column in ("store", "signal", "bytes", "reason"):
+        table.add_column(column, justify="right" if column == "bytes" else "left", no_wrap=True)
+    counts = {"stores": 0, "signals": 0, "bytes": 0}
+    for found in unneeded(stores(), named.signals):
+        size, reason, is_kept = found.bytes, found.reason, found.holder is not None
+        if yes and not is_kept:
+            try:
+                size = found.remove()
+            except ResourceError as error:
+                is_kept, reason = True, str(error)
+        if found.holder is not None:
+            reason = f"kept: {found.holder} is writing the store"
+        table.add_row(found.store.name, found.name or "all of it", f"{size:,}", reason)
+        if not is_kept:
+            counts["stores" if found.name is None else "signals"] += 1
+            counts["bytes"] += size
+    console = Console(highlight=False)
+    if table.row_count:
+        console.print(table, soft_wrap=True)
+    done = "removed" if yes else "not needed; --yes removes them"
+    said = ", ".join(f"{count:,} {what}" for what, count in counts.items())
+    click.echo(f"{said} {done}")
+    click.echo(_asked(named))
+
+
+def _asked(named: Named) -> str:
+    if not named.in_git:
+        return "not in git: only the files that are here now were asked"
+    said = f"asked: {named.revisions} revisions, and the files as they are now"
+    return f"{said}; {_silent(named)}: what they need is not known" if named.silent else said
+
+
+def _silent(named: Named) -> str:
+    shown = ", ".join(named.silent[:SHOWN]) + (", …" if len(named.silent) > SHOWN else "")
+    return f"{len(named.silent)} revisions have a capture stage but no manifests in git ({shown})"
 
 
 if __name__ == "__main__":

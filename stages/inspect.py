@@ -1,64 +1,132 @@
-"""inspect: what a store holds, from its records alone."""
+"""inspect: what a store holds and where it came from, from its records alone."""
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.axes import SPLITS
+from pipeline.axes import SPLITS, TRAIN
+from pipeline.errors import DecantError, IntegrityError
 from pipeline.provenance import read_json
 from pipeline.store.reader import StoredSignal, StoreReader
+from pipeline.store.records import Declaration
+from pipeline.store.sealed import read_record
+from pipeline.teacher.reference import TeacherReference
 from stages.command import stage
 
 DIGEST_CHARACTERS = 8
 RIGHT = ("tokens", "bytes", "B/token", "skipped")
+SKIPPED_SHOWN = 20
 
 
 @click.command()
 @click.argument("store", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @stage
 def inspect(store: Path) -> None:
-    """Show signals, forms, bytes, bytes a token, fingerprints and provenance of STORE.
+    """Show signals, forms, bytes, provenance and skipped examples of STORE.
+
+    Signals that a capture has begun and not finished are shown as pending, records that cannot be
+    read as damaged; `decant verify` looks at every file.
 
     \b
     Example:
       decant inspect data/stores/3f2a9c41d0b7e856
     """
     reader = StoreReader(store)
-    signals = [reader.signal(name) for name in sorted(reader.signals, key=_natural)]
+    damaged: dict[str, str] = {}
+
+    def attempt(read: Callable[[], Any], what: str, instead: Any) -> Any:
+        try:
+            return read()
+        except DecantError as error:
+            damaged[what] = str(error)
+            return instead
+
+    names = sorted(reader.signals, key=_natural)
+    found = [attempt(lambda name=name: reader.signal(name), name, None) for name in names]
+    signals: list[StoredSignal] = [signal for signal in found if signal is not None]
+    examples = attempt(lambda: reader.examples, "examples", None)
+    model_type = attempt(
+        lambda: reader.teacher_config().get("model_type", "unknown"), "the teacher's config", "?"
+    )
+    software = attempt(lambda: _software(reader, signals), "software", [])
+    pending = attempt(lambda: _pending(reader), "pending signals", {})
     console = Console(highlight=False)
     console.print(f"[bold]store {store.resolve().name}[/]", soft_wrap=True)
     facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for key, value in _facts(reader, signals).items():
+    teacher = f"{model_type}{_where(store, reader)}"
+    tokens = "unknown" if examples is None else f"{int(examples['length'].sum()):,}"
+    for key, value in _facts(reader, signals, teacher, tokens).items():
         facts.add_row(key, value)
+    facts.add_row("captured with", "\n".join(software) or "unknown")
     console.print(facts)
     console.print()
     console.print(_signals(signals))
+    for name, count in pending.items():
+        console.print(f"pending: {name}, {count}; run the capture stage again", soft_wrap=True)
+    for what, error in damaged.items():
+        console.print(f"damaged: {what}: {error}", soft_wrap=True, markup=False)
+    skipped = [] if examples is None else _skipped(reader, signals)
+    if skipped:
+        console.print()
+        console.print(_skipped_table(reader, skipped))
+        console.print(
+            f"{len(skipped):,} training examples are skipped by a signal that is not finite there; "
+            "a student that uses it is not trained on them",
+            soft_wrap=True,
+        )
 
 
-def _facts(reader: StoreReader, signals: list[StoredSignal]) -> dict[str, str]:
+def _facts(
+    reader: StoreReader, signals: list[StoredSignal], teacher: str, tokens: str
+) -> dict[str, str]:
     plan, spec = reader.plan, reader.plan["spec"]
     segments = Counter(plan["segments"])
-    model_type = reader.teacher_config().get("model_type", "unknown")
     total = sum(signal.bytes for signal in signals)
     # Hidden states and attention are kept for training alone, logits for all: no plain quotient.
     for_each = sum(signal.bytes / signal.tokens for signal in signals if signal.tokens)
+    cut, weights = spec.get("segments", {}), spec.get("teacher", {})
+    fraction = cut.get("fraction", 1)
+    share = "all training rows" if fraction == 1 else f"{fraction:.4g} of the training rows"
+    if cut.get("limit") is not None:
+        share += f", at most {cut['limit']:,}"
     return {
         "task": plan["task"],
         "examples": f"{plan['examples']:,}",
-        "tokens": f"{int(reader.examples['length'].sum()):,}",
+        "tokens": tokens,
         "segments": f"{', '.join(f'{segments[name]} {name}' for name in SPLITS if segments[name])}"
         f"; of {plan['segment_tokens']:,} tokens",
         "features": f"{total:,} bytes; {for_each:,.1f} bytes for a token with all signals",
-        "teacher": f"{model_type}, weights {_short(spec['teacher']['weights_sha256'])}",
-        "corpus": f"tokens {_short(spec['tokens'])}, tokenizer {_short(spec['tokenizer'])}",
-        "computed in": f"{spec['segments']['dtype']}, batches of up to "
-        f"{spec['segments']['batch_tokens']:,} tokens",
+        "teacher": f"{teacher}, weights {_short(weights.get('weights_sha256'))}, "
+        f"configuration {_short(weights.get('config'))}",
+        "corpus": f"tokens {_short(spec.get('tokens'))}, tokenizer {_short(spec.get('tokenizer'))}",
+        "chosen": f"{share}, seed {cut.get('seed', 'unknown')}",
+        "computed in": f"{cut.get('dtype', 'unknown')}, batches of up to "
+        f"{cut.get('batch_tokens', 0):,} tokens",
         "assets": ", ".join(sorted(reader.index["assets"])) or "none beside the tokenizer",
-        "captured with": "\n".join(_software(reader)) or "unknown",
+        "format": f"{spec.get('format', 'unknown')}",
     }
+
+
+def _where(store: Path, reader: StoreReader) -> str:
+    """Say which model the weights are of, if the project beside the store has its reference."""
+    weights = reader.plan["spec"].get("teacher", {})
+    revision = weights.get("revision")
+    for path in sorted((store.resolve().parent.parent / "teachers").glob("*/teacher.json")):
+        try:
+            reference = TeacherReference.load(path.parent)
+        except IntegrityError:
+            continue
+        if weights and reference.identity() == weights:
+            revision = reference.revision
+            model = f"trained as {path.parent.name}" if reference.trained else reference.model
+            return f" ({model}{f' at {revision}' if revision else ''})"
+    return f" (revision {revision})" if revision else ""
 
 
 def _signals(signals: list[StoredSignal]) -> Table:
@@ -84,17 +152,56 @@ def _signals(signals: list[StoredSignal]) -> Table:
     return table
 
 
-def _software(reader: StoreReader) -> list[str]:
+def _pending(reader: StoreReader) -> dict[str, str]:
+    """Return how far each signal is that was declared and is not whole."""
+    layout, found = reader.layout, {}
+    for path in sorted((layout.root / "receipts").glob("*/declaration.json")):
+        declared = Declaration.from_json(read_record(path, layout.root))
+        if declared.signal not in reader.index["signals"]:
+            receipts = len(list(path.parent.glob("[0-9]*.json")))
+            segments = sum(len(reader.segments(split)) for split in declared.splits)
+            found[declared.signal] = f"{receipts} of {segments} segments have a receipt"
+    return found
+
+
+def _skipped(reader: StoreReader, signals: list[StoredSignal]) -> list[tuple[int, Sequence[str]]]:
+    """Return position and signals of each training example that a signal is not finite in."""
+    train = set(reader.segments(TRAIN))
+    found: dict[int, list[str]] = defaultdict(list)
+    for signal in signals:
+        for number in sorted(train & signal.receipts.keys()):
+            members = reader.examples_in(number)
+            slots = reader.examples["slot"][members]
+            for example in members[np.isin(slots, signal.receipts[number].skipped)].tolist():
+                found[example].append(signal.declaration.signal.rsplit("-", 1)[0])
+    return sorted(found.items())
+
+
+def _skipped_table(reader: StoreReader, skipped: list[tuple[int, Sequence[str]]]) -> Table:
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+    for column in ("not trained on", "row", "source row", "signals"):
+        table.add_column(column, justify="right" if "row" in column else "left")
+    examples = reader.examples
+    for example, names in skipped[:SKIPPED_SHOWN]:
+        place = (examples[key][example] for key in ("row", "source_row"))
+        table.add_row(TRAIN, *(f"{number:,}" for number in place), ", ".join(names))
+    if len(skipped) > SKIPPED_SHOWN:
+        table.add_row(f"and {len(skipped) - SKIPPED_SHOWN:,} more")
+    return table
+
+
+def _software(reader: StoreReader, signals: Sequence[StoredSignal]) -> list[str]:
     """Return the versions that wrote the signals' manifests, the most frequent first."""
+    manifests = [read_json(reader.layout.manifest(s.declaration.signal)) for s in signals]
     found = Counter(
         ", ".join(f"{key} {version}" for key, version in manifest.get("software", {}).items())
-        for manifest in (read_json(reader.layout.manifest(name)) for name in reader.signals)
+        for manifest in manifests
     )
     return [versions for versions, _ in found.most_common() if versions]
 
 
-def _short(digest: str) -> str:
-    return digest[:DIGEST_CHARACTERS]
+def _short(digest: Any) -> str:
+    return str(digest or "unknown")[:DIGEST_CHARACTERS]
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -17,6 +17,9 @@ from pipeline.errors import ConfigError
 SectionType = TypeVar("SectionType")
 Key = str | int
 MAX_SHOWN = 60
+MAX_REASON = 500
+MAX_BYTES = 2**20
+MAX_VALUES, MAX_DEPTH = 100_000, 100
 QUOTE = "'"
 
 EXPECTED = {
@@ -44,17 +47,41 @@ def read_yaml(path: Path) -> Any:
     """Read YAML 1.2 exactly as DVC does, so that `1e-4` is the number DVC recorded.
 
     Raises:
-        ConfigError: If the file is missing or is not YAML.
+        ConfigError: If the file is missing or is not YAML, or holds more than parameters do.
     """
     try:
-        return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise ConfigError(
+                f"{path}: {size} bytes, expected at most {MAX_BYTES} of parameters; give the right "
+                "file"
+            )
+        value = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(
             f"{path}: {error.strerror}; run the command in the directory that holds it"
         ) from error
-    except (YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
+    except (YAMLError, UnicodeDecodeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:MAX_REASON]
         raise ConfigError(f"{path}: not YAML ({reason}); correct the file") from error
+    _check_extent(path, value)
+    return value
+
+
+def _check_extent(path: Path, value: Any) -> None:
+    """Count values with aliases written out: a few lines can stand for billions, or for no end."""
+    waiting, count = [(value, 0)], 0
+    while waiting:
+        item, depth = waiting.pop()
+        count += 1
+        if count > MAX_VALUES or depth > MAX_DEPTH:
+            raise ConfigError(
+                f"{path}: with its aliases written out it has more than {MAX_VALUES} values or "
+                f"{MAX_DEPTH} levels; write it without aliases"
+            )
+        if isinstance(item, (dict, list)):
+            below = item.values() if isinstance(item, dict) else item
+            waiting += [(part, depth + 1) for part in below]
 
 
 def section(params: Path, key: str, kind: type[SectionType] | Any) -> Any:

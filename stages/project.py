@@ -18,15 +18,17 @@ class Runtime(Section):
 
     Attributes:
         device: A torch device; `auto` takes CUDA where there is one.
-        scheduler: Dask's scheduler for capture.
-        workers: Segments captured at once by the `threads` scheduler.
+        scheduler: Dask's scheduler for capture; `processes` are workers that may die.
+        workers: Segments captured at once by `threads` or `processes`.
+        worker_megabytes: Memory at which a worker process is ended; 0 sets no limit.
         writers: Threads that compress and write shards.
         threads: Threads of torch; 0 leaves its choice.
     """
 
     device: str = "auto"
-    scheduler: Literal["synchronous", "threads"] = "synchronous"
+    scheduler: Literal["synchronous", "threads", "processes"] = "synchronous"
     workers: Annotated[int, Field(ge=1)] = 2
+    worker_megabytes: Annotated[int, Field(ge=0)] = 0
     writers: Annotated[int, Field(ge=1)] = 1
     threads: Annotated[int, Field(ge=0)] = 0
 

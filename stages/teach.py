@@ -22,10 +22,10 @@ def teach(teacher: str, params: Path) -> None:
     Example:
       decant teach main
     """
-    from pipeline.teacher.teach import teach as run
-
     model = section(params, f"teachers.{teacher}.model", TeacherModel)
     fit = section(params, f"teachers.{teacher}.fit", TrainOptions | None)
+    from pipeline.teacher.teach import teach as run
+
     run(
         name=teacher,
         tokens=DATA / "corpus" / "tokens" / teacher,

@@ -6,8 +6,6 @@ from typing import Any
 import click
 
 from pipeline.corpus.files import open_text
-from pipeline.corpus.tokenize import tokenize_corpus, training_texts
-from pipeline.corpus.tokenizer import load_tokenizer, train_tokenizer
 from pipeline.errors import ConfigError
 from stages.command import params_option, stage
 from stages.parameters import section
@@ -28,6 +26,9 @@ def tokenize(teacher: str, params: Path) -> None:
     """
     options = section(params, f"teachers.{teacher}.tokens", TokenParams)
     model = section(params, f"teachers.{teacher}.model", dict[str, Any])
+    from pipeline.corpus.tokenize import tokenize_corpus, training_texts
+    from pipeline.corpus.tokenizer import load_tokenizer, train_tokenizer
+
     corpus = DATA / "corpus" / "text"
     chat_template = None
     if options.chat_template is not None:

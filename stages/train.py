@@ -24,13 +24,13 @@ def train(student: str | None, named: str | None, params: Path) -> None:
     Example:
       decant train aligned
     """
-    from pipeline.student.train import train_student
-
     if (student is None) == (named is None):
         raise ConfigError("train: expected one student; give STUDENT, or --student NAME")
     student = str(student or named)
 
     options = section(params, f"students.{student}", StudentParams)
+    from pipeline.student.train import train_student
+
     train_student(
         name=student,
         selected=read_json(DATA / "selected" / f"{student}.json"),

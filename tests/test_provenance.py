@@ -1,5 +1,6 @@
 """Identity and durability: equal things have equal fingerprints, files are whole or absent."""
 
+import errno
 import os
 import resource
 import subprocess
@@ -12,6 +13,7 @@ from pipeline.errors import ConfigError, IntegrityError, ResourceError
 from pipeline.provenance import (
     file_sha256,
     fingerprint,
+    make_directory,
     read_json,
     software,
     write_bytes_atomically,
@@ -87,21 +89,50 @@ def test_content_and_names_are_synced_in_order(tmp_path, monkeypatch):
         Path, "replace", lambda self, to: events.append("rename") or replace(self, to)
     )
     write_bytes_atomically(tmp_path / "new" / "c" / "a", b"1")
-    assert events[:2] == [str(tmp_path), str(tmp_path / "new")]
-    assert Path(events[2]).parent == tmp_path / "new" / "c"
-    assert events[3:] == ["rename", str(tmp_path / "new" / "c")]
+    # `tmp_path` is empty: whoever made it may have been killed before it was durable.
+    above = [tmp_path.parent, tmp_path, tmp_path / "new"]
+    assert events[:3] == [str(path) for path in above]
+    assert Path(events[3]).parent == tmp_path / "new" / "c"
+    assert events[4:] == ["rename", str(tmp_path / "new" / "c")]
 
 
 def test_no_space_is_a_resource_error_and_leaves_nothing(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
-        with pytest.raises(ResourceError, match=r"a: cannot be written .* free space") as raised:
+        found = r"a: cannot be written \(.*: needs 5,000 bytes, [0-9,]+ free\); free space"
+        with pytest.raises(ResourceError, match=found) as raised:
             write_bytes_atomically(tmp_path / "a", b"x" * 5000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert raised.value.exit_code == 5
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_says_how_much_is_needed_and_free(tmp_path, monkeypatch, code):
+    def full(_: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ResourceError, match=r"needs 1,234,567 bytes, [0-9,]+ free") as raised:
+        write_bytes_atomically(tmp_path / "a" / "b", bytes(1_234_567), aside=tmp_path / "staging")
+    assert "\n" not in str(raised.value)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_an_empty_directory_is_made_durable_and_a_filled_one_is(tmp_path, monkeypatch):
+    """Who finds one empty cannot know whether its maker lived to sync it."""
+    synced = []
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: synced.append(Path(f"/proc/self/fd/{fd}").readlink())
+    )
+    (tmp_path / "a").mkdir()
+    make_directory(tmp_path / "a")
+    assert synced == [tmp_path]
+    (tmp_path / "a" / "b").touch()
+    make_directory(tmp_path / "a")
+    assert synced == [tmp_path]
 
 
 def test_a_directory_that_cannot_be_made_is_a_resource_error(tmp_path):

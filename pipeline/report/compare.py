@@ -151,7 +151,7 @@ def report_metrics(comparison: Comparison) -> dict[str, Any]:
     students: dict[str, dict[str, Any]] = {}
     for row in comparison.rows:
         dumped = row.metrics.model_dump(mode="json", exclude_none=True)
-        metrics = {key: value for key, value in dumped.items() if value != {}}
+        metrics = {key: value for key, value in dumped.items() if value not in ({}, [])}
         if row.is_teacher:
             teachers[row.name] = metrics
             continue

@@ -33,6 +33,16 @@ class Agreement(BaseModel):
     top1: float
 
 
+class UsedSignal(BaseModel):
+    """A signal that a student was trained from or compared with: where it was and what it was."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    store: str
+    signal: str
+    digest: str
+
+
 class ModelMetrics(BaseModel):
     """One model's metrics file; what a task does not have is None.
 
@@ -44,6 +54,8 @@ class ModelMetrics(BaseModel):
         signatures: How sacrebleu computed a measure, in its own words.
         generated_rows: Test rows that text was generated for.
         is_constant: Whether it gives every test row the same answer.
+        trained_from: The signals that a student learnt from; empty in files that do not say.
+        compared_with: The teacher's logits that its agreement is with.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
@@ -58,6 +70,8 @@ class ModelMetrics(BaseModel):
     against_teacher: dict[str, float] = Field(default_factory=dict)
     signatures: dict[str, str] = Field(default_factory=dict)
     is_constant: bool = False
+    trained_from: tuple[UsedSignal, ...] = ()
+    compared_with: tuple[UsedSignal, ...] = ()
     generated_rows: int | None = None
     test_perplexity: float | None = None
     test_nats_per_token: float | None = None

@@ -107,6 +107,11 @@ def encode_shard(values: NDArray[Any], chunk_rows: int) -> bytes:
     return b"".join([*encoded, footer, CRC.pack(google_crc32c.value(footer))])
 
 
+def most_bytes(decoded: int, chunks: int) -> int:
+    """Return how many bytes a shard has at the worst: Blosc keeps what it cannot compress."""
+    return decoded + chunks * (BLOSC_HEADER.size + CRC.size + INDEX_ENTRY.itemsize) + CRC.size
+
+
 def decode_shard(
     data: bytes, part: Part, *, shard_rows: int, chunk_rows: int, name: str
 ) -> NDArray[Any]:

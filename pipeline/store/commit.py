@@ -9,6 +9,7 @@ import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,16 +17,21 @@ from numpy.typing import NDArray
 
 from pipeline.axes import SPLITS
 from pipeline.errors import IntegrityError
-from pipeline.provenance import fingerprint, software
+from pipeline.provenance import fingerprint, refused, software, sync_what_is_there
 from pipeline.store.extent import example_rows, segment_extent
 from pipeline.store.index import index_signal, read_index, withdraw
 from pipeline.store.layout import Layout
 from pipeline.store.plan import Plan
+from pipeline.store.planner import rows_digest
 from pipeline.store.records import Declaration, Receipt, manifest_json
 from pipeline.store.sealed import read_record, write_record
-from pipeline.store.shards import ArraySpec, create_array, matches, shard_name, write_shard
+from pipeline.store.shards import ArraySpec, create_array, matches, shard_name
+from pipeline.store.staging import publish_shards, stage_shard
+from pipeline.store.table import planned_digests
 
 logger = logging.getLogger(__name__)
+WITHIN = "holder"
+"""The attempt of the process that holds the store's lock, where it stages shards itself."""
 
 
 def content_digest(parts: Mapping[str, NDArray[Any]], live_rows: int) -> str:
@@ -42,7 +48,8 @@ class SignalWriter:
     """Writes one signal, segment by segment; threads may share it.
 
     Raises:
-        IncompatibleError: If the declaration's form is not of this software.
+        IncompatibleError: If the declaration's form is not of this software, or a segment of it
+            takes more memory than readers would allow.
     """
 
     def __init__(
@@ -67,6 +74,8 @@ class SignalWriter:
             )
             for name, part in declared.parts().items()
         }
+        for name, spec in self._specs.items():
+            spec.check_size(layout.features / name, 0)
 
     @property
     def is_stored(self) -> bool:
@@ -122,6 +131,57 @@ class SignalWriter:
             for name, spec in self._specs.items()
         }
 
+    def stage_segment(
+        self,
+        segment: int,
+        buffers: Mapping[str, NDArray[Any]],
+        *,
+        rows: str,
+        skipped: tuple[int, ...] = (),
+        attempt: str,
+    ) -> Receipt:
+        """Write one segment's shards aside, durably; any process may, and threads at once.
+
+        Nothing of it counts before `publish_segment`. The directory of the attempt is there or the
+        attempt is over.
+
+        Raises:
+            ResourceError: If the attempt is over, or the file system refuses.
+        """
+        examples = self._plan.in_segment(segment)
+        files = {
+            name: stage_shard(self.layout, name, buffers[part], self.chunk_rows, attempt=attempt)
+            for part, name in self._shards(segment).items()
+        }
+        return Receipt(
+            segment=segment,
+            declaration=self.declared.digest(),
+            tokens=int(self._plan.length[examples].sum()),
+            examples=examples.stop - examples.start,
+            rows=rows,
+            content=content_digest(buffers, int(self._rows[examples].sum())),
+            skipped=skipped,
+            files=files,
+        )
+
+    def publish_segment(self, receipt: Receipt, *, attempt: str) -> None:
+        """Put a staged segment in place, durably, and leave its receipt.
+
+        For the holder of the store's lock alone.
+
+        Raises:
+            ResourceError: If a staged shard is gone, or the file system refuses.
+        """
+        path = self.layout.receipt(self.declared.signal, receipt.segment)
+        # A receipt promises that its shards are durable. One that is there speaks of others: were
+        # this process killed now, the next would trust it for shards that nobody has synced.
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise refused(path, error) from error
+        publish_shards(self.layout, receipt.files, attempt=attempt)
+        write_record(path, asdict(receipt))
+
     def write_segment(
         self,
         segment: int,
@@ -130,30 +190,33 @@ class SignalWriter:
         rows: str,
         skipped: tuple[int, ...] = (),
     ) -> Receipt:
-        """Make one segment durable and leave its receipt.
+        """Make one segment durable and leave its receipt: stage and publish in one.
+
+        For the holder of the store's lock alone; its threads may at once.
 
         Raises:
             ResourceError: If the file system refuses; earlier segments stay valid.
         """
-        examples = self._plan.in_segment(segment)
-        tokens = int(self._plan.length[examples].sum())
-        count = examples.stop - examples.start
-        files = {
-            name: write_shard(self.layout, name, buffers[part], self.chunk_rows)
-            for part, name in self._shards(segment).items()
-        }
-        receipt = Receipt(
-            segment=segment,
-            declaration=self.declared.digest(),
-            tokens=tokens,
-            examples=count,
-            rows=rows,
-            content=content_digest(buffers, int(self._rows[examples].sum())),
-            skipped=skipped,
-            files=files,
-        )
-        write_record(self.layout.receipt(self.declared.signal, segment), asdict(receipt))
+        if self.is_stored:
+            try:
+                self.layout.attempt(WITHIN).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise refused(self.layout.attempt(WITHIN), error) from error
+        receipt = self.stage_segment(segment, buffers, rows=rows, skipped=skipped, attempt=WITHIN)
+        self.publish_segment(receipt, attempt=WITHIN)
         return receipt
+
+    @cached_property
+    def _identities(self) -> list[str]:
+        """What receipts must say of each segment's rows; empty while nobody has planned them.
+
+        A segment of another run, with its receipt, may have been left behind or copied here.
+        """
+        digests = planned_digests(self.layout)
+        if digests is None or len(digests) != len(self._plan.row):
+            return []
+        segments = range(self._plan.segments)
+        return [rows_digest(digests[self._plan.in_segment(number)]) for number in segments]
 
     def receipts(self, *, verify: bool) -> dict[int, Receipt]:
         """Return the receipts that can be trusted, by segment.
@@ -172,6 +235,7 @@ class SignalWriter:
         if (
             receipt is None
             or receipt.declaration != self.declared.digest()
+            or (self._identities and receipt.rows != self._identities[segment])
             or set(receipt.files) != set(self._shards(segment).values())
         ):
             return None
@@ -201,6 +265,7 @@ class SignalWriter:
         receipts = self.receipts(verify=False)
         if len(receipts) < len(self.segments):
             return None
+        self._sync_names()
         name = self.declared.signal
         manifest = manifest_json(self.declared, list(receipts.values()), software())
         there = self._indexed_manifest()
@@ -209,6 +274,19 @@ class SignalWriter:
         write_record(self.layout.manifest(name), manifest)
         index_signal(self.layout, name, manifest["digest"])
         return manifest
+
+    def _sync_names(self) -> None:
+        """Make durable what a manifest builds on; not shards, for their receipts came later."""
+        layout = self.layout
+        directories = {layout.root, layout.declaration(self.declared.signal).parent}
+        for name in self._specs:
+            array = layout.features / name
+            directories.update(p for p in (array, *array.parents) if p.is_relative_to(layout.root))
+        if self.declared.channels is not None:
+            directories.add(layout.channels(self.declared.kind, self.declared.layer).parent)
+        if self.declared.assets:
+            directories.update((layout.assets, layout.asset_records))
+        sync_what_is_there(directories)
 
     def _indexed_manifest(self) -> dict[str, Any] | None:
         name = self.declared.signal

@@ -7,8 +7,10 @@ for them. It holds nothing that is not in the manifests too, so a lost index is 
 import logging
 from typing import Any
 
-from pipeline.errors import IntegrityError
+from pipeline.errors import IncompatibleError, IntegrityError
+from pipeline.provenance import sync_what_is_there
 from pipeline.store.layout import FORMAT, Layout
+from pipeline.store.schema import check_index, check_manifest
 from pipeline.store.sealed import read_record, write_record
 from pipeline.store.shards import file_digest, matches
 
@@ -19,17 +21,29 @@ def read_index(layout: Layout) -> dict[str, Any]:
     """Return the index.
 
     Raises:
-        IntegrityError: If it is missing or altered.
+        IntegrityError: If it is missing, altered, or not what an index holds.
+        IncompatibleError: If the store is of another format.
     """
-    return read_record(layout.index, layout.root)
+    index = read_record(layout.index, layout.root)
+    if index.get("format") != FORMAT:
+        raise IncompatibleError(
+            f"{layout.root}: store format {index.get('format')}, this software reads {FORMAT}; "
+            "capture again with this version"
+        )
+    check_index(index, layout.index)
+    return index
 
 
 def ensure_index(layout: Layout) -> None:
     """Make an index that pins the plan's record as it is; a lost or altered one is rebuilt.
 
     For the writer alone, under the store's lock.
+
+    Raises:
+        IncompatibleError: If the store is of another format.
     """
     plan = file_digest(layout.plan, layout.root)
+    sync_what_is_there([layout.manifests, layout.root])
     try:
         if read_index(layout)["plan"] == plan:
             return
@@ -38,16 +52,22 @@ def ensure_index(layout: Layout) -> None:
             logger.warning("the index is rebuilt from the manifests: %s", error)
     index: dict[str, Any] = {"format": FORMAT, "plan": plan, "signals": {}, "assets": {}}
     for path in sorted(layout.manifests.glob("*.json")):
+        if path == layout.plan:
+            continue
         try:
             manifest = read_record(path, layout.root)
-            if "declaration" in manifest:
-                entry = {"digest": manifest["digest"], "manifest": file_digest(path, layout.root)}
-                index["signals"][manifest["declaration"]["signal"]] = entry
+            check_manifest(manifest, path)
         except IntegrityError as error:
             logger.warning("a signal is left out of the index: %s", error)
+            continue
+        signal = manifest["declaration"]["signal"]
+        if path == layout.manifest(signal):
+            entry = {"digest": manifest["digest"], "manifest": file_digest(path, layout.root)}
+            index["signals"][signal] = entry
     for path in sorted(layout.asset_records.glob("*.json")):
         try:
             record = read_record(path, layout.root)
+            check_index({**index, "assets": {path.stem: record}}, path)
         except IntegrityError as error:
             logger.warning("an asset is left out of the index: %s", error)
             continue
@@ -78,4 +98,8 @@ def withdraw(layout: Layout, signal: str) -> None:
     index = read_index(layout)
     if index["signals"].pop(signal, None) is not None:
         write_record(layout.index, index)
-    layout.manifest(signal).unlink(missing_ok=True)
+    manifest = layout.manifest(signal)
+    if manifest.exists():
+        manifest.unlink()
+        # Else it might come back after a power cut, and an index that is rebuilt would believe it.
+        sync_what_is_there([layout.manifests])

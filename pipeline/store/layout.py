@@ -21,6 +21,11 @@ class Layout:
         return self.root / "features.zarr"
 
     @property
+    def tokens(self) -> Path:
+        """The shards of the ids, one file a segment."""
+        return self.features / "tokens" / "input_ids" / "c"
+
+    @property
     def assets(self) -> Path:
         """Tokenizer, teacher configuration, channel statistics, head and blocks."""
         return self.root / "assets"
@@ -49,6 +54,17 @@ class Layout:
     def staging(self) -> Path:
         """Shards on their way; safe to delete when no capture runs."""
         return self.root / "staging"
+
+    def attempt(self, name: str) -> Path:
+        """Where the workers of one attempt stage shards; gone when the attempt is over."""
+        return self.staging / name
+
+    def staged(self, attempt: str, name: str, checksum: int) -> Path:
+        """A shard before it is in place, by its name in the store and its content's checksum.
+
+        Two workers that computed one segment twice never write into each other's file.
+        """
+        return self.attempt(attempt) / f"{dotted(name)}.{checksum:016x}"
 
     @property
     def lock(self) -> Path:

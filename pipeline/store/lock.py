@@ -8,13 +8,16 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
-from pipeline.errors import ResourceError
+from pipeline.errors import IntegrityError, ResourceError
+from pipeline.provenance import make_directory
 
 logger = logging.getLogger(__name__)
+MAX_NAME = 300
+"""Characters of what the lock file may say of its holder."""
 
 
 @contextmanager
@@ -24,6 +27,7 @@ def writer_lock(path: Path, *, wait: bool = True, what: str = "this store") -> I
     Raises:
         ResourceError: If another process holds it and `wait` is false, or if the lock's file
             cannot be made.
+        IntegrityError: If a link, a pipe or a directory is in its place.
     """
     file = _locked(path, wait=wait, what=what)
     # The store may have been removed while this process waited, and its lock with it.
@@ -31,17 +35,26 @@ def writer_lock(path: Path, *, wait: bool = True, what: str = "this store") -> I
         file.close()
         file = _locked(path, wait=wait, what=what)
     with file:
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+        # The name is a courtesy: a full disk keeps nobody from the lock.
+        with suppress(OSError):
+            os.truncate(file.fileno(), 0)
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield
 
 
 def _locked(path: Path, *, wait: bool, what: str) -> TextIO:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
+        make_directory(path.parent)
+        # Never through a link, which may lead out of a store that came from elsewhere; and a pipe
+        # in its place must not make this process wait.
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        file = os.fdopen(os.open(path, flags, 0o666), "a+")
     except OSError as error:
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise IntegrityError(
+                f"{path}: is no plain file, as a lock is; remove it, then run the same command "
+                "again"
+            ) from error
         raise ResourceError(
             f"{path}: cannot be made ({error.strerror}); free space or fix permissions"
         ) from error
@@ -49,7 +62,7 @@ def _locked(path: Path, *, wait: bool, what: str) -> TextIO:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
-        holder = file.read().strip() or "another process"
+        holder = file.read(MAX_NAME).strip() or "another process"
         if not wait:
             file.close()
             raise ResourceError(

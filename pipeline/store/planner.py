@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 
 from pipeline.axes import SPLITS
 from pipeline.errors import IntegrityError
+from pipeline.provenance import sync_what_is_there
 from pipeline.store.forms.form import Part
 from pipeline.store.index import ensure_index
 from pipeline.store.layout import Layout
 from pipeline.store.plan import Plan
+from pipeline.store.schema import check_plan
 from pipeline.store.sealed import read_record, write_record
 from pipeline.store.shards import (
     ArraySpec,
@@ -145,9 +147,18 @@ def write_plan(layout: Layout, plan: Plan, rows: Rows, description: dict[str, An
                 f"{layout.root / name}: missing or altered; restore it from the teacher's "
                 "directory, or delete the store's directory and capture again"
             )
+    _sync(layout, files)
     if found != {**record, "files": files}:
         write_record(layout.plan, {**record, "files": files})
     ensure_index(layout)
+
+
+def _sync(layout: Layout, files: Iterable[str]) -> None:
+    """Make durable what the plan's record lists: assets were copied here, and shards only named."""
+    paths = [layout.root / name for name in files]
+    assets = {path for path in paths if path.is_relative_to(layout.assets)}
+    directories = {parent for path in paths for parent in path.parents}
+    sync_what_is_there(assets | {path for path in directories if path.is_relative_to(layout.root)})
 
 
 def _found(layout: Layout) -> dict[str, Any] | None:
@@ -155,10 +166,12 @@ def _found(layout: Layout) -> dict[str, Any] | None:
     if not layout.plan.exists():
         return None
     try:
-        return read_record(layout.plan, layout.root)
+        plan = read_record(layout.plan, layout.root)
+        check_plan(plan, layout.plan)
     except IntegrityError as error:
         logger.warning("the plan is written again: %s", error)
         return None
+    return plan
 
 
 Shards: TypeAlias = tuple[str, ArraySpec, Iterable[NDArray[Any]]]

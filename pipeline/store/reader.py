@@ -4,7 +4,6 @@ Opening reads two JSON records. A segment is read as a whole, one shard an array
 checked by a checksum of the whole file and those same bytes are decoded.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,9 +12,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load as load_safetensors
 
 from pipeline.errors import IncompatibleError, IntegrityError
+from pipeline.store.attachments import Attachments
 from pipeline.store.extent import example_rows, first_rows, segment_extent
 from pipeline.store.forms.form import Channels, Part
 from pipeline.store.index import read_index
@@ -28,8 +27,10 @@ from pipeline.store.planner import (
     rows_digest,
 )
 from pipeline.store.records import Declaration, Receipt, signal_digest
+from pipeline.store.schema import check_index, check_manifest, check_plan
 from pipeline.store.sealed import read_record
-from pipeline.store.shards import ArraySpec, check_file, file_digest, read_shard, shard_name
+from pipeline.store.shards import ArraySpec, read_shard, shard_name
+from pipeline.store.table import check_ids, check_table, count_ids
 
 
 @dataclass(frozen=True)
@@ -91,14 +92,19 @@ class StoreReader:
         self.layout = Layout(path)
         if not self.layout.index.exists():
             raise IntegrityError(f"{path}: no whole store is here; run the capture stage first")
+        self._seen = self._stamp()
         self.index = read_index(self.layout)
         if self.index.get("format") != FORMAT:
             raise IncompatibleError(
                 f"{path}: store format {self.index.get('format')}, this software reads {FORMAT}; "
                 "capture again with this version"
             )
+        check_index(self.index, self.layout.index)
         self.plan = read_record(self.layout.plan, path, self.index["plan"])
-        for signal, digest in (pins or {}).items():
+        check_plan(self.plan, self.layout.plan)
+        self._attachments = Attachments(self.layout, self.index, self.plan)
+        self.pins = dict(pins or {})
+        for signal, digest in self.pins.items():
             self._check_pin(signal, digest)
         self._signals: dict[str, StoredSignal] = {}
         self._checked_rows: set[int] = set()
@@ -116,6 +122,48 @@ class StoreReader:
                 f"{self.layout.root}: {signal} has digest {found['digest'][:16]}, expected "
                 f"{digest[:16]}; the store was captured anew: run the select stage again"
             )
+
+    def check_pins(self) -> None:
+        """Check that the index on disk still lists what this reader is pinned to.
+
+        Costs one look at the index's file; it is read again only when it was replaced.
+
+        Raises:
+            IncompatibleError: If a pinned signal was withdrawn, or has other values now.
+            IntegrityError: If the store was removed, or its index is altered.
+        """
+        seen = self._stamp()
+        if seen is None:
+            raise IntegrityError(
+                f"{self.layout.root}: the store was removed while it was read; capture it again, "
+                "then run the same command again"
+            )
+        if seen == self._seen:
+            return
+        index = read_index(self.layout)
+        check_index(index, self.layout.index)
+        for name, digest in self.pins.items():
+            found = index["signals"].get(name, {}).get("digest")
+            if found != digest:
+                is_gone = "was withdrawn" if found is None else f"has digest {found[:16]} now"
+                remedy = (
+                    "run the capture stage, then the same command again"
+                    if found is None
+                    else "run the select stage, then the same command again"
+                )
+                raise IncompatibleError(
+                    f"{self.layout.root}: {name} {is_gone}, expected {digest[:16]}: it was "
+                    f"rewritten while it was read; {remedy}"
+                )
+        self._seen = seen
+
+    def _stamp(self) -> tuple[int, ...] | None:
+        """Return what changes when the index is replaced; None if it is gone."""
+        try:
+            found = self.layout.index.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
     @property
     def signals(self) -> list[str]:
@@ -138,6 +186,7 @@ class StoreReader:
                 )
             path = self.layout.manifest(name)
             manifest = read_record(path, self.layout.root, entry["manifest"])
+            check_manifest(manifest, path)
             declaration = Declaration.from_json(manifest["declaration"])
             receipts = [Receipt.from_json(value) for value in manifest["receipts"]]
             expected = [s for split in declaration.splits for s in self.segments(split)]
@@ -157,9 +206,13 @@ class StoreReader:
 
     @cached_property
     def examples(self) -> dict[str, NDArray[Any]]:
-        """The example table, a column each; `digest` is each row's identity."""
+        """The example table, a column each; `digest` is each row's identity.
+
+        Raises:
+            IntegrityError: If a file is missing or altered, or an example is out of its place.
+        """
         count = self.plan["examples"]
-        return {
+        table = {
             name: self._read(
                 f"examples/{name}",
                 ArraySpec(Part(dtype, shape), count, count, count),
@@ -171,6 +224,8 @@ class StoreReader:
                 ("digest", "uint8", (ROW_DIGEST_BYTES,)),
             ]
         }
+        check_table(table, self.plan, self.layout.features / "examples")
+        return table
 
     @cached_property
     def targets(self) -> NDArray[np.float32] | None:
@@ -181,6 +236,10 @@ class StoreReader:
         count = self.plan["examples"]
         spec = ArraySpec(Part("float32", (outputs,)), count, count, count)
         return self._read("examples/targets", spec, 0, self.plan["files"])
+
+    @cached_property
+    def _ids(self) -> int:
+        return count_ids(self.plan, self.teacher_config())
 
     def segments(self, split: str) -> list[int]:
         """Return the segments of a split, in order."""
@@ -285,6 +344,7 @@ class StoreReader:
         """Compare each example's identity with what its tokens and label say; once a segment."""
         if segment in self._checked_rows:
             return
+        check_ids(tokens["input_ids"], self._ids, f"{self.layout.features}: segment {segment}")
         table, targets = self.examples, self.targets
         for i, start, count in zip(members.tolist(), offset.tolist(), length.tolist(), strict=True):
             found = row_digest(
@@ -304,45 +364,37 @@ class StoreReader:
     def channels(self, signal: str) -> Channels | None:
         """Return mean and deviation of a signal's channels, float32, where it has them."""
         declaration = self.signal(signal).declaration
-        if declaration.channels is None:
-            return None
-        path = self.layout.channels(declaration.kind, declaration.layer)
-        tensors = load_safetensors(check_file(path, self.layout.root, declaration.channels))
-        return Channels(tensors["mean"], tensors["deviation"])
+        return self._attachments.channels(declaration)
 
     def asset(self, name: str) -> Path:
         """Return the path of an indexed asset file after checking it.
 
         Raises:
             IncompatibleError: If capture was not asked for it.
+            IntegrityError: If it is missing or altered.
         """
-        record = self.index["assets"].get(name)
-        if record is None:
-            raise IncompatibleError(
-                f"{self.layout.root}: no asset {name}; ask for it in the teacher's capture section"
-            )
-        path = self.layout.assets / record["file"]
-        if file_digest(path, self.layout.root) != {key: record[key] for key in ("bytes", "xxh3")}:
-            raise IntegrityError(
-                f"{path}: not the asset that the index states; delete it and run capture again"
-            )
-        return path
+        return self._attachments.asset(name)
 
     def teacher_config(self) -> dict[str, Any]:
-        """Return the teacher's Hugging Face configuration."""
-        return json.loads(self._planned_asset("teacher/config.json"))
+        """Return the teacher's Hugging Face configuration.
+
+        Raises:
+            IntegrityError: If it is missing, altered, or no JSON object.
+        """
+        return self._attachments.teacher_config()
 
     def tokenizer(self) -> Path:
-        """Return the directory of the teacher's tokenizer after checking its files."""
-        prefix = f"{self.layout.assets.name}/"
-        for name in self.plan["files"]:
-            if name.startswith(f"{prefix}tokenizer/"):
-                self._planned_asset(name.removeprefix(prefix))
-        return self.layout.assets / "tokenizer"
+        """Return the directory of the teacher's tokenizer, which holds what was captured, no more.
 
-    def _planned_asset(self, name: str) -> bytes:
-        path = self.layout.assets / name
-        expected = self.plan["files"].get(str(path.relative_to(self.layout.root)))
-        if expected is None:
-            raise IntegrityError(f"{path}: not in the store's plan; capture this store again")
-        return check_file(path, self.layout.root, expected)
+        Raises:
+            IntegrityError: If a file is missing, altered, a link, or not listed.
+        """
+        return self._attachments.tokenizer()
+
+    def copy_tokenizer(self, target: Path) -> None:
+        """Write the files of the teacher's tokenizer into a directory, over none that is there.
+
+        Raises:
+            IntegrityError: If one is missing or altered, or has the name of a file that is there.
+        """
+        self._attachments.copy_tokenizer(target)

@@ -6,6 +6,7 @@ except `software` enters a digest.
 """
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pipeline.axes import Axis
@@ -13,6 +14,7 @@ from pipeline.errors import ConfigError, IncompatibleError, IntegrityError
 from pipeline.provenance import fingerprint
 from pipeline.store.forms.form import Form, Geometry, Part, options
 from pipeline.store.forms.registry import build_form
+from pipeline.store.schema import check_declaration, check_receipt
 from pipeline.store.signals import Signal
 
 
@@ -66,8 +68,9 @@ class Declaration:
         """Read what `to_json` wrote.
 
         Raises:
-            IntegrityError: If keys or types are not those of a declaration.
+            IntegrityError: If keys, types, names or sizes are not those of a declaration.
         """
+        check_declaration(value, Path("declaration of a signal"))
         try:
             return cls(
                 **{
@@ -151,8 +154,9 @@ class Receipt:
         """Read what `asdict` wrote.
 
         Raises:
-            IntegrityError: If keys or types are not those of a receipt.
+            IntegrityError: If keys, types, names or sizes are not those of a receipt.
         """
+        check_receipt(value, Path("receipt"))
         try:
             return cls(**{**value, "skipped": tuple(value["skipped"])})
         except (TypeError, KeyError) as error:

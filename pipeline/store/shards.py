@@ -8,6 +8,7 @@ The checksum of a file must not be a crc32c: bytes followed by their own CRC lea
 that depends on their number alone, so all shards with chunks of the same sizes have the same one.
 """
 
+import math
 import os
 import stat
 from collections.abc import Iterator
@@ -16,16 +17,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from pipeline.errors import IntegrityError
+from pipeline.errors import IncompatibleError, IntegrityError
 from pipeline.provenance import write_bytes_atomically
-from pipeline.store.codec import array_metadata, decode_shard, encode_shard, group_metadata
+from pipeline.store.codec import (
+    array_metadata,
+    decode_shard,
+    encode_shard,
+    group_metadata,
+    most_bytes,
+)
 from pipeline.store.forms.form import Part
 from pipeline.store.layout import Layout
 
 BLOCK_BYTES = 2**20
+MAX_SHARD_BYTES = 2**32
+"""Of a shard's values in memory, where a few segments lie side by side while students train."""
 METADATA = "zarr.json"
 
 
@@ -46,6 +56,27 @@ class ArraySpec:
         return array_metadata(
             self.part, rows=self.rows, shard_rows=self.shard_rows, chunk_rows=self.chunk_rows
         )
+
+    def check_size(self, array: Path, file_bytes: int) -> None:
+        """Refuse, before anything is read or allocated, a shard of more bytes than it can have.
+
+        Raises:
+            IncompatibleError: If its values would take more memory than any shard may.
+            IntegrityError: If its file would be larger than its values encoded at the worst.
+        """
+        row_bytes = math.prod(self.part.row_shape) * np.dtype(self.part.dtype).itemsize
+        decoded = self.shard_rows * row_bytes
+        if decoded > MAX_SHARD_BYTES:
+            raise IncompatibleError(
+                f"{array}: {decoded} bytes a segment, expected at most {MAX_SHARD_BYTES}; capture "
+                "with a lower segment_tokens"
+            )
+        most = most_bytes(decoded, self.shard_rows // self.chunk_rows)
+        if file_bytes > most:
+            raise IntegrityError(
+                f"{array}: a shard's record claims {file_bytes} bytes, expected at most {most}; "
+                "capture this store again"
+            )
 
 
 def create_array(features: Path, name: str, spec: ArraySpec) -> None:
@@ -90,39 +121,61 @@ def bytes_digest(data: bytes) -> dict[str, int]:
 
 
 @contextmanager
-def _opened(path: Path, root: Path, size: int | None) -> Iterator[BinaryIO]:
+def _opened(
+    path: Path, root: Path, size: int | None, limit: int | None = None
+) -> Iterator[BinaryIO]:
     """Open a regular file of `size` bytes that is really inside `root`, following no link out."""
     try:
         real = path.parent.resolve(strict=True)
+        _check_inside(real.is_relative_to(root.resolve()), path, real)
         # O_NONBLOCK: a pipe in the place of a file must not make the reader wait for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         raise IntegrityError(
             f"{path}: cannot be read ({error}); run `decant capture TEACHER --verify` to rebuild it"
         ) from error
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        # Python opens no directory by its descriptor, with an error of its own.
+        os.close(descriptor)
+        _check_inside(False, path, real)
     with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not real.is_relative_to(root.resolve()) or not stat.S_ISREG(status.st_mode):
-            raise IntegrityError(
-                f"{path}: is {real / path.name}, expected a regular file inside the store"
-            )
         if size is not None and status.st_size != size:
             raise IntegrityError(
                 f"{path}: found {status.st_size} bytes, expected {size}; run `decant capture "
-                f"--verify` to "
-                "rebuild it"
+                "TEACHER --verify` to rebuild it"
+            )
+        if limit is not None and status.st_size > limit:
+            raise IntegrityError(
+                f"{path}: found {status.st_size} bytes, expected at most {limit}; run `decant "
+                "capture TEACHER --verify` to rebuild it"
             )
         yield file
 
 
-def read_inside(path: Path, root: Path, size: int | None = None) -> bytes:
+def _check_inside(is_inside: bool, path: Path, real: Path) -> None:
+    if not is_inside:
+        raise IntegrityError(
+            f"{path}: is {real / path.name}, expected a regular file inside the store"
+        )
+
+
+def read_inside(
+    path: Path, root: Path, size: int | None = None, *, limit: int | None = None
+) -> bytes:
     """Read a regular file whose real place is inside `root`.
+
+    Args:
+        path: The file.
+        root: The store.
+        size: Bytes that it must have.
+        limit: Bytes that it may have at most; none of it is read if it has more.
 
     Raises:
         IntegrityError: If it is missing, unreadable, of another size, or a link leads out.
     """
-    with _opened(path, root, size) as file:
-        return file.read()
+    with _opened(path, root, size, limit) as file:
+        return file.read(os.fstat(file.fileno()).st_size)
 
 
 def file_digest(path: Path, root: Path) -> dict[str, int]:
@@ -149,13 +202,15 @@ def matches(path: Path, root: Path, expected: dict[str, int], *, verify: bool) -
         return False
 
 
-def check_file(path: Path, root: Path, expected: dict[str, int]) -> bytes:
+def check_file(
+    path: Path, root: Path, expected: dict[str, int], *, limit: int | None = None
+) -> bytes:
     """Return the bytes of a file after comparing size and checksum with its record.
 
     Raises:
-        IntegrityError: If they differ; nothing of the file was used.
+        IntegrityError: If they differ, or it has more bytes than `limit`; nothing was used.
     """
-    data = read_inside(path, root, expected["bytes"])
+    data = read_inside(path, root, expected["bytes"], limit=limit)
     found = bytes_digest(data)["xxh3"]
     if found != expected["xxh3"]:
         raise IntegrityError(
@@ -173,7 +228,9 @@ def read_shard(
     Raises:
         IntegrityError: If metadata, file or chunks are not those that the manifest states.
     """
-    if read_inside(array / METADATA, root) != spec.metadata():
+    spec.check_size(array, expected["bytes"])
+    metadata = spec.metadata()
+    if read_inside(array / METADATA, root, len(metadata)) != metadata:
         raise IntegrityError(
             f"{array / METADATA}: not the metadata that the manifest states; run "
             "`decant capture TEACHER --verify` to rebuild it"

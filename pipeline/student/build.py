@@ -30,9 +30,11 @@ from pipeline.student.blocks import load_blocks
 from pipeline.student.lora import add_adapters
 from pipeline.student.maps import block_choice
 from pipeline.student.origin import LoraOptions
+from pipeline.student.same_tokenizer import check_same_tokenizer
 from pipeline.student.sizes import check_sizes
 from pipeline.student.vocabulary import keep_vocabulary
 from pipeline.tasks import Task, models_language, outputs_of
+from pipeline.training.own_code import own_code
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +60,7 @@ def build_student(
     revision: str | None = None,
     vocabulary: Int[Tensor, " kept"] | None = None,
     lora: LoraOptions | None = None,
+    tokenizer: Path | None = None,
 ) -> PreTrainedModel:
     """Build a student in float32 on the CPU, the same for the same arguments and versions.
 
@@ -77,17 +80,22 @@ def build_student(
         revision: Revision of a hub checkpoint.
         vocabulary: The teacher's ids that the student keeps, in its order; None for all.
         lora: Adapters that train instead of the weights the student starts with.
+        tokenizer: Directory of the teacher's tokenizer, which that of a checkpoint is compared
+            with; None compares nothing.
 
     Raises:
         ConfigError: If the choice contradicts itself, a key is unknown, or no model comes of it.
-        IncompatibleError: If vocabulary, special ids, sizes or blocks do not fit the teacher.
+        IncompatibleError: If vocabulary, tokenizer, special ids, sizes or blocks do not fit the
+            teacher.
         IntegrityError: If the file of blocks is missing or broken.
     """
     _check_choice(architecture, checkpoint, init, classes, task)
     teacher = teacher_configuration(teacher_config)
     fresh: Collection[str] = ()
     if checkpoint is not None:
-        model, fresh = _from_checkpoint(checkpoint, revision, teacher, vocab, classes, task, seed)
+        model, fresh = _from_checkpoint(
+            checkpoint, revision, teacher, vocab, tokenizer, classes, task, seed
+        )
     else:
         assert architecture is not None  # _check_choice: exactly one of the two is given
         config = student_configuration(
@@ -175,6 +183,7 @@ def _from_checkpoint(
     revision: str | None,
     teacher: PreTrainedConfig,
     vocab: int,
+    tokenizer: Path | None,
     classes: tuple[str, ...],
     task: Task,
     seed: int,
@@ -183,11 +192,19 @@ def _from_checkpoint(
 
     Its special ids become the teacher's, whose tokenizer it gets.
     """
+    if places := own_code(checkpoint, revision):
+        raise ConfigError(
+            f"model.checkpoint {checkpoint}: brings code of its own ({places[0]}), and students "
+            "run transformers' own models alone; take auto_map out of a copy of its config.json, "
+            "or choose another checkpoint"
+        )
     try:
         config = AutoConfig.from_pretrained(checkpoint, revision=revision, trust_remote_code=False)
         for key in ("pad_token_id", "bos_token_id", "eos_token_id"):
             setattr(config, key, getattr(teacher, key, None))
         check_vocabulary(config, teacher, vocab, f"model.checkpoint {checkpoint}")
+        if tokenizer is not None:
+            check_same_tokenizer(checkpoint, revision, tokenizer)
         _set_task(config, classes, task)
         with _seeded(seed):
             # Safetensors only: a pickle would be executed.

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pipeline.errors import IncompatibleError
+from pipeline.errors import IncompatibleError, IntegrityError
 from pipeline.store.forms.form import Channels, Form
 from pipeline.store.reader import StoreReader
 from pipeline.store.records import Declaration
@@ -102,6 +103,13 @@ class TeacherFeatures(nn.Module):
         self, reader: StoreReader, declared: Declaration, vocabulary: Tensor | None
     ) -> None:
         tensors = _own_asset(reader, declared, HEAD)
+        sizes = declared.geometry
+        found = None if "weight" not in tensors else tuple(tensors["weight"].shape)
+        if found != (sizes.vocab, sizes.width):
+            raise IncompatibleError(
+                f"{declared.signal}: the store's {HEAD} is {found}, the signal needs "
+                f"{(sizes.vocab, sizes.width)}; run the capture stage again"
+            )
         rows = slice(None) if vocabulary is None else vocabulary.long().cpu()
         weight, bias = tensors["weight"][rows].float(), tensors.get("bias")
         self.register_buffer("head_weight", weight, persistent=False)
@@ -235,12 +243,18 @@ def _padded(
 
 def _own_asset(reader: StoreReader, declared: Declaration, name: str) -> dict[str, Tensor]:
     """Load an asset after seeing that it is the one its signal was captured with."""
-    if reader.index["assets"].get(name) != declared.info[name]:
+    if reader.index["assets"].get(name) != declared.info.get(name):
         raise IncompatibleError(
             f"{declared.signal}: the store's asset {name} is not the one it was captured with; "
             "run the capture stage again"
         )
-    return load_file(reader.asset(name))
+    path = reader.asset(name)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise IntegrityError(
+            f"{path}: not readable as safetensors ({error}); delete it and run capture again"
+        ) from error
 
 
 def _check_vocabulary(declared: Declaration, vocabulary: Tensor | None) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from pipeline.axes import TRAIN
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, IntegrityError
 from pipeline.store.reader import Segment, StoreReader
 
 WINDOW_BATCHES = 8
@@ -139,7 +139,7 @@ class StoreDataset(Dataset[dict[str, Any]]):
             pool_segments: Segments in use at a time. Those of the pool before stay in memory for
                 what was carried over, and half as many are read ahead.
         """
-        self._reader = reader
+        self.reader = reader
         self._signals = list(signals)
         table = reader.examples
         numbers = reader.segments(split)
@@ -188,7 +188,7 @@ class StoreDataset(Dataset[dict[str, Any]]):
         """Return a segment that is read, being read, or now queued to be read."""
         if number not in self._reads:
             self._reads[number] = self._reading.submit(
-                self._reader.read_segment, number, self._signals
+                self.reader.read_segment, number, self._signals
             )
         return self._reads[number]
 
@@ -202,14 +202,19 @@ class StoreDataset(Dataset[dict[str, Any]]):
         numbers = self.segment[indices].tolist()
         self._enter(set(numbers))
         reads = {number: self._wanted(number) for number in numbers}
-        segments = {number: read.result() for number, read in reads.items()}
+        try:
+            segments = {number: read.result() for number, read in reads.items()}
+        except IntegrityError:
+            # What is gone or altered may have been withdrawn or rewritten; then that is the reason.
+            self.reader.check_pins()
+            raise
         pieces = [
             (segments[number], int(np.searchsorted(segments[number].examples, self.examples[i])))
             for i, number in zip(indices, numbers, strict=True)
         ]
         batch: dict[str, Any] = {"attention_mask": torch.from_numpy(live.astype(np.int64))}
-        for column in self._reader.plan["columns"]:
-            pad = self._reader.plan["pad_id"] if column == "input_ids" else 0
+        for column in self.reader.plan["columns"]:
+            pad = self.reader.plan["pad_id"] if column == "input_ids" else 0
             padded = np.full(live.shape, pad, dtype=np.int64)
             padded[live] = np.concatenate([_rows(s, p, s.tokens[column]) for s, p in pieces])
             batch[column] = torch.from_numpy(padded)

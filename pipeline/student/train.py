@@ -11,7 +11,13 @@ import torch
 from transformers import PreTrainedModel, set_seed
 
 from pipeline.errors import IncompatibleError
-from pipeline.provenance import fingerprint, write_bytes_atomically, write_json
+from pipeline.provenance import (
+    fingerprint,
+    needing_room,
+    replace_directory,
+    write_bytes_atomically,
+    write_json,
+)
 from pipeline.store.reader import StoreReader
 from pipeline.student.build import build_student
 from pipeline.student.distiller import TERMS, Distiller
@@ -23,8 +29,14 @@ from pipeline.student.stream import BatchOrder, StoreDataset
 from pipeline.student.trainer import DistillationTrainer
 from pipeline.student.vocabulary import Vocabulary, VocabularyDataset, corpus_vocabulary
 from pipeline.tasks import models_language
-from pipeline.training.checkpoints import checkpoint_lock, last_complete_checkpoint
-from pipeline.training.options import TrainOptions, training_arguments
+from pipeline.training.arguments import training_arguments
+from pipeline.training.checkpoints import (
+    checkpoint_lock,
+    last_complete_checkpoint,
+    remove_checkpoints,
+    train_from,
+)
+from pipeline.training.options import TrainOptions
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +91,7 @@ def train_student(
     reader = StoreReader(store, selected["signals"])
     plan = reader.plan
     maps = {term: {int(s): t for s, t in pairs.items()} for term, pairs in selected["maps"].items()}
+    tokenizer = reader.tokenizer()
     kept = corpus_vocabulary(reader) if vocabulary == "corpus" else None
     with torch.random.fork_rng():
         set_seed(options.seed)
@@ -96,6 +109,7 @@ def train_student(
             revision=revision,
             vocabulary=None if kept is None else kept.ids,
             lora=lora,
+            tokenizer=tokenizer,
         )
         _check_length(student, plan["max_length"], name)
         signals = list(selected["signals"])
@@ -112,6 +126,7 @@ def train_student(
         if kept is None
         else VocabularyDataset(reader, signals, ids=kept.ids, pool_segments=pool_segments)
     )
+    terms = objective.model_dump(mode="json")
     identity = fingerprint(
         {
             "selected": dict(selected),
@@ -123,7 +138,7 @@ def train_student(
             "init": init,
             "vocabulary": vocabulary,
             "lora": None if lora is None else lora.model_dump(mode="json"),
-            "objective": objective.model_dump(mode="json"),
+            "objective": terms,
             "options": options.model_dump(mode="json"),
             "pool_segments": pool_segments,
         }
@@ -152,20 +167,23 @@ def train_student(
         gradient_norms=gradient_norms,
     )
     with checkpoint_lock(directory) if trainer.is_world_process_zero() else nullcontext():
-        resumed = last_complete_checkpoint(directory)
+        resumed = last_complete_checkpoint(directory, reader.pins)
         if resumed is not None:
             logger.info("%s: going on from %s", name, resumed)
-        trainer.train(resume_from_checkpoint=resumed)
+        train_from(trainer, resumed)
         if not trainer.is_world_process_zero():
             return
+        reader.check_pins()
         merge_adapters(student)
-        export(student, reader, output, kept)
-        write_json(
-            output / "distillation.json",
-            {"student": name, **selected, "objective": objective.model_dump(mode="json")},
-        )
+        record = {
+            "student": name,
+            **selected,
+            "objective": terms,
+            "objective_fingerprint": fingerprint(terms),
+        }
+        export(student, reader, output, record, kept)
         write_curve(trainer.state.log_history, curve)
-        shutil.rmtree(directory, ignore_errors=True)
+        remove_checkpoints(directory)
 
 
 def _blocks(reader: StoreReader, selected: Mapping[str, Any]) -> Path:
@@ -191,19 +209,31 @@ def _check_length(student: PreTrainedModel, max_length: int, name: str) -> None:
 
 
 def export(
-    student: PreTrainedModel, reader: StoreReader, output: Path, kept: Vocabulary | None = None
+    student: PreTrainedModel,
+    reader: StoreReader,
+    output: Path,
+    record: Mapping[str, Any],
+    kept: Vocabulary | None = None,
 ) -> None:
-    """Write the student, with the tokenizer, where any Hugging Face loader finds it."""
+    """Write the student, with the tokenizer, where any Hugging Face loader finds it.
+
+    It is written and synced aside, with `record` of where it comes from, and takes the place of an
+    earlier one by two renames: a student is whole or it is not there.
+
+    Raises:
+        ResourceError: If there is no room for it.
+    """
     staging = output.with_name(f".{output.name}.writing")
     shutil.rmtree(staging, ignore_errors=True)
     student.set_attn_implementation("sdpa")
-    student.save_pretrained(staging)
-    if kept is None:
-        shutil.copytree(reader.tokenizer(), staging, dirs_exist_ok=True)
-    else:
-        kept.tokenizer.save(staging)
-    shutil.rmtree(output, ignore_errors=True)
-    staging.rename(output)
+    with needing_room(staging, sum(p.numel() * p.element_size() for p in student.parameters())):
+        student.save_pretrained(staging)
+        if kept is None:
+            reader.copy_tokenizer(staging)
+        else:
+            kept.tokenizer.save(staging)
+    write_json(staging / "distillation.json", record)
+    replace_directory(output, staging)
 
 
 def write_curve(history: Sequence[Mapping[str, float]], path: Path) -> None:

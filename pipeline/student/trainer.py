@@ -52,7 +52,12 @@ class DistillationTrainer(Trainer):
             model=distiller,
             args=args,
             train_dataset=dataset,
-            callbacks=[CompletionMarker(), Progress(description), _Epochs(order, dataset)],
+            callbacks=[
+                _Pins(dataset),
+                CompletionMarker(dataset.reader.pins),
+                Progress(description),
+                _Epochs(order, dataset),
+            ],
         )
         self.remove_callback(PrinterCallback)
         self.distiller = distiller
@@ -235,6 +240,18 @@ class DistillationTrainer(Trainer):
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
         load_model(self.distiller, str(Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME))
+
+
+class _Pins(TrainerCallback):
+    """Stops a run whose signals are no longer those it was started with."""
+
+    def __init__(self, dataset: StoreDataset) -> None:
+        self._reader = dataset.reader
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._reader.check_pins()
 
 
 class _Epochs(TrainerCallback):

@@ -33,11 +33,10 @@ def input_magnitudes(
         is_causal: As in a tap report: whether the mask may be left out.
 
     Raises:
-        IntegrityError: If they are not finite.
+        IntegrityError: If they are not finite in any row.
     """
     anatomy = find_anatomy(model)
-    sums: dict[str, Tensor] = {}
-    tokens = 0
+    sums: dict[str, tuple[int, Tensor]] = {}
     live: Bool[Tensor, "batch seq"] = torch.zeros(0, 0, dtype=torch.bool)
 
     def listener(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
@@ -45,7 +44,11 @@ def input_magnitudes(
             given = args[0]
             # What experts read is no longer told apart by token.
             if given.shape[:-1] == live.shape:
-                sums[name] = sums.get(name, 0) + given[live].double().square().sum(0)
+                rows = given[live].double()
+                # As with the channels' statistics: an example that is skipped has no say.
+                rows = rows[rows.isfinite().all(-1)]
+                count, total = sums.get(name, (0, torch.zeros(())))
+                sums[name] = (count + len(rows), total.to(rows) + rows.square().sum(0))
 
         return listen
 
@@ -57,12 +60,13 @@ def input_magnitudes(
     try:
         for batch in batches:
             live = batch["attention_mask"].bool()
-            tokens += int(live.sum())
             run_base(model, model_inputs(model_columns(model, batch), is_causal=is_causal))
     finally:
         for handle in handles:
             handle.remove()
-    found = {f"{name}.weight": (total / tokens).sqrt().float() for name, total in sums.items()}
+    found = {
+        f"{name}.weight": (total / count).sqrt().float() for name, (count, total) in sums.items()
+    }
     for name, magnitudes in found.items():
         if not magnitudes.isfinite().all():
             raise IntegrityError(f"{name}: reads values that are not finite; check the teacher")

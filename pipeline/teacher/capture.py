@@ -1,36 +1,30 @@
 """Stage one: the teacher runs once over the corpus and its features go to the store.
 
-What is whole is found from receipts; only missing (segment, signal) pairs are computed, as one Dask
-graph of segments. A capture that has nothing to do needs neither teacher nor torch, see
+What is whole is found from receipts; only missing (segment, signal) pairs are computed, a Dask task
+a segment. A capture that has nothing to do needs neither teacher nor torch, see
 `pipeline.teacher.whole`.
 """
 
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
-import numpy as np
 import torch
-from dask.base import compute
-from dask.callbacks import Callback
-from dask.delayed import delayed
-from safetensors.torch import load_file
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from pipeline.axes import SPLITS, TRAIN
+from pipeline.axes import TRAIN
 from pipeline.corpus.tokens import TokenMeta, TokenSet
-from pipeline.errors import IntegrityError, ResourceError
-from pipeline.store.background import BackgroundWriter
+from pipeline.errors import IntegrityError
+from pipeline.provenance import unfinished_files
 from pipeline.store.commit import SignalWriter
-from pipeline.store.extent import example_rows
-from pipeline.store.forms.form import Channels
 from pipeline.store.index import read_index, withdraw
 from pipeline.store.layout import Layout
+from pipeline.store.links import refuse_links
 from pipeline.store.lock import writer_lock
 from pipeline.store.plan import Plan
 from pipeline.store.planner import rows_digest, write_plan
@@ -42,30 +36,26 @@ from pipeline.taps.check import TapReport, check_taps
 from pipeline.taps.inputs import model_columns
 from pipeline.taps.magnitudes import input_magnitudes
 from pipeline.teacher.assets import BLOCKS, write_blocks, write_descriptions
-from pipeline.teacher.declare import declarations, geometry_of, load_declaration, row_bytes
-from pipeline.teacher.forward import Batch, TappedTeacher, collate, segment_batches
+from pipeline.teacher.declare import declarations, load_declaration
+from pipeline.teacher.finite import checked_batch
+from pipeline.teacher.forward import Batch, segment_batches
 from pipeline.teacher.load import load_teacher
 from pipeline.teacher.reference import TeacherReference
-from pipeline.teacher.request import splits_of
 from pipeline.teacher.rows import load_rows, longest_segment, plan_rows
-from pipeline.teacher.segments import SegmentCapture
+from pipeline.teacher.schedule import Runtime, run_here
+from pipeline.teacher.segments import SegmentJob
+from pipeline.teacher.space import (
+    RowSizes,
+    configured_sizes,
+    measured_sizes,
+    needed_bytes,
+    require_space,
+)
 from pipeline.teacher.spec import SegmentOptions, store_fingerprint, store_spec
 from pipeline.teacher.statistics import sample_batches
 
 logger = logging.getLogger(__name__)
 CHECK_EXAMPLES = 4
-DISK_RESERVE_BYTES = 64 * 2**20
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """How, not what: none of this changes a stored value on the same hardware."""
-
-    device: str = "cpu"
-    scheduler: Literal["synchronous", "threads"] = "synchronous"
-    workers: int = 1
-    writers: int = 1
-    wait: bool = True
 
 
 def capture(
@@ -85,8 +75,8 @@ def capture(
         ConfigError: If the corpus does not fit the segments.
         IncompatibleError: If the teacher cannot be tapped as asked.
         IntegrityError: If features are not finite and `nonfinite` is `stop`.
-        ResourceError: If disk space does not suffice, or another process writes (`runtime.wait`
-            false).
+        ResourceError: If disk space does not suffice, another process writes (`runtime.wait`
+            false), or worker processes keep dying on a segment.
     """
     token_set = TokenSet.load(tokens)
     meta = token_set.meta
@@ -94,20 +84,20 @@ def capture(
     spec = store_spec(meta, reference, options)
     layout = Layout(stores / store_fingerprint(spec))
     plan = plan_rows(token_set, options)
+    # Worker processes load their own, so this is pickled.
+    load = partial(
+        load_teacher,
+        teacher,
+        reference,
+        task=meta.task,
+        device=torch.device(runtime.device),
+        dtype=getattr(torch, options.dtype),
+    )
 
-    def load() -> PreTrainedModel:
-        return load_teacher(
-            teacher,
-            reference,
-            task=meta.task,
-            device=torch.device(runtime.device),
-            dtype=getattr(torch, options.dtype),
-        )
-
-    with writer_lock(layout.lock, wait=runtime.wait):
-        shutil.rmtree(layout.staging, ignore_errors=True)
+    with writer_lock(layout.lock, wait=runtime.wait), _swept(layout):
         rows = load_rows(token_set, plan)
-        run = _Capture(layout, plan, list(signals), list(blocks), options, nonfinite, runtime, meta)
+        device = torch.device(runtime.device)
+        run = _Capture(layout, plan, list(signals), list(blocks), options, nonfinite, device, meta)
 
         def lay_out() -> None:
             if not layout.plan.exists():
@@ -118,14 +108,46 @@ def capture(
             lay_out()
             run.take_up()
         if run.is_incomplete():
+            run.check_space(configured_sizes(reference.config))
             model = load()
             report = run.check(model, longest_segment(plan, rows))
-            run.check_space(model, report)
+            run.check_space(measured_sizes(model, report))
             lay_out()
-            run.fill(model, report)
+            run.declare(model, report)
+            if todo := run.segments():
+                job = run.job(report)
+                if runtime.scheduler == "processes":
+                    # Here, because nobody else needs Dask's servers, which take a second to import.
+                    from pipeline.teacher.workers import run_in_workers
+
+                    del model  # before the workers load theirs: one more might not fit
+                    run_in_workers(job, load, todo, runtime)
+                else:
+                    run_here(job, model, todo, runtime)
         run.commit()
-        shutil.rmtree(layout.staging, ignore_errors=True)
     return layout.root
+
+
+@contextmanager
+def _swept(layout: Layout) -> Iterator[None]:
+    """Remove what killed captures left, and in the end what this one did, also when it fails."""
+    refuse_links(layout.root)
+    _end_attempts(layout)
+    for left in unfinished_files(layout.root):
+        left.unlink()
+    try:
+        yield
+    finally:
+        _end_attempts(layout)
+
+
+def _end_attempts(layout: Layout) -> None:
+    """Remove what unfinished attempts staged, and their directories from under their workers."""
+    if layout.staging.is_dir():
+        for attempt in layout.staging.iterdir():
+            # Renamed first: a worker that still writes would fill it as fast as it is emptied.
+            attempt.rename(layout.attempt(uuid4().hex))
+    shutil.rmtree(layout.staging, ignore_errors=True)
 
 
 class _Capture:
@@ -139,7 +161,7 @@ class _Capture:
         blocks: list[int],
         options: SegmentOptions,
         nonfinite: Literal["stop", "skip"],
-        runtime: Runtime,
+        device: torch.device,
         meta: TokenMeta,
     ) -> None:
         self.layout = layout
@@ -148,8 +170,7 @@ class _Capture:
         self.blocks = blocks
         self.options = options
         self.nonfinite: Literal["stop", "skip"] = nonfinite
-        self.runtime = runtime
-        self.device = torch.device(runtime.device)
+        self.device = device
         self.pad_id = meta.pad_id
         self.description: dict[str, Any] = {
             "chunk_tokens": options.chunk_tokens,
@@ -189,7 +210,7 @@ class _Capture:
         if not self.blocks:
             return False
         entry = read_index(self.layout)["assets"].get(BLOCKS)
-        if entry is None or entry["layers"] != self.blocks:
+        if entry is None or entry.get("layers") != self.blocks:
             return True
         try:
             found = file_digest(self.layout.assets / entry["file"], self.layout.root)
@@ -199,10 +220,7 @@ class _Capture:
 
     def check(self, model: PreTrainedModel, segment: Segment) -> TapReport:
         """Compare taps with the model's own outputs on the longest training examples."""
-        members = np.argsort(-segment.length, kind="stable")[:CHECK_EXAMPLES]
-        # A shorter one beside the longest, so that padding is part of the check.
-        members[-1] = np.argmin(segment.length)
-        batch = collate(segment, np.unique(members), self.pad_id, self.device)
+        batch = checked_batch(model, segment, CHECK_EXAMPLES, self.pad_id, self.device)
         report = check_taps(
             model,
             model_columns(model, batch.inputs),
@@ -229,26 +247,13 @@ class _Capture:
             }
         )
 
-    def check_space(self, model: PreTrainedModel, report: TapReport) -> None:
+    def check_space(self, sizes: RowSizes) -> None:
         """Refuse to start what the disk cannot hold, even if nothing compresses."""
-        needed = DISK_RESERVE_BYTES
-        for signal in self.signals:
-            split_codes = [SPLITS.index(split) for split in splits_of(signal)]
-            every = np.flatnonzero(np.isin(self.plan.segment_split, split_codes))
-            segments = self.missing.get(signal.name, every)
-            here = np.isin(self.plan.segment, segments)
-            rule = None if signal.layer is None else report.rule.get(signal.layer)
-            count = example_rows(signal.form.axis, self.plan.length[here], rule).sum()
-            needed += int(count) * row_bytes(signal, geometry_of(signal, model, report))
-        free = shutil.disk_usage(self.layout.root).free
-        if needed > free:
-            raise ResourceError(
-                f"{self.layout.root}: {free / 1e9:.2f} GB free, the missing features need up to "
-                f"{needed / 1e9:.2f} GB; free space, capture fewer layers, or a smaller fraction"
-            )
+        needed = needed_bytes(self.plan, self.signals, self.missing, sizes)
+        require_space(self.layout.root, needed)
 
-    def fill(self, model: PreTrainedModel, report: TapReport) -> None:
-        """Declare what is new and capture every missing segment."""
+    def declare(self, model: PreTrainedModel, report: TapReport) -> None:
+        """Declare what is new, and write the assets and receipts that need no segment."""
         reader = StoreReader(self.layout.root)
         options = self.options
 
@@ -264,64 +269,38 @@ class _Capture:
             batches = (batch.inputs for batch in sample_batches(sample()))
             magnitudes = input_magnitudes(model, batches, is_causal=report.causal)
             write_blocks(self.layout, model, self.blocks, magnitudes)
-        by_segment: dict[int, list[str]] = {}
-        for name, segments in self.missing.items():
-            writer = self.writers[name]
-            for number in segments:
-                if writer.is_stored:
-                    by_segment.setdefault(number, []).append(name)
-                else:
+        for name, writer in self.writers.items():
+            if not writer.is_stored:
+                for number in self.missing[name]:
                     digests = reader.examples["digest"][reader.examples_in(number)]
                     writer.write_segment(number, {}, rows=rows_digest(digests))
-        if not by_segment:
-            return
-        logger.info("%d of %d segments to capture", len(by_segment), self.plan.segments)
-        wanted = [signal for signal in self.signals if self.missing[signal.name]]
-        with BackgroundWriter(threads=self.runtime.writers) as background:
-            run = SegmentCapture(
-                TappedTeacher(model, report, wanted),
-                reader,
-                self.writers,
-                {name: self._channels(writer.declared) for name, writer in self.writers.items()},
-                batch_tokens=options.batch_tokens,
-                pad_id=self.pad_id,
-                device=self.device,
-                nonfinite=self.nonfinite,
-                background=background,
-            )
-            tasks = [
-                delayed(run, pure=False)(number, tuple(names), dask_key_name=f"segment-{number}")
-                for number, names in sorted(by_segment.items())
-            ]
-            with _Progress(len(tasks)):
-                compute(
-                    *tasks,
-                    scheduler=self.runtime.scheduler,
-                    num_workers=min(self.runtime.workers, os.cpu_count() or 1),
-                )
 
-    def _channels(self, declared: Declaration) -> Channels | None:
-        if declared.channels is None:
-            return None
-        tensors = load_file(self.layout.channels(declared.kind, declared.layer))
-        return Channels(tensors["mean"].to(self.device), tensors["deviation"].to(self.device))
+    def segments(self) -> dict[int, tuple[str, ...]]:
+        """Return the signals that the teacher must run for, by segment."""
+        found: dict[int, tuple[str, ...]] = {}
+        for name, numbers in self.missing.items():
+            if self.writers[name].is_stored:
+                for number in numbers:
+                    found[number] = (*found.get(number, ()), name)
+        if found:
+            logger.info("%d of %d segments to capture", len(found), self.plan.segments)
+        return dict(sorted(found.items()))
+
+    def job(self, report: TapReport) -> SegmentJob:
+        """Return what a process needs to capture them."""
+        wanted = [signal for signal in self.signals if self.missing[signal.name]]
+        return SegmentJob(
+            layout=self.layout,
+            writers={signal.name: self.writers[signal.name] for signal in wanted},
+            signals=wanted,
+            report=report,
+            batch_tokens=self.options.batch_tokens,
+            pad_id=self.pad_id,
+            device=self.device,
+            nonfinite=self.nonfinite,
+        )
 
     def commit(self) -> None:
         """Let readers see every signal that is whole."""
         for writer in self.writers.values():
             writer.commit()
-
-
-class _Progress(Callback):
-    """A bar of segments with an ETA, on stderr, whatever the local scheduler."""
-
-    def __init__(self, segments: int) -> None:
-        super().__init__()
-        self._bar = tqdm(total=segments, desc="capture", unit="segment")
-
-    def _posttask(self, key, result, dsk, state, worker_id) -> None:  # noqa: ANN001
-        if str(key).startswith("segment-"):
-            self._bar.update()
-
-    def _finish(self, dsk, state, failed) -> None:  # noqa: ANN001
-        self._bar.close()

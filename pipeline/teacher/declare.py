@@ -1,13 +1,13 @@
 """What a signal is going to be: its sizes, its bytes, and what a reader needs beside its values."""
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedModel
 
 from pipeline.errors import IntegrityError
-from pipeline.provenance import read_json
 from pipeline.store.forms.form import Geometry
 from pipeline.store.index import read_index
 from pipeline.store.layout import Layout
@@ -123,7 +123,14 @@ def _measured_before(layout: Layout, signal: Signal) -> dict[str, int] | None:
         return None
     found = file_digest(path, layout.root)
     others = _path(layout, signal).parent.parent.glob(f"{path.stem}.*/declaration.json")
-    return found if any(read_json(other)["channels"] == found for other in others) else None
+    return found if any(_channels_of(layout, other) == found for other in others) else None
+
+
+def _channels_of(layout: Layout, declaration: Path) -> dict[str, int] | None:
+    try:
+        return read_record(declaration, layout.root).get("channels")
+    except IntegrityError:
+        return None  # its signal is declared anew
 
 
 def _info(

@@ -17,6 +17,7 @@ from pipeline.errors import ConfigError, IncompatibleError
 from pipeline.tasks import models_language, outputs_of
 from pipeline.teacher.reference import TeacherReference
 from pipeline.teacher.weights import weights_sha256
+from pipeline.training.own_code import own_code
 
 logger = logging.getLogger(__name__)
 PROBLEM_TYPES = {
@@ -72,6 +73,8 @@ def load_pretrained(
         ConfigError: If it cannot be found or needs remote code that was not asked for.
         IncompatibleError: If the architecture has no such head.
     """
+    if not trust_remote_code and own_code(model, revision):
+        raise _needs_code(model)  # also where it was put there after the teach stage
     keywords: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if classes and not new_head:
         names = dict(enumerate(classes))

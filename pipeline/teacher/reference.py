@@ -4,12 +4,16 @@
 torch.
 """
 
+import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import IntegrityError
 from pipeline.provenance import fingerprint, read_json, write_json
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,3 +61,19 @@ class TeacherReference:
             "config": fingerprint(self.config),
             "revision": self.revision if self.trust_remote_code else None,
         }
+
+
+def teacher_at_hand(teachers: Path, spec: Mapping[str, Any]) -> Path | None:
+    """Return the directory below `teachers` that describes the teacher of a store, or None.
+
+    Args:
+        teachers: Directory of teachers, `data/teachers`.
+        spec: What the store's fingerprint is taken of.
+    """
+    for path in sorted(teachers.glob("*/teacher.json")):
+        try:
+            if TeacherReference.load(path.parent).identity() == spec.get("teacher"):
+                return path.parent
+        except IntegrityError as error:
+            logger.debug("%s", error)
+    return None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from pipeline.axes import SPLITS, TRAIN, Axis
-from pipeline.errors import ConfigError, IncompatibleError
+from pipeline.errors import ConfigError
 from pipeline.store.forms.form import Form
 from pipeline.store.signals import Signal
 from pipeline.tasks import models_language
@@ -36,8 +36,7 @@ def resolve_layers(layers: Layers, *, first: int, depth: int, key: str) -> list[
         key: The parameter's name, for the error.
 
     Raises:
-        IncompatibleError: If the teacher does not have one of the layers.
-        ConfigError: If no layer is asked for, or one twice.
+        ConfigError: If no layer is asked for, one twice, or one that the teacher does not have.
     """
     if layers == "all":
         return list(range(first, depth + 1))
@@ -48,7 +47,7 @@ def resolve_layers(layers: Layers, *, first: int, depth: int, key: str) -> list[
         raise ConfigError(f"{key}: {numbers} is empty or repeats a layer; expected each layer once")
     for layer in numbers:
         if not first <= layer <= depth:
-            raise IncompatibleError(
+            raise ConfigError(
                 f"{key}: layer {layer} asked for, the teacher has {first} to {depth}; remove it"
             )
     return sorted(numbers)
@@ -60,9 +59,8 @@ def resolve_signals(
     """Return the signals asked for, hidden states first, then attention, values and logits.
 
     Raises:
-        ConfigError: If the logits' form does not fit the task, or attention is to be rebuilt from a
-            hidden state that is not asked for.
-        IncompatibleError: If the teacher does not have a layer.
+        ConfigError: If the teacher does not have a layer, the logits' form does not fit the task,
+            or attention is to be rebuilt from a hidden state that is not asked for.
     """
     signals = []
     for request in requests:

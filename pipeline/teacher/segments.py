@@ -1,59 +1,81 @@
 """One segment: all its missing signals in one pass of the teacher, encoded on its device."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from pipeline.axes import SPLITS
 from pipeline.errors import IntegrityError
-from pipeline.store.background import BackgroundWriter
 from pipeline.store.commit import SignalWriter
 from pipeline.store.extent import first_rows
 from pipeline.store.forms.form import Channels, Form
+from pipeline.store.layout import Layout
 from pipeline.store.planner import rows_digest
 from pipeline.store.reader import StoreReader
+from pipeline.store.records import Declaration
+from pipeline.store.signals import Signal
+from pipeline.taps.check import TapReport
+from pipeline.teacher.finite import LARGEST, first_beyond
 from pipeline.teacher.forward import TappedTeacher, place_of, segment_batches
 
 logger = logging.getLogger(__name__)
-LARGEST = 3e38
-"""Just below the largest bfloat16; beyond it rounding would give an infinity."""
+
+
+@dataclass(frozen=True)
+class SegmentJob:
+    """All that a process must know to capture segments, but the teacher; it may be pickled.
+
+    `writers` are those of the signals to capture, by name; `signals` the same signals.
+    """
+
+    layout: Layout
+    writers: Mapping[str, SignalWriter]
+    signals: Sequence[Signal]
+    report: TapReport
+    batch_tokens: int
+    pad_id: int
+    device: torch.device
+    nonfinite: Literal["stop", "skip"]
+
+
+@dataclass(frozen=True)
+class CapturedSegment:
+    """What a store keeps of one segment, by signal: its parts, and the slots that were skipped."""
+
+    number: int
+    rows: str
+    buffers: dict[str, dict[str, NDArray[Any]]]
+    skipped: dict[str, tuple[int, ...]]
 
 
 class SegmentCapture:
-    """Captures segments with one loaded teacher and hands them to the background writer."""
+    """Captures segments with one loaded teacher; threads may share it."""
 
-    def __init__(
-        self,
-        teacher: TappedTeacher,
-        reader: StoreReader,
-        writers: Mapping[str, SignalWriter],
-        channels: Mapping[str, Channels | None],
-        *,
-        batch_tokens: int,
-        pad_id: int,
-        device: torch.device,
-        nonfinite: Literal["stop", "skip"],
-        background: BackgroundWriter,
-    ) -> None:
-        self._teacher = teacher
-        self._reader = reader
-        self._writers = writers
+    def __init__(self, job: SegmentJob, model: PreTrainedModel) -> None:
+        self._teacher = TappedTeacher(model, job.report, job.signals)
+        self._reader = StoreReader(job.layout.root)
+        self._writers = job.writers
         self._forms: dict[str, Form] = {
-            name: writer.declared.build_form() for name, writer in writers.items()
+            name: writer.declared.build_form() for name, writer in job.writers.items()
         }
-        self._channels = channels
-        self._batch_tokens = batch_tokens
-        self._pad_id = pad_id
-        self._device = device
-        self._nonfinite = nonfinite
-        self._background = background
+        self._channels = {
+            name: _channels(job, writer.declared) for name, writer in job.writers.items()
+        }
+        self._batch_tokens = job.batch_tokens
+        self._pad_id = job.pad_id
+        self._device = job.device
+        self._nonfinite = job.nonfinite
 
-    def __call__(self, number: int, signals: tuple[str, ...]) -> int:
-        """Capture `signals` of one segment; return its tokens. Durable when the writer is done.
+    def __call__(self, number: int, signals: tuple[str, ...]) -> CapturedSegment:
+        """Capture `signals` of one segment; nothing is written.
 
         Raises:
             IntegrityError: If a feature is not finite and the policy is `stop`.
@@ -67,19 +89,16 @@ class SegmentCapture:
             for name in signals:
                 declared = self._writers[name].declared
                 rows, owners = self._places(name, number, slots)
-                bad = self._encode(
-                    name,
-                    values[place_of(declared.kind, declared.form, declared.layer)],
-                    buffers[name],
-                    rows,
-                    owners,
-                )
+                found = values[place_of(declared.kind, declared.form, declared.layer)]
+                bad = self._encode(name, found, buffers[name], rows, owners)
                 if len(bad):
-                    self._refuse(name, number, [int(slots[i]) for i in bad])
+                    first = first_beyond(found, owners == bad[0])
+                    self._refuse(name, number, [int(slots[i]) for i in bad], first)
                     skipped[name].update(int(slots[i]) for i in bad)
         rows = rows_digest(self._reader.examples["digest"][self._reader.examples_in(number)])
-        self._background.submit(lambda: self._commit(number, buffers, rows, skipped))
-        return int(segment.length.sum())
+        return CapturedSegment(
+            number, rows, buffers, {name: tuple(sorted(slots)) for name, slots in skipped.items()}
+        )
 
     def _places(
         self, name: str, number: int, slots: NDArray[np.int64]
@@ -117,23 +136,25 @@ class SegmentCapture:
             buffers[part][rows[keep]] = value.cpu().numpy()[keep]
         return bad
 
-    def _refuse(self, name: str, number: int, slots: list[int]) -> None:
+    def _refuse(self, name: str, number: int, slots: list[int], first: str) -> None:
+        table = self._reader.examples
+        members = self._reader.examples_in(number)
+        example = members[table["slot"][members] == slots[0]][0]
+        place = f"row {table['source_row'][example]} of {SPLITS[table['split'][example]]}"
         if self._nonfinite == "stop":
             raise IntegrityError(
-                f"{name} segment {number}: values that are not finite in example slots {slots}; "
-                f"check the "
-                "teacher, choose a form of wider range, or set capture.nonfinite: skip"
+                f"{name} segment {number}: values that are not finite in example slots {slots}, "
+                f"the first {first}, in {place}; check the teacher, choose a form of wider range, "
+                "or set capture.nonfinite: skip"
             )
-        logger.warning("%s segment %d: skipped slots %s, not finite", name, number, slots)
+        logger.warning(
+            "%s segment %d: skipped slots %s, not finite (the first %s, in %s)",
+            *(name, number, slots, first, place),
+        )
 
-    def _commit(
-        self,
-        number: int,
-        buffers: Mapping[str, Mapping[str, NDArray[Any]]],
-        rows: str,
-        skipped: Mapping[str, set[int]],
-    ) -> None:
-        for name, parts in buffers.items():
-            self._writers[name].write_segment(
-                number, parts, rows=rows, skipped=tuple(sorted(skipped[name]))
-            )
+
+def _channels(job: SegmentJob, declared: Declaration) -> Channels | None:
+    if declared.channels is None:
+        return None
+    tensors = load_file(job.layout.channels(declared.kind, declared.layer))
+    return Channels(tensors["mean"].to(job.device), tensors["deviation"].to(job.device))

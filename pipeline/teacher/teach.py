@@ -27,20 +27,24 @@ from transformers.utils.hub import cached_file
 from pipeline.axes import TRAIN
 from pipeline.corpus.tokens import TokenMeta, TokenSet
 from pipeline.errors import ConfigError, IncompatibleError
-from pipeline.provenance import fingerprint
+from pipeline.provenance import fingerprint, replace_directory
 from pipeline.taps.anatomy import find_anatomy
 from pipeline.taps.inputs import model_columns
 from pipeline.tasks import models_language, outputs_of
 from pipeline.teacher.load import auto_class, head_options, load_config, load_pretrained
 from pipeline.teacher.reference import TeacherReference
 from pipeline.teacher.weights import weights_sha256
+from pipeline.training.arguments import training_arguments
 from pipeline.training.checkpoints import (
     CompletionMarker,
     Progress,
     checkpoint_lock,
     last_complete_checkpoint,
+    remove_checkpoints,
+    train_from,
 )
-from pipeline.training.options import TrainOptions, training_arguments
+from pipeline.training.options import TrainOptions
+from pipeline.training.own_code import is_elsewhere, own_code
 
 logger = logging.getLogger(__name__)
 IGNORED = -100
@@ -84,6 +88,7 @@ def teach(
     if path is None and fit is None:
         raise ConfigError(f"teachers.{name}.fit: missing; a teacher from scratch must be trained")
     if path is not None:
+        _check_code(path, revision, name, is_trusted=trust_remote_code)
         config = load_config(path, revision=revision, trust_remote_code=trust_remote_code)
         if revision is None and not Path(path).is_dir():
             raise ConfigError(
@@ -137,8 +142,27 @@ def teach(
     )
     reference.save(output)
     if checkpoints is not None:
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        remove_checkpoints(checkpoints)
     return reference
+
+
+def _check_code(path: str, revision: str | None, name: str, *, is_trusted: bool) -> None:
+    """Refuse code that nobody asked for, or that no revision pins, before any of it could run."""
+    places = own_code(path, revision)
+    if places and not is_trusted:
+        raise ConfigError(
+            f"teachers.{name}.model.trust_remote_code: false, and teacher {path}: brings code of "
+            f"its own ({places[0]}); set model.trust_remote_code: true and pin model.revision if "
+            "you trust it, or take auto_map out of a copy of its config.json to run transformers' "
+            "own model"
+        )
+    for place in places:
+        if is_elsewhere(place):
+            raise ConfigError(
+                f"teachers.{name}.model.path: code of {path} is in another repository ({place}), "
+                "which model.revision does not pin; copy it into a directory of your own beside "
+                "the weights"
+            )
 
 
 def _plain_config(model: PreTrainedModel) -> dict[str, Any]:
@@ -153,8 +177,7 @@ def _save(model: PreTrainedModel, tokenizer: Path, target: Path) -> None:
     shutil.rmtree(staging, ignore_errors=True)
     model.save_pretrained(staging)
     AutoTokenizer.from_pretrained(tokenizer).save_pretrained(staging)
-    shutil.rmtree(target, ignore_errors=True)
-    staging.rename(target)
+    replace_directory(target, staging)
 
 
 def _scratch(
@@ -306,4 +329,4 @@ def _fit(
     resumed = last_complete_checkpoint(directory)
     if resumed is not None:
         logger.info("%s: going on from %s", name, resumed)
-    trainer.train(resume_from_checkpoint=resumed)
+    train_from(trainer, resumed)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import IntegrityError
-from pipeline.provenance import read_json, write_json
+from pipeline.provenance import read_json, sync_what_is_there, write_json
 from pipeline.store.commit import trusted_receipt
 from pipeline.store.index import read_index
 from pipeline.store.layout import Layout
@@ -30,7 +30,7 @@ def is_whole(layout: Layout, signals: Sequence[Signal], blocks: Sequence[int]) -
         entry = index["assets"].get(BLOCKS)
         if blocks and (
             entry is None
-            or entry["layers"] != list(blocks)
+            or entry.get("layers") != list(blocks)
             or not (layout.assets / entry["file"]).is_file()
             or (layout.assets / entry["file"]).stat().st_size != entry["bytes"]
         ):
@@ -39,7 +39,7 @@ def is_whole(layout: Layout, signals: Sequence[Signal], blocks: Sequence[int]) -
         for name, size in files.items():
             if not (layout.root / name).is_file() or (layout.root / name).stat().st_size != size:
                 return False
-        return all(
+        found = all(
             signal.name in index["signals"]
             and _has_assets(layout, reader.signal(signal.name).declaration)
             and all(
@@ -50,6 +50,10 @@ def is_whole(layout: Layout, signals: Sequence[Signal], blocks: Sequence[int]) -
         )
     except IntegrityError:
         return False
+    if found:
+        # A capture that was killed at its last step has renamed the index and not synced its name.
+        sync_what_is_there([layout.root])
+    return found
 
 
 def _has_assets(layout: Layout, declared: Declaration) -> bool:
@@ -107,7 +111,7 @@ def write_manifests(
             "store": layout.root.name,
         }
     for stale in set(output.glob("*.json")) - {output / f"{name}.json" for name in records}:
-        stale.unlink()
+        stale.unlink(missing_ok=True)
     for name, record in records.items():
         path = output / f"{name}.json"
         if not path.exists() or read_json(path) != record:

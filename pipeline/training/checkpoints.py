@@ -5,26 +5,47 @@ written, after every file is durable, is a marker, and only a checkpoint that ha
 from.
 """
 
+import logging
 import math
-import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch.distributed
 from tqdm import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer import TRAINER_STATE_NAME
 
 from pipeline.errors import IntegrityError
-from pipeline.provenance import fsync_directory, write_json
+from pipeline.provenance import (
+    fsync_directory,
+    needing_room,
+    read_json,
+    sync_tree,
+    write_json,
+)
 from pipeline.store.lock import writer_lock
 
+logger = logging.getLogger(__name__)
 MARKER = "complete.json"
 
 
 class CompletionMarker(TrainerCallback):
-    """Marks each checkpoint as whole once all its files are durable."""
+    """Marks each checkpoint as whole once all its files are durable.
+
+    `features`, signal to digest, is what it was trained from; it stands in the marker.
+    """
+
+    def __init__(self, features: Mapping[str, str] | None = None) -> None:
+        self._record = {} if features is None else {"features": dict(features)}
 
     def on_save(
         self,
@@ -40,21 +61,99 @@ class CompletionMarker(TrainerCallback):
             return
         assert args.output_dir is not None
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        for file in checkpoint.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as descriptor:
-                    os.fsync(descriptor.fileno())
+        sync_tree(checkpoint)
         fsync_directory(checkpoint.parent)
-        write_json(checkpoint / MARKER, {"step": state.global_step})
+        write_json(checkpoint / MARKER, {"step": state.global_step, **self._record})
 
 
-def last_complete_checkpoint(directory: Path) -> str | None:
-    """Return the newest checkpoint with a marker, or None."""
-    steps = [
-        (int(path.parent.name.removeprefix("checkpoint-")), path.parent)
-        for path in directory.glob(f"checkpoint-*/{MARKER}")
-    ]
-    return str(max(steps)[1]) if steps else None
+def last_complete_checkpoint(
+    directory: Path, features: Mapping[str, str] | None = None
+) -> str | None:
+    """Return the newest checkpoint with a marker, or None.
+
+    Args:
+        directory: The checkpoints of one run.
+        features: Signal to digest; a checkpoint that was trained from others is passed over, and a
+            line of the log says why. None where nothing of a store is used.
+    """
+    steps = [(_step(path.parent), path.parent) for path in directory.glob(f"checkpoint-*/{MARKER}")]
+    for _, checkpoint in sorted(steps, reverse=True):
+        reason = None if features is None else _unfit(checkpoint / MARKER, features)
+        if reason is None:
+            return str(checkpoint)
+        logger.warning("%s is not gone on from: %s", checkpoint, reason)
+    return None
+
+
+def _unfit(marker: Path, features: Mapping[str, str]) -> str | None:
+    """Say why a checkpoint does not fit the signals; None if it does."""
+    try:
+        record = read_json(marker)
+    except IntegrityError as error:
+        return str(error)
+    found = record.get("features") if isinstance(record, dict) else None
+    if not isinstance(found, dict):
+        return "it does not say which signals it was trained from"
+    for name in sorted({*found, *features}):
+        if found.get(name) != features.get(name):
+            theirs, ours = (str(one.get(name, "none"))[:16] for one in (found, features))
+            return f"it was trained from {name} {theirs}, expected {ours}"
+    return None
+
+
+def train_from(trainer: Trainer, checkpoint: str | None) -> None:
+    """Train to the end, from a checkpoint where there is one.
+
+    From a checkpoint of the last step `Trainer` would take one more: a run that was killed after it
+    would end with other weights. Here its weights and its log are loaded, and that is all.
+
+    Raises:
+        ResourceError: If there is no room for a checkpoint.
+    """
+    if checkpoint is not None:
+        state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        if state.global_step >= state.max_steps:
+            trainer._load_from_checkpoint(checkpoint)
+            trainer.state = state
+            return
+    directory = Path(str(trainer.args.output_dir))
+    if trainer.is_world_process_zero():
+        _remove_after(directory, checkpoint)
+    with needing_room(directory, checkpoint_bytes(trainer)):
+        trainer.train(resume_from_checkpoint=checkpoint)
+
+
+def checkpoint_bytes(trainer: Trainer) -> int:
+    """Return about how large a checkpoint is: weights, and two moments of those that train."""
+    model: Any = trainer.model
+    return sum(
+        p.numel() * p.element_size() * (3 if p.requires_grad else 1) for p in model.parameters()
+    )
+
+
+def _remove_after(directory: Path, checkpoint: str | None) -> None:
+    """Remove what a run left beyond the checkpoint that this one goes on from.
+
+    `Trainer` keeps the checkpoints of the highest steps: beside those, which are not whole, it
+    would remove its own as soon as they are written.
+    """
+    last = -1 if checkpoint is None else _step(Path(checkpoint))
+    for path in directory.glob("checkpoint-*"):
+        if _step(path) > last:
+            (path / MARKER).unlink(missing_ok=True)
+            shutil.rmtree(path)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def remove_checkpoints(directory: Path) -> None:
+    """Remove a run's checkpoints; half a removal leaves none that would be gone on from."""
+    for marker in directory.glob(f"checkpoint-*/{MARKER}"):
+        marker.unlink()
+        fsync_directory(marker.parent)
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 @contextmanager

@@ -1,10 +1,13 @@
 """Section `teachers.T.model`: where a teacher comes from."""
 
+import re
 from typing import Any, Self
 
 from pydantic import model_validator
 
 from stages.parameters import Section
+
+COMMIT = r"[0-9a-f]{40}"
 
 
 class TeacherModel(Section):
@@ -23,4 +26,9 @@ class TeacherModel(Section):
             raise ValueError("scratch has no model_type; add one, for example llama")
         if self.trust_remote_code and self.revision is None:
             raise ValueError("trust_remote_code needs a pinned revision; add model.revision")
+        if self.trust_remote_code and not re.fullmatch(COMMIT, str(self.revision)):
+            raise ValueError(
+                f"revision is {self.revision!r}, expected a commit of 40 hexadecimal digits beside "
+                "trust_remote_code: a branch or tag may be moved to other code"
+            )
         return self

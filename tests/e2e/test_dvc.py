@@ -1,5 +1,6 @@
 """What a user does with DVC, on a project in miniature: each command runs what it must, no more."""
 
+import json
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ from tests.cases import tiny_params, write_params, write_project
 
 pytestmark = pytest.mark.e2e
 ALWAYS = ["capture@main"]
+CORPUS = "data/raw/corpus.txt"
 PATIENCE_SECONDS = 300
 
 
@@ -79,6 +81,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("decant")
     write_project(folder)
     params = tiny_params()
+    # Where DVC looks for changes of the corpus.
+    (folder / "corpus.txt").rename(folder / CORPUS)
+    params["corpus"]["source"]["files"] = CORPUS
     for student in params["students"].values():
         student["train"].update(epochs=4, save_every=4)
     write_params(folder, params)
@@ -102,6 +107,36 @@ def test_the_first_run_leaves_a_report_and_scores(project):
 
 def test_a_second_run_trains_nothing(project):
     assert stages_in(run(project, "dvc", "repro")) == ALWAYS
+
+
+def test_what_was_changed_is_what_runs_again(project):
+    """By status alone: it says which stages' own inputs are others now, and runs nothing."""
+    corpus, params = project / CORPUS, project / "params.yaml"
+    text, parameters = corpus.read_bytes(), params.read_bytes()
+
+    def changed() -> set[str]:
+        return set(json.loads(run(project, "dvc", "status", "--json"))) - set(ALWAYS)
+
+    assert changed() == set()
+    lines = text.splitlines(keepends=True)
+    for other in (lines[1:], [*lines[1:], lines[0]], [b"other words " + lines[0], *lines[1:]]):
+        corpus.write_bytes(b"".join(other))
+        assert changed() == {"prepare"}
+    corpus.write_bytes(text)
+    for change, stages in (
+        (lambda p: p["teachers"]["main"]["tokens"].update(max_length=16), "tokenize@main"),
+        (lambda p: p["teachers"]["main"]["fit"].update(learning_rate=0.01), "teach@main"),
+        (lambda p: p["students"]["soft"]["train"].update(learning_rate=0.01), "train@soft"),
+    ):
+        values = read_yaml(params)
+        change(values)
+        write_params(project, values)
+        found = changed()
+        assert stages in found
+        others = {"prepare", "tokenize@main", "teach@main", "train@soft", "train@aligned"}
+        assert found & others == {stages}
+        params.write_bytes(parameters)
+    assert changed() == set()
 
 
 def test_a_lost_store_is_captured_again_and_nothing_else(project):

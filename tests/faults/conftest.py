@@ -23,6 +23,6 @@ def times(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Print the table after everything else."""
-    if SESSION.counts:
+    """Print the table after everything else, where faults are what the run is about."""
+    if SESSION.counts and config.getoption("--faults") == "many":
         sys.stdout.write("\n" + "\n".join(SESSION.table()) + "\n")

@@ -41,7 +41,7 @@ class Ledger:
         """Return the lines of the table: a row a kind of fault, then the sum."""
         rows = [
             (fault, count.injected, count.detected, count.wrong, count.lost)
-            for fault, count in self.counts.items()
+            for fault, count in sorted(self.counts.items())
         ]
         rows.append(("sum", *(sum(column) for column in list(zip(*rows, strict=True))[1:])))
         width = max(len(str(row[0])) for row in rows)

@@ -1,9 +1,6 @@
 """`kill -9` at any step: readers see only whole signals; resuming gives the undisturbed store."""
 
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,22 +9,16 @@ import pytest
 from pipeline.errors import IntegrityError
 from pipeline.store.layout import Layout
 from pipeline.store.reader import StoreReader
-from tests.faults.write_and_die import NAMES
+from tests.faults.forked import Child, start
+from tests.faults.write_and_die import NAMES, main
 from tests.store.synthetic import Synthetic, plan
 
-ROOT = Path(__file__).parents[2]
 NEVER = 10**6
 
 
-def write_and_die(store: Path, steps: int) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tests.faults.write_and_die", str(store), str(steps)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def write_and_die(store: Path, steps: int) -> Child:
+    store.mkdir()
+    return start(main, store, steps, stderr=store.with_suffix(".txt"))
 
 
 def digests(store: Path) -> dict[str, str]:
@@ -55,21 +46,22 @@ def check_readable(store: Path, whole: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
     store = tmp_path_factory.mktemp("undisturbed") / "s"
-    result = write_and_die(store, NEVER)
-    assert result.returncode == 0, result.stderr
-    return store, int(result.stdout)
+    child = write_and_die(store, NEVER)
+    assert child.wait() == 0, child.errors()
+    return store, int(child.errors())
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("unsynced")
-def test_kill_at_every_kind_of_step_and_resume(tmp_path, undisturbed):
-    """A process is killed at 8 steps spread over the run, resumed and killed again, to the end."""
+def test_kill_at_every_kind_of_step_and_resume(tmp_path, undisturbed, ledger, times):
+    """A process is killed at steps spread over the run; another one takes up what it left."""
     whole, steps = undisturbed
-    for number, at in enumerate(np.linspace(1, steps - 1, 8).astype(int).tolist()):
-        store = tmp_path / str(number)
-        assert write_and_die(store, at).returncode == -signal.SIGKILL
+    wanted = np.linspace(1, steps - 1, times(5, 100)).astype(int)
+    for at in np.unique(wanted).tolist():
+        store = tmp_path / str(at)
+        assert write_and_die(store, at).wait() == -signal.SIGKILL
         seen = check_readable(store, whole)
         Synthetic(store).run(NAMES)
+        ledger.record("killed writer", detected=digests(store) == digests(whole))
         assert digests(store) == digests(whole)
         assert set(seen) <= set(NAMES)
         assert check_readable(store, whole) == sorted(NAMES)
@@ -80,11 +72,11 @@ class KilledError(BaseException):
 
 
 @pytest.mark.usefixtures("unsynced")
-def test_death_before_or_after_any_rename(tmp_path, monkeypatch, undisturbed):
-    """The same for every third rename, within this process: before odd ones, after even ones."""
+def test_death_before_or_after_a_rename(tmp_path, monkeypatch, undisturbed, ledger, times):
+    """The same within this process: before odd ones, after even ones."""
     whole, _ = undisturbed
     replace = Path.replace
-    for number in range(1, 1000, 3):
+    for number in range(1, 1000, times(15, 1)):
         left = number
 
         def dying(self: Path, target: Path, number: int = number) -> Path:
@@ -109,7 +101,9 @@ def test_death_before_or_after_any_rename(tmp_path, monkeypatch, undisturbed):
             monkeypatch.setattr(Path, "replace", replace)
         check_readable(synthetic.root, whole)
         synthetic.run(NAMES)
-        assert digests(synthetic.root) == digests(whole)
+        same = digests(synthetic.root) == digests(whole)
+        ledger.record("killed writer: at a rename", detected=same)
+        assert same
     assert number > 50
 
 

@@ -22,7 +22,7 @@ def file_limit():
 
 
 @pytest.mark.usefixtures("unsynced")
-def test_earlier_segments_stay_valid(tmp_path, file_limit, whole_store):
+def test_earlier_segments_stay_valid(tmp_path, file_limit, whole_store, ledger):
     synthetic = Synthetic(tmp_path / "s")
     synthetic.plan()
     writer = synthetic.writer(NAME)
@@ -40,14 +40,16 @@ def test_earlier_segments_stay_valid(tmp_path, file_limit, whole_store):
             for segment in range(1, plan().segments):
                 background.submit(lambda segment=segment: write(segment))
 
-    with pytest.raises(ResourceError, match=r"cannot be written .* free space") as raised:
+    said = r"cannot be written \(.*: needs [0-9,]+ bytes, [0-9,]+ free\); free space"
+    with pytest.raises(ResourceError, match=said) as raised:
         write_all()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    ledger.record("file too large: shard", detected=list(writer.receipts(verify=True)) == [0])
     assert raised.value.exit_code == 5
     assert soft == 250
     assert list(writer.receipts(verify=True)) == [0]
-    assert list(synthetic.layout.staging.iterdir()) == []
+    assert [path for path in synthetic.layout.staging.rglob("*") if path.is_file()] == []
     assert StoreReader(synthetic.root).signals == []
     synthetic.signal(NAME)
     digest = StoreReader(whole_store).signal(NAME).digest

@@ -40,7 +40,3 @@ def main(root: Path, steps: int) -> None:
     provenance.os.fsync = write_half_way
     Synthetic(root, step).run(NAMES)
     sys.stdout.write(str(steps - left))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -8,7 +8,7 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.report.page import write_report
 from pipeline.report.pairs import PairedTest
-from pipeline.report.results import StudentResult, TeacherResult, TransferSummary
+from pipeline.report.results import ModelMetrics, StudentResult, TeacherResult, TransferSummary
 from pipeline.report.samples import generated_samples
 from tests.report.examples import VALUES, classifier, corpus, run_of, student, teacher
 
@@ -225,3 +225,26 @@ def test_targets_that_the_teacher_wrote_are_a_stage_of_their_own(tmp_path):
     assert "generate the teacher's own targets 3,912 targets 39.9 K tokens" in text
     kept = teacher(transfer=TransferSummary(targets="corpus"))
     assert write(tmp_path / "b", teachers=[kept]) == write(tmp_path / "c")
+
+
+def test_students_are_shown_with_the_digests_of_what_they_used(tmp_path):
+    used = [{"store": "f00dface", "signal": "hidden/3/<b>", "digest": "9f" * 32}]
+    logits = [{"store": "f00dface", "signal": "logits/topk-1", "digest": "ab" * 32}]
+    known = student("aligned").metrics.model_dump()
+    told = known | {"trained_from": used, "compared_with": logits}
+    metrics, page = write(
+        tmp_path,
+        students=[
+            student("aligned", metrics=ModelMetrics.model_validate(told)),
+            student("older"),
+        ],
+    )
+    assert metrics["students"]["aligned"]["trained_from"] == used
+    assert metrics["students"]["aligned"]["compared_with"] == logits
+    assert not {"trained_from", "compared_with"} & metrics["students"]["older"].keys()
+    assert not {"trained_from", "compared_with"} & metrics["teacher"].keys()
+    section = page.partition("What each student used of it")[2].partition("</section>")[0]
+    assert "older" not in section
+    for text in ("aligned", "hidden/3/&lt;b&gt;", "9f9f9f9f9f9f", "logits/topk-1", "agreement"):
+        assert text in section
+    assert "What each student used of it" not in write(tmp_path)[1]

@@ -40,7 +40,7 @@ def student(params):
     [
         (
             lambda p: teacher(p)["capture"]["hidden"].update(layers=[0, LAYERS + 1]),
-            4,
+            2,
             f"layer {LAYERS + 1} asked for, the teacher has 0 to {LAYERS}; remove it",
         ),
         (

@@ -1,4 +1,4 @@
-"""evaluate-teacher@T, evaluate@S, report, inspect and gc on a project that has run."""
+"""evaluate-teacher@T, evaluate@S and report on a project that has run."""
 
 import math
 import shutil
@@ -14,10 +14,6 @@ from tests.cases import error_line, tiny_params, write_params
 
 METRICS = Path("data/metrics")
 PREDICTIONS = Path("data/predictions")
-
-
-def store() -> Path:
-    return next(Path("data/stores").iterdir())
 
 
 @pytest.fixture
@@ -38,10 +34,24 @@ def test_a_student_is_measured_without_its_teacher(decant, project):
     assert again["teacher"] == "main"
 
 
+def test_a_students_metrics_say_which_signals_it_is_made_of(decant, project):
+    metrics = read_json(METRICS / "students" / "aligned.json")
+    selected = read_json(Path("data/selected/aligned.json"))
+    used = metrics["trained_from"]
+    assert {one["signal"]: one["digest"] for one in used} == selected["signals"]
+    assert {one["store"] for one in used} == {selected["store"]}
+    assert metrics["compared_with"] == [read_json(Path("data/selected/aligned.agreement.json"))]
+    assert read_json(Path("data/students/aligned/distillation.json"))["store"] == selected["store"]
+    # A student of an earlier version says nothing of it.
+    Path("data/students/aligned/distillation.json").unlink()
+    assert decant("evaluate", "aligned").exit_code == 0
+    assert read_json(METRICS / "students" / "aligned.json")["trained_from"] == []
+
+
 def test_a_teacher_is_measured_in_the_same_words(project):
     teacher = read_json(METRICS / "teachers" / "main.json")
     student = read_json(METRICS / "students" / "aligned.json")
-    assert set(teacher) == set(student) - {"agreement", "teacher"}
+    assert set(teacher) == set(student) - {"agreement", "teacher", "trained_from", "compared_with"}
 
 
 def test_predictions_are_the_rows_that_the_scores_are_of(decant, project):
@@ -164,60 +174,11 @@ def test_the_report_compares_and_says_where_it_is(decant, one_student):
         metrics["teacher"]["test_perplexity"] / student["test_perplexity"]
     )
     assert {"test_perplexity", "parameters"} <= set(student)
-
-
-@pytest.mark.parametrize("columns", [80, 120])
-def test_inspect_shows_every_number_whole(decant, project, monkeypatch, columns):
-    monkeypatch.setenv("COLUMNS", str(columns))
-    result = decant("inspect", str(store()))
-    assert result.exit_code == 0
-    lines = result.output.splitlines()
-    assert store().name in lines[0]
-    assert max(map(len, lines)) <= columns
-    assert "…" not in result.output
-    table = lines[next(i for i, line in enumerate(lines) if line.startswith("signal ")) + 1 :]
-    assert [line.split()[0] for line in table] == ["attention/2", "hidden/0", "hidden/2", "logits"]
-    for line in table:
-        name, form, splits, tokens, size, per_token, skipped, digest = line.split()
-        count = int(size.replace(",", ""))
-        assert count / int(tokens.replace(",", "")) == pytest.approx(float(per_token), abs=0.05)
-        assert splits == ("all" if name == "logits" else "train")
-        assert skipped == "0"
-        assert any(
-            record["digest"].startswith(digest)
-            for path in Path("data/manifests/main").iterdir()
-            if (record := read_json(path)).get("form") == form
-        )
-    for word in ("torch 2.", "transformers 5.", "causal-lm", "llama, weights"):
-        assert word in result.output
-
-
-def test_inspect_of_no_store_is_one_line(decant, project):
-    result = decant("inspect", "data/corpus")
-    assert result.exit_code == 3
-    assert "no whole store is here" in error_line(result)
-
-
-def test_gc_lists_and_on_request_deletes_what_no_manifest_names(decant, project):
-    old = store().with_name("0123456789abcdef")
-    shutil.copytree(store(), old)
-    listed = decant("gc")
-    assert listed.exit_code == 0
-    assert old.name in listed.output
-    assert listed.output.count("bytes") == 2
-    assert old.exists()
-    assert decant("gc", "--delete").exit_code == 0
-    assert not old.exists()
-    assert "0 stores" in decant("gc").output
-    assert decant("capture", "main").exit_code == 0
-
-
-def test_gc_does_nothing_where_no_manifest_says_what_is_needed(decant, project):
-    shutil.rmtree("data/manifests")
-    result = decant("gc", "--delete")
-    assert result.exit_code == 2
-    assert "found no manifest" in error_line(result)
-    assert store().exists()
+    selected = read_json(Path("data/selected/aligned.json"))
+    used = {one["signal"]: one["digest"] for one in student["trained_from"]}
+    assert used == selected["signals"]
+    page = Path("data/reports/index.html").read_text(encoding="utf-8")
+    assert all(f"<code>{digest[:12]}</code>" in page for digest in used.values())
 
 
 def test_a_metrics_file_of_another_shape_is_named(decant, one_student):

@@ -1,5 +1,6 @@
 """One writer a store: held by the kernel, freed by death, and never on a file that is gone."""
 
+import errno
 import os
 import shutil
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ResourceError
+from pipeline.errors import IntegrityError, ResourceError
 from pipeline.store.lock import writer_lock
 
 HOLD = """
@@ -93,3 +94,30 @@ def test_an_unwritable_place_is_one_line(tmp_path):
     (tmp_path / "s").write_text("a file")
     with pytest.raises(ResourceError, match="cannot be made"), writer_lock(tmp_path / "s" / "lock"):
         pass
+
+
+def test_a_full_disk_keeps_nobody_from_the_lock(tmp_path, monkeypatch):
+    """The holder's name is a courtesy, the lock is the kernel's."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "s" / "lock"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        found = pytest.raises(ResourceError, match="another process is writing")
+        with writer_lock(path), found, writer_lock(path, wait=False):
+            pass
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "directory"])
+def test_what_is_no_file_is_no_lock(tmp_path, kind):
+    """A store from elsewhere must not make a capture empty a file outside, or wait for ever."""
+    outside, path = tmp_path / "outside", tmp_path / "s" / "lock"
+    outside.write_text("kept")
+    path.parent.mkdir()
+    make = {"link": lambda: path.symlink_to(outside), "pipe": lambda: os.mkfifo(path)}
+    make.get(kind, path.mkdir)()
+    with pytest.raises(IntegrityError, match="lock: is no plain file"), writer_lock(path):
+        pass
+    assert outside.read_text() == "kept"

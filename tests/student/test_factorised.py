@@ -131,7 +131,7 @@ def test_all_terms_train_it_and_the_export_loads(teacher, architecture, captured
     assert model.config.model_type == architecture["model_type"]
     assert model.get_input_embeddings().weight.shape == (64, 8)
     student = built(teacher, architecture)
-    export(student, store.reader, tmp_path / "untrained")
+    export(student, store.reader, tmp_path / "untrained", {})
     again = factory.from_pretrained(tmp_path / "untrained").eval()
     batch = tiny_batch([7, 4])
     torch.testing.assert_close(again(**batch).logits, student(**batch).logits)

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from pipeline.errors import IncompatibleError, IntegrityError
 from pipeline.evaluate.agreement import agreement
+from pipeline.provenance import fingerprint
 from pipeline.student.needs import select_signals
 from pipeline.student.objective import Alignment, Objective
 from pipeline.student.stream import BatchOrder
@@ -199,7 +200,10 @@ def test_the_export_is_a_plain_model_without_projectors(store, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(directory)
     assert model(**tokenizer("w3 w9", return_tensors="pt")).logits.shape[-1] == len(tokenizer)
     record = json.loads((directory / "distillation.json").read_text())
-    assert set(record["signals"]) == {one.name for one in SIGNALS}
+    digests = store.digests()
+    assert record["signals"] == {one.name: digests[one.name] for one in SIGNALS}
+    assert record["store"] == store.store.name
+    assert record["objective_fingerprint"] == fingerprint(GOAL.model_dump(mode="json"))
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,9 @@ from pipeline.store.lock import writer_lock
 from pipeline.store.reader import StoreReader
 from pipeline.student.stream import StoreDataset
 from pipeline.teacher import capture as module
+from pipeline.teacher import schedule
 from pipeline.teacher.reference import TeacherReference
+from pipeline.teacher.space import DISK_RESERVE_BYTES
 from pipeline.teacher.weights import weights_sha256
 from pipeline.teacher.whole import is_whole
 from tests.captured import (
@@ -111,13 +113,13 @@ def test_tasks_of_a_threaded_scheduler_give_the_same_values(store, whole):
 def test_an_added_layer_is_captured_alone(store, whole, monkeypatch):
     before = receipts_mtimes(store)
     ran: list[tuple[str, ...]] = []
-    plain = module.SegmentCapture.__call__
+    plain = schedule.SegmentCapture.__call__
 
     def spied(self, number, names):
         ran.append(names)
         return plain(self, number, names)
 
-    monkeypatch.setattr(module.SegmentCapture, "__call__", spied)
+    monkeypatch.setattr(schedule.SegmentCapture, "__call__", spied)
     added = signal("hidden", 3, "bfloat16")
     store.capture([*SIGNALS, added], blocks=[2])
     assert set(ran) == {(added.name,)}
@@ -142,14 +144,14 @@ def test_a_damaged_shard_is_hidden_first_and_then_captured_again(damage, store, 
     DAMAGES[damage](path)
     visible: list[set[str]] = []
     ran: list[tuple[int, tuple[str, ...]]] = []
-    plain = module.SegmentCapture.__call__
+    plain = schedule.SegmentCapture.__call__
 
     def spied(self, number, names):
         visible.append(set(read_index(store.layout)["signals"]))
         ran.append((number, names))
         return plain(self, number, names)
 
-    monkeypatch.setattr(module.SegmentCapture, "__call__", spied)
+    monkeypatch.setattr(schedule.SegmentCapture, "__call__", spied)
     store.capture(SIGNALS, blocks=[2])
     assert ran == [(1, (HIDDEN.name,))]
     assert visible == [set(whole.digests()) - {HIDDEN.name}]
@@ -285,9 +287,10 @@ def test_values_beyond_a_forms_range_are_not_finite_in_it(tmp_path):
 def test_too_little_space_is_refused_before_anything_is_written(store, monkeypatch):
     shutil.rmtree(store.stores)
     usage = namedtuple("usage", "total used free")
-    free = module.DISK_RESERVE_BYTES + 1000
+    free = DISK_RESERVE_BYTES + 1000
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage(10**12, 0, free))
-    with pytest.raises(ResourceError, match=r"0\.07 GB free, the .* need up to 0\.07"):
+    needs = "67,109,864 bytes free, the missing features need up to 67,1"
+    with pytest.raises(ResourceError, match=needs):
         store.capture(SIGNALS)
     assert not (store.store / "features.zarr").exists()
     assert not store.layout.plan.exists()

@@ -18,7 +18,9 @@ from pipeline.store.layout import Layout
 from pipeline.store.reader import StoreReader
 from pipeline.student.stream import StoreDataset
 from pipeline.teacher import capture as module
+from pipeline.teacher import schedule
 from pipeline.teacher.request import LayerRequest, resolve_signals
+from pipeline.teacher.space import DISK_RESERVE_BYTES
 from pipeline.teacher.whole import is_whole
 from tests.captured import (
     DAMAGES,
@@ -54,13 +56,13 @@ def store(whole, tmp_path) -> Captured:
 def ran(monkeypatch) -> list[tuple[int, tuple[str, ...]]]:
     """Which segments the teacher ran over, and for which signals."""
     calls: list[tuple[int, tuple[str, ...]]] = []
-    plain = module.SegmentCapture.__call__
+    plain = schedule.SegmentCapture.__call__
 
     def spied(self, number, names):
         calls.append((number, names))
         return plain(self, number, names)
 
-    monkeypatch.setattr(module.SegmentCapture, "__call__", spied)
+    monkeypatch.setattr(schedule.SegmentCapture, "__call__", spied)
     return calls
 
 
@@ -175,7 +177,7 @@ def test_too_little_space_counts_pairs(store, monkeypatch):
     usage = namedtuple("usage", "total used free")
     lengths = [9, 20, 3, 14, 7, 17, 5, 11, 20, 8, 13, 4, 16, 6]
     heads, pairs = 4, sum(n * (n + 1) // 2 for n in lengths)
-    room = module.DISK_RESERVE_BYTES + heads * pairs
+    room = DISK_RESERVE_BYTES + heads * pairs
     free = [room - 1]
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage(10**12, 0, free[0]))
     with pytest.raises(ResourceError, match="free, the missing features need up to"):

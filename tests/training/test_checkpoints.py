@@ -1,13 +1,24 @@
 """A checkpoint counts when its marker is there, and a run that diverges is stopped."""
 
-import pytest
-from transformers import TrainerControl, TrainerState, TrainingArguments
+import shutil
+from pathlib import Path
 
-from pipeline.errors import IntegrityError
-from pipeline.provenance import read_json
-from pipeline.training.checkpoints import MARKER, CompletionMarker, Progress
+import pytest
+import torch
+from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+
+from pipeline.errors import IntegrityError, ResourceError
+from pipeline.provenance import read_json, write_json
+from pipeline.training.arguments import training_arguments
+from pipeline.training.checkpoints import (
+    MARKER,
+    CompletionMarker,
+    Progress,
+    remove_checkpoints,
+    train_from,
+)
 from pipeline.training.checkpoints import last_complete_checkpoint as last
-from pipeline.training.options import TrainOptions, training_arguments
+from pipeline.training.options import TrainOptions
 
 
 def test_the_newest_checkpoint_with_a_marker_counts(tmp_path):
@@ -23,6 +34,29 @@ def test_the_newest_checkpoint_with_a_marker_counts(tmp_path):
     assert last(tmp_path / "nowhere") is None
 
 
+def test_a_checkpoint_that_was_trained_from_others_is_passed_over(tmp_path, caplog):
+    features = {"hidden/1/a": "1" * 64, "logits/b": "2" * 64}
+    markers = {
+        3: {"features": features},
+        4: {"features": features | {"logits/b": "3" * 64}},
+        5: {"features": {"hidden/1/a": "1" * 64}},
+        6: {"step": 6},
+        7: ["step"],
+    }
+    for step, marker in markers.items():
+        write_json(tmp_path / f"checkpoint-{step}" / MARKER, marker)
+    (tmp_path / "checkpoint-8").mkdir()
+    (tmp_path / "checkpoint-8" / MARKER).write_text("{")
+    assert last(tmp_path, features) == str(tmp_path / "checkpoint-3")
+    reasons = [record.getMessage().partition("gone on from: ")[2] for record in caplog.records]
+    assert "not readable as JSON" in reasons[0]
+    assert reasons[1:3] == ["it does not say which signals it was trained from"] * 2
+    assert reasons[3] == f"it was trained from logits/b none, expected {'2' * 16}"
+    assert reasons[4] == f"it was trained from logits/b {'3' * 16}, expected {'2' * 16}"
+    # A teacher uses no store.
+    assert last(tmp_path) == str(tmp_path / "checkpoint-8")
+
+
 @pytest.mark.parametrize("is_first", [True, False])
 def test_the_first_process_alone_marks(is_first, tmp_path):
     checkpoint = tmp_path / "checkpoint-7"
@@ -33,6 +67,8 @@ def test_the_first_process_alone_marks(is_first, tmp_path):
     CompletionMarker().on_save(arguments, state, TrainerControl())
     if is_first:
         assert read_json(checkpoint / MARKER) == {"step": 7}
+        CompletionMarker({"a": "1"}).on_save(arguments, state, TrainerControl())
+        assert read_json(checkpoint / MARKER) == {"step": 7, "features": {"a": "1"}}
     else:
         assert last(tmp_path) is None
 
@@ -55,3 +91,62 @@ def test_options_mean_what_they_say(tmp_path):
     assert found.get_warmup_steps(40) == 10
     assert found.activation_checkpointing_kwargs == {"use_reentrant": False}
     assert (found.seed, found.max_grad_norm, found.report_to) == (7, 0.5, [])
+
+
+class Recorder(Trainer):
+    """Notes what it is asked for."""
+
+    def __init__(self, directory: Path) -> None:
+        arguments = TrainingArguments(output_dir=str(directory), use_cpu=True)
+        super().__init__(model=torch.nn.Linear(2, 2), args=arguments)
+        self.asked: list[str | None] = []
+
+    def train(self, resume_from_checkpoint=None, **_):  # pyright: ignore[reportIncompatibleMethodOverride]
+        self.asked.append(resume_from_checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        self.asked.append(f"weights of {resume_from_checkpoint}")
+
+
+def checkpoint(directory: Path, step: int, steps: int) -> Path:
+    path = directory / f"checkpoint-{step}"
+    path.mkdir()
+    TrainerState(global_step=step, max_steps=steps).save_to_json(str(path / "trainer_state.json"))
+    return path
+
+
+def test_beyond_the_last_step_none_is_taken(tmp_path):
+    trainer, last = Recorder(tmp_path), checkpoint(tmp_path, 5, 5)
+    train_from(trainer, str(last))
+    assert trainer.asked == [f"weights of {last}"]
+    assert trainer.state.global_step == 5
+
+
+def test_what_is_beyond_the_checkpoint_gone_on_from_makes_room(tmp_path):
+    """`Trainer` keeps the highest steps, whole or not: it would remove its own instead."""
+    whole = checkpoint(tmp_path, 2, 5)
+    checkpoint(tmp_path, 4, 5)
+    trainer = Recorder(tmp_path)
+    train_from(trainer, str(whole))
+    assert trainer.asked == [str(whole)]
+    assert list(tmp_path.glob("checkpoint-*")) == [whole]
+    train_from(trainer, None)
+    assert list(tmp_path.glob("checkpoint-*")) == []
+
+
+def test_a_removal_that_is_cut_short_leaves_nothing_to_go_on_from(tmp_path, monkeypatch):
+    (checkpoint(tmp_path, 2, 5) / MARKER).write_text("{}")
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
+    remove_checkpoints(tmp_path)
+    assert last(tmp_path) is None
+
+
+def test_a_full_disk_is_told_with_needed_and_free_bytes(tmp_path, monkeypatch):
+    trainer = Recorder(tmp_path)
+
+    def fail(**_):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 4 vs 3")
+
+    monkeypatch.setattr(trainer, "train", fail)
+    with pytest.raises(ResourceError, match=r"unexpected pos.*needs about 72 bytes, [\d,]+ free"):
+        train_from(trainer, None)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pipeline.axes import Axis
-from pipeline.store.forms.form import Array, Channels, Geometry, Part
+from pipeline.store.forms.form import Array, Channels, Error, Geometry, Part
 
 
 @dataclass(frozen=True)
@@ -33,4 +33,10 @@ class Below:
 
     def decode(self, parts: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
         """Return nothing: whoever has the hidden state rebuilds query and key from it."""
+        return {}
+
+    def errors(
+        self, values: Mapping[str, Array], decoded: Mapping[str, Array], channels: Channels | None
+    ) -> dict[str, Error]:
+        """Nothing stored, nothing off: the hidden state below states its own."""
         return {}

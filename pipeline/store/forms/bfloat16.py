@@ -10,7 +10,7 @@ from typing import ClassVar
 from array_api_compat import array_namespace
 
 from pipeline.axes import Axis
-from pipeline.store.forms.form import Array, Channels, Geometry, Part
+from pipeline.store.forms.form import Array, Channels, Error, Geometry, Part
 
 
 @dataclass(frozen=True)
@@ -38,3 +38,12 @@ class BFloat16:
         """Widen to float32, exactly."""
         xp = array_namespace(parts["values_bits"])
         return {"hidden": (xp.astype(parts["values_bits"], xp.int32) << 16).view(xp.float32)}
+
+    def errors(
+        self, values: Mapping[str, Array], decoded: Mapping[str, Array], channels: Channels | None
+    ) -> dict[str, Error]:
+        """At most 2^-8 of the value."""
+        xp = array_namespace(values["hidden"])
+        true = values["hidden"]
+        stated = xp.abs(true) * 2.0**-8 + 2.0**-133
+        return {"hidden": Error(xp.abs(decoded["hidden"] - true), stated)}

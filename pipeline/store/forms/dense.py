@@ -7,7 +7,7 @@ from typing import ClassVar
 from array_api_compat import array_namespace
 
 from pipeline.axes import Axis
-from pipeline.store.forms.form import Array, Channels, Geometry, Part
+from pipeline.store.forms.form import Array, Channels, Error, Geometry, Part
 
 
 @dataclass(frozen=True)
@@ -32,3 +32,11 @@ class Dense:
     def decode(self, parts: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
         """Return `logits` in float32."""
         return {"logits": parts["logits"]}
+
+    def errors(
+        self, values: Mapping[str, Array], decoded: Mapping[str, Array], channels: Channels | None
+    ) -> dict[str, Error]:
+        """None."""
+        xp = array_namespace(values["logits"])
+        true = values["logits"]
+        return {"logits": Error(xp.abs(decoded["logits"] - true), xp.zeros_like(true))}

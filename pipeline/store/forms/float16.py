@@ -12,7 +12,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from pipeline.axes import Axis
-from pipeline.store.forms.form import Array, Channels, Geometry, Part
+from pipeline.store.forms.form import Array, Channels, Error, Geometry, Part
 
 
 @dataclass(frozen=True)
@@ -39,3 +39,12 @@ class Float16:
         """Widen to float32, exactly."""
         xp = array_namespace(parts["values"])
         return {"hidden": xp.astype(parts["values"], xp.float32)}
+
+    def errors(
+        self, values: Mapping[str, Array], decoded: Mapping[str, Array], channels: Channels | None
+    ) -> dict[str, Error]:
+        """At most 2^-11 of the value, and 2^-25 where that is less."""
+        xp = array_namespace(values["hidden"])
+        true = values["hidden"]
+        stated = xp.abs(true) * 2.0**-11 + 2.0**-25
+        return {"hidden": Error(xp.abs(decoded["hidden"] - true), stated)}

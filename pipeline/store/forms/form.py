@@ -43,6 +43,14 @@ class Part:
     row_shape: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Error:
+    """How far decoded values are off and how far they may be, two arrays that broadcast."""
+
+    found: Array
+    stated: Array
+
+
 @runtime_checkable
 class Form(Protocol):
     """A frozen dataclass whose fields are the user's options; they enter the signal's identity.
@@ -67,6 +75,15 @@ class Form(Protocol):
 
     def decode(self, parts: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
         """Turn stored arrays back into float32 values, within the form's stated error."""
+        ...
+
+    def errors(
+        self, values: Mapping[str, Array], decoded: Mapping[str, Array], channels: Channels | None
+    ) -> dict[str, Error]:
+        """Hold decoded values against the true ones: the error found and the one stated, by name.
+
+        This is where a form states its error; `decant verify --deep` asks it of real features.
+        """
         ...
 
 

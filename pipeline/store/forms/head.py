@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 from pipeline.axes import Axis
 from pipeline.store.forms.bfloat16 import BFloat16
 from pipeline.store.forms.float16 import Float16
-from pipeline.store.forms.form import Array, Channels, Form, Geometry, Part
+from pipeline.store.forms.form import Array, Channels, Error, Form, Geometry, Part
 from pipeline.store.forms.int8 import Int8
 
 INNER: dict[str, type[Form]] = {"int8": Int8, "bfloat16": BFloat16, "float16": Float16}
@@ -41,3 +41,12 @@ class Head:
     def decode(self, parts: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
         """Return `head_input` in float32."""
         return {"head_input": INNER[self.values]().decode(parts, channels)["hidden"]}
+
+    def errors(
+        self, values: Mapping[str, Array], decoded: Mapping[str, Array], channels: Channels | None
+    ) -> dict[str, Error]:
+        """That of the inner form."""
+        found = INNER[self.values]().errors(
+            {"hidden": values["head_input"]}, {"hidden": decoded["head_input"]}, channels
+        )
+        return {"head_input": found["hidden"]}

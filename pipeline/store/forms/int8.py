@@ -14,7 +14,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from pipeline.axes import Axis
-from pipeline.store.forms.form import Array, Channels, Geometry, Part
+from pipeline.store.forms.form import Array, Channels, Error, Geometry, Part
 
 LEVELS = 127
 SMALLEST = 2.0**-24
@@ -43,6 +43,12 @@ def widen_rows(levels: Array, scale: Array) -> Array:
     return xp.astype(levels, xp.float32) * xp.astype(scale, xp.float32)[..., None]
 
 
+def largest_error(values: Array) -> Array:
+    """Return how far quantised rows may be off: half a step of each row's scale."""
+    xp = array_namespace(values)
+    return 0.501 * xp.max(xp.abs(values), axis=-1, keepdims=True) / LEVELS + SMALLEST
+
+
 @dataclass(frozen=True)
 class Int8:
     """Serves the feature loss and, inside `head`, the output loss."""
@@ -69,3 +75,16 @@ class Int8:
         assert channels is not None
         standardised = widen_rows(parts["levels"], parts["scale"])
         return {"hidden": standardised * channels.deviation + channels.mean}
+
+    def errors(
+        self, values: Mapping[str, Array], decoded: Mapping[str, Array], channels: Channels | None
+    ) -> dict[str, Error]:
+        """At most half a step of the token's scale, in deviations of each channel."""
+        assert channels is not None
+        xp = array_namespace(values["hidden"])
+        true = values["hidden"]
+        step = largest_error((true - channels.mean) / channels.deviation)
+        # Of float32, on the way to standardised values and back.
+        rounding = (xp.abs(true) + xp.abs(channels.mean)) * 2.0**-22
+        stated = step * channels.deviation + rounding
+        return {"hidden": Error(xp.abs(decoded["hidden"] - true), stated)}

@@ -14,7 +14,7 @@ from typing import ClassVar
 from array_api_compat import array_namespace
 
 from pipeline.axes import Axis
-from pipeline.store.forms.form import Array, Channels, Geometry, Part
+from pipeline.store.forms.form import Array, Channels, Error, Geometry, Part
 
 LEVELS = 255
 
@@ -43,3 +43,12 @@ class Map:
         """Return `probability` in float32; a query's sum to 1 only nearly."""
         xp = array_namespace(parts["levels"])
         return {"probability": (xp.astype(parts["levels"], xp.float32) / LEVELS) ** 2}
+
+    def errors(
+        self, values: Mapping[str, Array], decoded: Mapping[str, Array], channels: Channels | None
+    ) -> dict[str, Error]:
+        """At most half a level of the root."""
+        xp = array_namespace(values["probability"])
+        true = values["probability"]
+        stated = 2 * xp.sqrt(true) / 510 + (1 / 510**2 + 2.0**-23)
+        return {"probability": Error(xp.abs(decoded["probability"] - true), stated)}

@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from array_api_compat import array_namespace
+
 from pipeline.axes import Axis
-from pipeline.store.forms.form import Array, Channels, Geometry, Part
-from pipeline.store.forms.int8 import quantise_rows, widen_rows
+from pipeline.store.forms.form import Array, Channels, Error, Geometry, Part
+from pipeline.store.forms.int8 import largest_error, quantise_rows, widen_rows
 
 
 @dataclass(frozen=True)
@@ -45,4 +47,14 @@ class QueryKey:
         return {
             "query": widen_rows(parts["query"], parts["query_scale"]),
             "key": widen_rows(parts["key"], parts["key_scale"]),
+        }
+
+    def errors(
+        self, values: Mapping[str, Array], decoded: Mapping[str, Array], channels: Channels | None
+    ) -> dict[str, Error]:
+        """At most half a step of token and head."""
+        xp = array_namespace(values["query"])
+        return {
+            name: Error(xp.abs(decoded[name] - values[name]), largest_error(values[name]))
+            for name in ("query", "key")
         }

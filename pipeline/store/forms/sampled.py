@@ -17,7 +17,7 @@ from array_api_compat import array_namespace, is_torch_array
 from pydantic import Field
 
 from pipeline.axes import Axis
-from pipeline.store.forms.form import Array, Channels, Geometry, Part
+from pipeline.store.forms.form import Array, Channels, Error, Geometry, Part
 from pipeline.store.forms.topk import log_softmax
 
 CHUNK_LOGITS = 2**22
@@ -100,3 +100,15 @@ class Sampled:
         """Return `samples` (int64)."""
         xp = array_namespace(parts["ids"])
         return {"samples": xp.astype(parts["ids"], xp.int64)}
+
+    def errors(
+        self, values: Mapping[str, Array], decoded: Mapping[str, Array], channels: Channels | None
+    ) -> dict[str, Error]:
+        """An id with probability p is drawn within one of n·p times: counts over the vocabulary."""
+        xp = array_namespace(values["logits"])
+        expected = xp.exp(log_softmax(xp.astype(values["logits"], xp.float64))) * self.n
+        tokens = xp.arange(expected.shape[-1], dtype=xp.int64, device=expected.device)
+        counts = xp.zeros_like(expected)
+        for place in range(self.n):
+            counts = counts + (decoded["samples"][:, place : place + 1] == tokens)
+        return {"samples": Error(xp.abs(counts - expected), xp.ones_like(expected) * (1 + 1e-9))}

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from pipeline.axes import Axis
 from pipeline.errors import IncompatibleError
-from pipeline.store.forms.form import Array, Channels, Geometry, Part
+from pipeline.store.forms.form import Array, Channels, Error, Geometry, Part
 
 
 def log_softmax(values: Array) -> Array:
@@ -95,4 +95,29 @@ class TopK:
             "ids": xp.astype(parts["ids"], xp.int64),
             "log_probs": xp.astype(parts["log_probs"], xp.float32),
             "log_normalizer": parts["log_normalizer"],
+        }
+
+    def errors(
+        self, values: Mapping[str, Array], decoded: Mapping[str, Array], channels: Channels | None
+    ) -> dict[str, Error]:
+        """Log-probabilities as float16 rounds them; the rest exactly, but for float32's rounding.
+
+        `ids` is how much more probable, in nats, the best token left out is than the worst kept.
+        """
+        xp = array_namespace(values["logits"])
+        log_probs, ids = log_softmax(values["logits"]), decoded["ids"]
+        true = xp.take_along_axis(log_probs, ids, axis=-1)
+        best, _ = largest(log_probs, self.k)
+        missed = xp.min(best, axis=-1) - xp.min(true, axis=-1)
+        rounding = 2.0**-20 * (1 + xp.abs(xp.min(true, axis=-1)))
+        normalizers = xp.stack([log_sum_exp(log_probs / t) for t in self.temperatures], axis=-1)
+        return {
+            "ids": Error(missed, rounding),
+            "log_probs": Error(
+                xp.abs(decoded["log_probs"] - true), xp.abs(true) * 2.0**-11 + 2.0**-25
+            ),
+            "log_normalizer": Error(
+                xp.abs(decoded["log_normalizer"] - normalizers),
+                2.0**-20 * (1 + xp.abs(normalizers)),
+            ),
         }

@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from array_api_compat import array_namespace
+
 from pipeline.axes import Axis
-from pipeline.store.forms.form import Array, Channels, Geometry, Part
-from pipeline.store.forms.int8 import quantise_rows, widen_rows
+from pipeline.store.forms.form import Array, Channels, Error, Geometry, Part
+from pipeline.store.forms.int8 import largest_error, quantise_rows, widen_rows
 
 
 @dataclass(frozen=True)
@@ -38,3 +40,11 @@ class ValueInt8:
     def decode(self, parts: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
         """Return `value` in float32."""
         return {"value": widen_rows(parts["value"], parts["value_scale"])}
+
+    def errors(
+        self, values: Mapping[str, Array], decoded: Mapping[str, Array], channels: Channels | None
+    ) -> dict[str, Error]:
+        """At most half a step of token and head."""
+        xp = array_namespace(values["value"])
+        true = values["value"]
+        return {"value": Error(xp.abs(decoded["value"] - true), largest_error(true))}

@@ -1,0 +1,200 @@
+"""What a store's records must look like before any of it is used: it may come from anywhere.
+
+A seal says that a record is as it was written, not who wrote it. So keys, types, sizes and names
+are checked once, when it is read; what then multiplies sizes or joins paths need not.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import IntegrityError
+from pipeline.tasks import Task
+
+MAX_COUNT = 2**40
+"""Of rows, tokens or bytes: beyond any store, and far from where int64 wraps around."""
+MAX_SHOWN = 80
+SIGNAL = r"^((hidden|attention|value)/[0-9]{1,6}|logits)/[a-z0-9_]{1,40}-[0-9a-f]{8}$"
+
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+Size = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+Small = Annotated[int, Field(ge=0, lt=2**31)]
+Split = Literal["train", "validation", "test"]
+
+
+def _plain_path(name: str) -> str:
+    """Refuse what is not the one plain way to write a path below a directory."""
+    # Not by pathlib: a large store has a million of them.
+    if not name.isprintable() or not {"", ".", ".."}.isdisjoint(name.split("/")):
+        raise ValueError("expected a plain path inside the store")
+    return name
+
+
+PlainPath = Annotated[str, AfterValidator(_plain_path), Field(max_length=1000)]
+SignalName = Annotated[str, Field(pattern=SIGNAL)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Record(BaseModel):
+    """A part of a record; later versions may add keys that this one need not know."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+
+class _File(_Record):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    bytes: Size
+    xxh3: Annotated[int, Field(ge=0, lt=2**64)]
+
+
+class _Signal(_Record):
+    digest: Digest
+    manifest: _File
+
+
+class _Asset(_File):
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    file: PlainPath
+
+
+class _Geometry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    width: Small = 0
+    heads: Small = 0
+    kv_heads: Small = 0
+    d_head: Small = 0
+    vocab: Small = 0
+
+
+class _Declaration(_Record):
+    signal: SignalName
+    kind: Literal["hidden", "attention", "value", "logits"]
+    layer: Annotated[int, Field(ge=0)] | None
+    form: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,40}$")]
+    form_version: int
+    options: dict[str, Any]
+    geometry: _Geometry
+    splits: Annotated[list[Split], Field(min_length=1)]
+    info: dict[str, Any]
+    channels: _File | None
+
+    @model_validator(mode="after")
+    def _is_named_after_what_it_is(self) -> "_Declaration":
+        place = self.kind if self.layer is None else f"{self.kind}/{self.layer}"
+        if not self.signal.startswith(f"{place}/{self.form}-"):
+            raise ValueError(f"expected a signal {place} in form {self.form}")
+        for name, entry in self.info.items():
+            if isinstance(entry, dict):
+                _Asset.model_validate(entry)
+            elif name == "rule" and entry not in ("causal", "full"):
+                raise ValueError("expected the rule causal or full")
+        return self
+
+
+class _Receipt(_Record):
+    segment: Size
+    declaration: Digest
+    tokens: Size
+    examples: Size
+    rows: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    content: Digest
+    skipped: list[Size]
+    files: dict[PlainPath, _File]
+
+
+class _Manifest(_Record):
+    declaration: _Declaration
+    digest: Digest
+    receipts: list[_Receipt]
+
+
+class _Index(_Record):
+    plan: _File
+    signals: dict[SignalName, _Signal]
+    assets: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,80}$")], _Asset]
+
+
+class _Plan(_Record):
+    spec: dict[str, Any]
+    task: Task
+    classes: list[str]
+    vocab: Count
+    pad_id: Size
+    max_length: Count
+    chunk_tokens: Count
+    segment_tokens: Count
+    examples_per_segment: Count
+    examples: Count
+    outputs: Size = 0
+    columns: list[Literal["input_ids", "loss_mask", "token_type_ids"]]
+    segments: Annotated[list[Split], Field(min_length=1)]
+    files: dict[PlainPath, _File]
+
+    @model_validator(mode="after")
+    def _fits(self) -> "_Plan":
+        if self.segment_tokens % self.chunk_tokens:
+            raise ValueError("segment_tokens: expected a multiple of chunk_tokens")
+        if "input_ids" not in self.columns or len(set(self.columns)) < len(self.columns):
+            raise ValueError("columns: expected input_ids, and each column once")
+        return self
+
+
+def check_index(index: dict[str, Any], path: Path) -> None:
+    """Refuse an index whose keys, types or names are not those of one.
+
+    Raises:
+        IntegrityError: Naming file and key.
+    """
+    _check(_Index, index, path)
+
+
+def check_plan(plan: dict[str, Any], path: Path) -> None:
+    """Refuse a plan whose keys, types, names or sizes are not those of one.
+
+    Raises:
+        IntegrityError: Naming file and key.
+    """
+    _check(_Plan, plan, path)
+
+
+def check_manifest(manifest: dict[str, Any], path: Path) -> None:
+    """Refuse a signal's manifest whose keys, types, names or sizes are not those of one.
+
+    Raises:
+        IntegrityError: Naming file and key.
+    """
+    _check(_Manifest, manifest, path)
+
+
+def check_declaration(declaration: dict[str, Any], path: Path) -> None:
+    """Refuse a declaration whose keys, types, names or sizes are not those of one.
+
+    Raises:
+        IntegrityError: Naming file and key.
+    """
+    _check(_Declaration, declaration, path)
+
+
+def check_receipt(receipt: dict[str, Any], path: Path) -> None:
+    """Refuse a receipt whose keys, types, names or sizes are not those of one.
+
+    Raises:
+        IntegrityError: Naming file and key.
+    """
+    _check(_Receipt, receipt, path)
+
+
+def _check(kind: type[_Record], value: dict[str, Any], path: Path) -> None:
+    try:
+        kind.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"] if part != "[key]")[:MAX_SHOWN]
+        raise IntegrityError(
+            f"{path}: {key!r}: {first['msg']}; the record is no capture's: delete the store's "
+            "directory and capture again"
+        ) from error

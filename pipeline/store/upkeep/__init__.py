@@ -1,0 +1,1 @@
+"""Care of whole stores, which captures and students do without: verify, repair, copy, remove."""

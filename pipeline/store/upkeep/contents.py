@@ -1,0 +1,136 @@
+"""What a store is made of, read off its records: arrays, files with checksums, and who needs whom.
+
+Nothing here opens a shard. Names are paths within the store; one that leads out of it is refused.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pipeline.errors import ConfigError, IncompatibleError, IntegrityError
+from pipeline.store.extent import segment_extent
+from pipeline.store.forms.form import Part
+from pipeline.store.planner import EXAMPLE_DTYPES, ROW_DIGEST_BYTES, TOKEN_DTYPES
+from pipeline.store.reader import StoreReader
+from pipeline.store.records import Declaration
+from pipeline.store.shards import ArraySpec
+
+HEAD = "lm_head"
+"""The asset that logits of the form `head` are rebuilt with, whether or not they name it."""
+BLOCKS = "blocks"
+"""The asset that students start from; no signal needs it."""
+
+
+def planned_arrays(reader: StoreReader) -> dict[str, ArraySpec]:
+    """Return the arrays that the planner wrote, by their path below `features.zarr`."""
+    plan = reader.plan
+    rows = len(plan["segments"]) * plan["segment_tokens"]
+    arrays = {
+        f"tokens/{column}": ArraySpec(
+            Part(TOKEN_DTYPES[column], ()), rows, plan["segment_tokens"], plan["chunk_tokens"]
+        )
+        for column in plan["columns"]
+    }
+    parts = {name: Part(dtype, ()) for name, dtype in EXAMPLE_DTYPES.items()}
+    parts["digest"] = Part("uint8", (ROW_DIGEST_BYTES,))
+    if plan.get("outputs", 0):
+        parts["targets"] = Part("float32", (plan["outputs"],))
+    count = plan["examples"]
+    arrays |= {f"examples/{name}": ArraySpec(p, count, count, count) for name, p in parts.items()}
+    return arrays
+
+
+def signal_arrays(reader: StoreReader, signal: str) -> dict[str, ArraySpec]:
+    """Return the arrays of a whole signal, by their path below `features.zarr`."""
+    declared = reader.signal(signal).declaration
+    extent = segment_extent(
+        declared.axis,
+        reader.plan,
+        length=reader.examples["length"],
+        segment=reader.examples["segment"],
+        rule=declared.rule,
+    )
+    rows = len(reader.plan["segments"]) * extent.shard_rows
+    return {
+        f"{signal}/{name}": ArraySpec(part, rows, extent.shard_rows, extent.chunk_rows)
+        for name, part in declared.parts().items()
+    }
+
+
+def signal_files(reader: StoreReader, signal: str) -> dict[str, dict[str, int]]:
+    """Return size and checksum of a whole signal's statistics and shards, by name."""
+    stored = reader.signal(signal)
+    files: dict[str, dict[str, int]] = {}
+    if stored.declaration.channels is not None:
+        path = reader.layout.channels(stored.declaration.kind, stored.declaration.layer)
+        files[str(path.relative_to(reader.layout.root))] = stored.declaration.channels
+    for receipt in stored.receipts.values():
+        files |= receipt.files
+    return {inside(name, reader.layout.root): entry for name, entry in files.items()}
+
+
+def asset_file(reader: StoreReader, asset: str) -> tuple[str, dict[str, int]]:
+    """Return name, size and checksum of an indexed asset's file."""
+    record = reader.index["assets"][asset]
+    name = f"{reader.layout.assets.name}/{record['file']}"
+    return inside(name, reader.layout.root), {key: record[key] for key in ("bytes", "xxh3")}
+
+
+def inside(name: str, root: Path) -> str:
+    """Return a name of a file in the store `root`, or of a signal, if it leads nowhere else.
+
+    Raises:
+        IntegrityError: If it is absolute or climbs out.
+    """
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise IntegrityError(
+            f"{root}: its records name {name!r}, expected a place inside the store; do not use "
+            "this store"
+        )
+    return name
+
+
+def assets_of(declared: Declaration) -> set[str]:
+    """Return the names of the assets that a signal's values are rebuilt with."""
+    return {*declared.assets, *([HEAD] if declared.form == "head" else [])}
+
+
+def find_signal(signals: Sequence[str], wanted: str) -> str:
+    """Return the one signal that a name or the beginning of one means: `hidden/2`.
+
+    Raises:
+        ConfigError: If several begin so.
+        IncompatibleError: If none does.
+    """
+    if wanted in signals:
+        return wanted
+    stem = wanted.rstrip("/")
+    # At the end of a word: layer 2 is not layer 20.
+    found = [name for name in signals if name.startswith((f"{stem}/", f"{stem}-"))]
+    if not found:
+        raise IncompatibleError(
+            f"signal {wanted}: not in the store, which has {', '.join(signals) or 'none'}; name "
+            "one of them"
+        )
+    if len(found) > 1:
+        raise ConfigError(f"signal {wanted}: fits {', '.join(found)}; name one of them")
+    return found[0]
+
+
+def with_needed(reader: StoreReader, signals: Iterable[str]) -> list[str]:
+    """Return signals with those that they are rebuilt from, sorted.
+
+    Attention of the form `below` comes from the hidden states of a layer: any form of them will do,
+    so all come along unless one is asked for.
+    """
+    chosen = set(signals)
+    for name in sorted(chosen):
+        declared = reader.signal(name).declaration
+        layer: Any = declared.info.get("hidden")
+        if declared.form != "below" or layer is None:
+            continue
+        forms = {other for other in reader.signals if other.startswith(f"hidden/{layer}/")}
+        if not chosen & forms:
+            chosen |= forms
+    return sorted(chosen)

@@ -1,0 +1,266 @@
+"""Copies a store, or some signals of it, to another disk; half a copy is no store to any reader.
+
+Order at the other end: planned files, assets and statistics, shards; metadata; declarations and
+receipts; plan and manifests; the index last. Until then a new place has no index, so readers find
+no whole store there, and one that was there before shows just what it showed. What is left of a
+copy that was killed is kept where size and checksum are right.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import IncompatibleError, IntegrityError, ResourceError
+from pipeline.provenance import fingerprint, fsync_directory, write_bytes_atomically
+from pipeline.store.codec import group_metadata
+from pipeline.store.index import ensure_index, read_index, withdraw
+from pipeline.store.layout import Layout
+from pipeline.store.lock import writer_lock
+from pipeline.store.reader import StoreReader
+from pipeline.store.sealed import read_record, write_record
+from pipeline.store.shards import METADATA, check_file, create_array, matches, read_inside
+from pipeline.store.upkeep.contents import (
+    asset_file,
+    assets_of,
+    find_signal,
+    inside,
+    planned_arrays,
+    signal_arrays,
+    signal_files,
+    with_needed,
+)
+from pipeline.store.upkeep.union import check_union, target_of
+
+RESERVE_BYTES = 16 * 2**20
+"""For metadata, records and directories, which are not counted one by one."""
+
+
+def copy_store(
+    source: Path,
+    target: Path,
+    *,
+    signals: Sequence[str] | None = None,
+    progress: Callable[[int], object] = lambda _: None,
+) -> Path:
+    """Copy a store; see `StoreCopy`, which also says what it will and did do.
+
+    Returns:
+        The copy's directory.
+    """
+    return StoreCopy(source, target, signals=signals).run(progress)
+
+
+class StoreCopy:
+    """One copy: what it takes of the source, and after `run` what it did.
+
+    Only what the source's index lists when this is made is copied, so the source may be captured to
+    meanwhile. Every file is checked at the source, written atomically and durably, and then read
+    again and compared. Where the system has `posix_fadvise` its pages are dropped before, so that a
+    local disk is read and not memory; what a disk or a file server caches beyond that is not ours
+    to drop.
+
+    Attributes:
+        root: The copy's directory.
+        signals: The signals it will have of the source.
+        bytes: Bytes of their files, of what the planner wrote, and of plan and manifests.
+        copied_bytes: Bytes that `run` wrote of these.
+        kept: Files that `run` found there already.
+    """
+
+    def __init__(self, source: Path, target: Path, *, signals: Sequence[str] | None = None) -> None:
+        """Read the source's records; nothing is written yet.
+
+        Args:
+            source: The store.
+            target: A directory of stores, or the copy itself if it ends in the source's name.
+            signals: Names or unique beginnings of them; what they are rebuilt from comes along.
+                None for the whole store.
+
+        Raises:
+            IntegrityError: If the source is no whole store.
+            ConfigError: If the copy would lie in its source.
+            IncompatibleError: If a signal is not there, or `target` is another store.
+        """
+        self._reader = StoreReader(source)
+        self.root = target_of(source, target)
+        self._layout = Layout(self.root)
+        reader = self._reader
+        names = reader.signals
+        if signals is not None:
+            names = with_needed(reader, [find_signal(reader.signals, name) for name in signals])
+        self.signals = [inside(name, source) for name in names]
+        declared = [reader.signal(name).declaration for name in names]
+        indexed = set(reader.index["assets"])
+        needed = {asset for one in declared for asset in assets_of(one)}
+        self._assets = sorted(indexed if signals is None else indexed & needed)
+        self._files = {inside(name, source): entry for name, entry in reader.plan["files"].items()}
+        self._files |= dict(asset_file(reader, asset) for asset in self._assets)
+        for name in names:
+            self._files |= signal_files(reader, name)
+        pinned = {reader.layout.plan: reader.index["plan"]}
+        pinned |= {
+            reader.layout.manifest(name): reader.index["signals"][name]["manifest"]
+            for name in names
+        }
+        self._pinned = {str(path.relative_to(source)): entry for path, entry in pinned.items()}
+        every = self._files | self._pinned
+        self.bytes = sum(entry["bytes"] for entry in every.values())
+        self.copied_bytes = 0
+        self.kept = 0
+
+    def run(self, progress: Callable[[int], object] = lambda _: None) -> Path:
+        """Copy what is not there yet, under the lock of the copy.
+
+        Args:
+            progress: Told the bytes of each file when it is whole at the other end.
+
+        Raises:
+            IntegrityError: If a file of the source is damaged, or one reads back otherwise.
+            IncompatibleError: If another plan, or another signal or asset of that name, is there.
+            ResourceError: If the other end has no room or refuses.
+        """
+        reader = self._reader
+        with writer_lock(self._layout.lock, what="this copy"):
+            shutil.rmtree(self._layout.staging, ignore_errors=True)
+            for name in check_union(self._layout, reader, self.signals, self._assets):
+                withdraw(self._layout, name)
+            self._check_space()
+            self._copy_all(self._files, progress)
+            self._metadata()
+            self._sync(self._layout.features, self._layout.assets)
+            for name in self.signals:
+                self._receipts(name)
+            self._publish(progress)
+            shutil.rmtree(self._layout.staging, ignore_errors=True)
+        return self.root
+
+    def _check_space(self) -> None:
+        root = self.root
+        missing = [
+            entry["bytes"]
+            for name, entry in self._files.items()
+            if not matches(root / name, root, entry, verify=False)
+        ]
+        free = shutil.disk_usage(root).free
+        needed = sum(missing) + RESERVE_BYTES
+        if missing and needed > free:
+            raise ResourceError(
+                f"{root}: needs {needed:,} bytes, {free:,} are free; free space or copy fewer "
+                "signals, then run the same command again: what is there is kept"
+            )
+
+    def _copy_all(
+        self, files: dict[str, dict[str, int]], progress: Callable[[int], object]
+    ) -> None:
+        for name, entry in files.items():
+            self._copy(name, entry)
+            progress(entry["bytes"])
+
+    def _copy(self, name: str, entry: dict[str, int]) -> None:
+        path = self.root / name
+        if path.exists() and _reads_back(path, self.root, entry):
+            self.kept += 1
+            return
+        if not _first_there(path.parent).resolve().is_relative_to(self.root.resolve()):
+            raise IncompatibleError(
+                f"{path.parent}: leads out of {self.root}, expected a directory in it; remove the "
+                "link"
+            )
+        data = check_file(self._reader.layout.root / name, self._reader.layout.root, entry)
+        write_bytes_atomically(path, data, aside=self._layout.staging)
+        if not _reads_back(path, self.root, entry):
+            path.unlink(missing_ok=True)
+            raise IntegrityError(
+                f"{path}: reads back otherwise than it was written, so this disk is not to be "
+                "trusted; copy to another one"
+            )
+        self.copied_bytes += len(data)
+
+    def _metadata(self) -> None:
+        arrays = planned_arrays(self._reader)
+        for name in self.signals:
+            arrays |= signal_arrays(self._reader, name)
+        source = self._reader.layout
+        for name, spec in arrays.items():
+            array = source.features / name
+            groups = [parent for parent in array.parents if parent.is_relative_to(source.features)]
+            wanted = [(array, spec.metadata()), *((group, group_metadata()) for group in groups)]
+            for directory, metadata in wanted:
+                if read_inside(directory / METADATA, source.root) != metadata:
+                    raise IntegrityError(
+                        f"{directory / METADATA}: not the metadata that the manifest states; run "
+                        "`decant capture TEACHER --verify` to rebuild it"
+                    )
+            create_array(self._layout.features, name, spec)
+
+    def _receipts(self, name: str) -> None:
+        """Declaration and receipts, from the manifest that holds them all."""
+        stored = self._reader.signal(name)
+        self._record(self._layout.declaration(name), stored.declaration.to_json())
+        for segment, receipt in stored.receipts.items():
+            self._record(self._layout.receipt(name, segment), asdict(receipt))
+
+    def _record(self, path: Path, value: dict[str, Any]) -> None:
+        try:
+            # As fingerprints: JSON knows no tuple.
+            if fingerprint(read_record(path, self.root)) == fingerprint(value):
+                return
+        except IntegrityError:
+            pass
+        write_record(path, value)
+
+    def _sync(self, *folders: Path) -> None:
+        """Make every directory durable that holds what the records are about to promise.
+
+        An earlier copy may have been killed before it did.
+        """
+        device = self.root.stat().st_dev
+        above = [self.root, *self.root.absolute().parents]
+        directories = {folder for folder in above if folder.stat().st_dev == device}
+        for folder in folders:
+            directories |= {Path(found) for found, _, _ in os.walk(folder)}
+        for directory in directories:
+            try:
+                fsync_directory(directory)
+            except PermissionError:
+                if directory.is_relative_to(self.root):
+                    raise  # else it was there before, and is not this user's
+
+    def _publish(self, progress: Callable[[int], object]) -> None:
+        target, index = self._layout, self._reader.index
+        self._copy_all(self._pinned, progress)
+        for asset in self._assets:
+            record = index["assets"][asset]
+            self._record(target.asset_records / f"{asset}.json", record)
+        self._sync(target.manifests, target.asset_records.parent)
+        ensure_index(target)
+        found = read_index(target)
+        wanted = {
+            **found,
+            "signals": found["signals"] | {name: index["signals"][name] for name in self.signals},
+            "assets": found["assets"] | {name: index["assets"][name] for name in self._assets},
+        }
+        if wanted != found:
+            write_record(target.index, wanted)
+
+
+def _first_there(path: Path) -> Path:
+    """Return the path itself or the nearest directory above it that is there."""
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+
+
+def _reads_back(path: Path, root: Path, entry: dict[str, int]) -> bool:
+    """Tell whether a file is durable and what it should be, from the disk where that can be had."""
+    if not matches(path, root, entry, verify=False):
+        return False
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        os.fsync(descriptor)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+    return matches(path, root, entry, verify=True)

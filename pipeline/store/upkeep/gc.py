@@ -1,0 +1,192 @@
+"""Removes stores, signals and assets so that no reader ever sees half of one.
+
+Everything is done under the store's lock; what another process is writing is not removed.
+"""
+
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError, IncompatibleError, IntegrityError
+from pipeline.provenance import fsync_directory
+from pipeline.store.index import read_index, withdraw
+from pipeline.store.layout import Layout
+from pipeline.store.lock import writer_lock
+from pipeline.store.records import Declaration
+from pipeline.store.sealed import read_record, write_record
+from pipeline.store.signals import dotted
+from pipeline.store.upkeep.contents import assets_of, inside
+
+REMOVED = ".removed-"
+"""Prefix of a directory that is being deleted."""
+
+
+def declarations_of(layout: Layout) -> dict[str, Declaration]:
+    """Return every declaration, of whole and of pending signals, by its directory's name.
+
+    Raises:
+        IntegrityError: If one is altered: nobody knows which assets its signal needs.
+    """
+    return {
+        path.parent.name: Declaration.from_json(read_record(path, layout.root))
+        for path in sorted((layout.root / "receipts").glob("*/declaration.json"))
+    }
+
+
+def places_of(layout: Layout, name: str) -> list[Path]:
+    """Return the files and directories of a signal or an asset alone.
+
+    Raises:
+        IntegrityError: If one is not inside the store, so not to be removed with it.
+    """
+    inside(name, layout.root)
+    entry = _entry(layout, name)
+    if entry is None:
+        places = [layout.manifest(name), layout.declaration(name).parent, layout.features / name]
+    else:
+        file = inside(entry["file"], layout.root)
+        places = [layout.asset_records / f"{name}.json", layout.assets / file]
+    for path in places:
+        if not path.parent.resolve().is_relative_to(layout.root.resolve()):
+            raise IntegrityError(
+                f"{path.parent}: leads out of the store, expected a directory in it; remove the "
+                "link"
+            )
+    return places
+
+
+def _entry(layout: Layout, asset: str) -> dict[str, Any] | None:
+    return read_index(layout)["assets"].get(asset)
+
+
+def is_store(path: Path) -> bool:
+    """Tell whether a directory is a store, whole or begun, or what is left of one."""
+    layout = Layout(path)
+    marks = (layout.index, layout.plan, layout.lock)
+    is_store = any(mark.is_file() for mark in marks) or path.name.startswith(REMOVED)
+    return is_store and path.is_dir() and not path.is_symlink()
+
+
+def store_bytes(path: Path) -> int:
+    """Return the bytes of all files below a directory; links count as nothing."""
+    return sum(
+        file.lstat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink()
+    )
+
+
+def bytes_of(path: Path) -> int:
+    """Return the bytes of a file, or of all files below a directory."""
+    if path.is_dir() and not path.is_symlink():
+        return store_bytes(path)
+    return path.lstat().st_size if path.is_file() else 0
+
+
+def remove_store(path: Path) -> int:
+    """Delete a store; return the bytes that its files had.
+
+    The index goes first and the directory is renamed before anything in it is deleted, so a reader
+    or a new capture never sees half a store.
+
+    Raises:
+        ConfigError: If `path` is no store.
+        ResourceError: If another process is writing it.
+    """
+    _check_store(path)
+    size = store_bytes(path)
+    layout = Layout(path)
+    with writer_lock(layout.lock, wait=False):
+        layout.index.unlink(missing_ok=True)
+        fsync_directory(path)
+        removed = path.with_name(f"{REMOVED}{os.getpid()}-{uuid.uuid4().hex[:8]}")
+        path.rename(removed)
+        fsync_directory(path.parent)
+        shutil.rmtree(removed)
+    return size
+
+
+def remove_signal(store: Path, name: str) -> int:
+    """Delete one signal of a store, whole or not, or one asset; return the bytes of its files.
+
+    The index's entry goes first, then manifest, receipts and arrays, then the statistics and assets
+    that no other signal names. Cut short, it leaves a store in which the signal is not whole;
+    capture brings it back.
+
+    Raises:
+        ConfigError: If `store` is no store.
+        IncompatibleError: If it has neither signal nor asset of that name.
+        IntegrityError: If the index or a declaration cannot be read.
+        ResourceError: If another process is writing it.
+    """
+    _check_store(store)
+    layout = Layout(store)
+    with writer_lock(layout.lock, wait=False):
+        places = places_of(layout, name)
+        if not any(path.exists() for path in places):
+            raise IncompatibleError(
+                f"{store}: no signal {name}; it has {', '.join(read_index(layout)['signals'])}"
+            )
+        if _entry(layout, name) is not None:
+            return _remove_asset(layout, name)
+        before = declarations_of(layout)
+        size = sum(map(bytes_of, places))
+        withdraw(layout, name)
+        _, receipts, arrays = places
+        for directory in (receipts, arrays):
+            _delete(layout, directory)
+        _delete_empty_groups(layout, arrays.parent)
+        gone = before.pop(dotted(name), None)
+        return size + (0 if gone is None else _remove_unused(layout, gone, before))
+
+
+def _check_store(path: Path) -> None:
+    if not is_store(path):
+        raise ConfigError(f"{path}: not a store; expected a directory below data/stores")
+
+
+def _remove_unused(layout: Layout, gone: Declaration, others: Mapping[str, Declaration]) -> int:
+    """Delete the statistics and assets that only a removed signal named."""
+    size = 0
+    place = (gone.kind, gone.layer)
+    if gone.channels is not None and not any(
+        one.channels is not None and (one.kind, one.layer) == place for one in others.values()
+    ):
+        statistics = layout.channels(*place)
+        size += bytes_of(statistics)
+        statistics.unlink(missing_ok=True)
+    needed = {asset for one in others.values() for asset in assets_of(one)}
+    unused = (assets_of(gone) - needed) & read_index(layout)["assets"].keys()
+    return size + sum(_remove_asset(layout, asset) for asset in sorted(unused))
+
+
+def _remove_asset(layout: Layout, asset: str) -> int:
+    places = places_of(layout, asset)
+    size = sum(map(bytes_of, places))
+    index = read_index(layout)
+    del index["assets"][asset]
+    write_record(layout.index, index)
+    for path in places:
+        path.unlink(missing_ok=True)
+    return size
+
+
+def _delete(layout: Layout, directory: Path) -> None:
+    """Delete a directory so that nobody sees half of it; the rest is removed with `staging`."""
+    if not directory.is_dir():
+        return
+    layout.staging.mkdir(exist_ok=True)
+    removed = layout.staging / f"{REMOVED}{uuid.uuid4().hex[:8]}"
+    directory.rename(removed)
+    fsync_directory(directory.parent)
+    shutil.rmtree(removed)
+
+
+def _delete_empty_groups(layout: Layout, group: Path) -> None:
+    """Delete the groups of Zarr that held nothing else."""
+    while group.is_relative_to(layout.features) and group != layout.features:
+        if not group.is_dir() or any(path.is_dir() for path in group.iterdir()):
+            return
+        shutil.rmtree(group)
+        group = group.parent

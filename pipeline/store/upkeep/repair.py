@@ -1,0 +1,152 @@
+"""Makes a damaged store one that capture completes: nothing damaged counts any more.
+
+What other records tell is written again: metadata, receipts, declarations, the index. The rest is
+withdrawn, manifest first, and of it only what is damaged is removed, so that capture redoes just
+that. Nothing that is whole is touched.
+"""
+
+import shutil
+from pathlib import Path
+
+from pipeline.provenance import sync_what_is_there, write_bytes_atomically
+from pipeline.store.index import ensure_index, read_index, withdraw
+from pipeline.store.layout import Layout
+from pipeline.store.planner import PLANNED_ASSETS
+from pipeline.store.sealed import write_record
+from pipeline.store.upkeep.findings import ASSETS, INDEX, PLAN, Damage, SignalState
+
+
+def repair(path: Path, found: list[SignalState]) -> list[str]:
+    """Take out of a store what `verify_store` found damaged; return a line for each thing done.
+
+    For the holder of the store's lock alone, who held it while the store was verified.
+    """
+    layout, done = Layout(path), []
+    parts = {state.name: state for state in found}
+    is_planless = any(_spoils_plan(layout, d) for d in parts[PLAN].damage)
+    is_lost = bool(parts[INDEX].damage) or is_planless
+    if is_lost:
+        # Rebuilt below, or by capture, from the manifests that are left.
+        _remove(layout, layout.index.name)
+        done.append("index: removed, to be rebuilt from the manifests")
+    for state in found:
+        if state.name not in (INDEX, PLAN, ASSETS) and state.damage:
+            done += _repair_signal(layout, state, is_lost=is_lost)
+    # A manifest that comes back after a power cut would be believed by an index that is rebuilt.
+    sync_what_is_there([layout.manifests])
+    for damage in parts[ASSETS].damage:
+        if damage.content is None:
+            done += _remove_asset(layout, damage, is_lost=is_lost)
+        else:
+            _clear(layout, damage.file)
+            done.append(_restore(layout, damage))
+    done += _repair_rows(layout, parts[PLAN], is_planless=is_planless)
+    if is_lost and not is_planless and layout.plan.exists():
+        ensure_index(layout)
+        done.append("index: rebuilt")
+    return done
+
+
+def _spoils_plan(layout: Layout, damage: Damage) -> bool:
+    """Tell whether the plan has to be written anew, and with it what it lists of the teacher."""
+    planned = tuple(f"{layout.assets.name}/{name}/" for name in PLANNED_ASSETS)
+    return layout.root / damage.file == layout.plan or damage.file.startswith(planned)
+
+
+def _repair_signal(layout: Layout, state: SignalState, *, is_lost: bool) -> list[str]:
+    name = state.name
+    for damage in state.damage:
+        _clear(layout, damage.file)
+    done = [_restore(layout, d) for d in state.damage if _is_restorable(state, d)]
+    rest = [damage for damage in state.damage if not _is_restorable(state, damage)]
+    if not rest:
+        return done
+    if is_lost:
+        _remove(layout, _name(layout, layout.manifest(name)))
+    else:
+        withdraw(layout, name)
+    segments = sorted({damage.segment for damage in rest if damage.segment is not None})
+    for segment in segments:
+        _remove(layout, _name(layout, layout.receipt(name, segment)))
+    for damage in rest:
+        if damage.segment is None:
+            _remove(layout, damage.file)
+    what = f" and the receipts of segments {segments}" if segments else ""
+    return [*done, f"{name}: manifest{what} removed"]
+
+
+def _is_restorable(state: SignalState, damage: Damage) -> bool:
+    """A receipt is of use only if the shards that it is about are whole."""
+    others = [d for d in state.damage if d.segment == damage.segment and d.content is None]
+    return damage.content is not None and (damage.segment is None or not others)
+
+
+def _restore(layout: Layout, damage: Damage) -> str:
+    path = layout.root / damage.file
+    if isinstance(damage.content, dict):
+        write_record(path, damage.content)
+    else:
+        assert damage.content is not None
+        write_bytes_atomically(path, damage.content)
+    return f"{damage.file}: written again from what other records state"
+
+
+def _remove_asset(layout: Layout, damage: Damage, *, is_lost: bool) -> list[str]:
+    if not is_lost:
+        index = read_index(layout)
+        gone = [
+            name
+            for name, entry in index["assets"].items()
+            if _name(layout, layout.assets / entry["file"]) == damage.file
+        ]
+        for name in gone:
+            del index["assets"][name]
+            write_record(layout.index, index)
+            _remove(layout, _name(layout, layout.asset_records / f"{name}.json"))
+    _remove(layout, damage.file)
+    return [f"{damage.file}: removed"]
+
+
+def _repair_rows(layout: Layout, state: SignalState, *, is_planless: bool) -> list[str]:
+    done = []
+    for damage in state.damage:
+        if damage.content is not None:
+            _clear(layout, damage.file)
+            done.append(_restore(layout, damage))
+        else:
+            _remove(layout, damage.file)
+            done.append(f"{damage.file}: removed")
+    if is_planless:
+        _remove(layout, _name(layout, layout.plan))
+        done.append("plan: removed, to be written again with what it lists of the teacher")
+    return done
+
+
+def _name(layout: Layout, path: Path) -> str:
+    return path.relative_to(layout.root).as_posix()
+
+
+def _above(layout: Layout, path: Path) -> list[Path]:
+    """Return the directories between a file and the store, the outermost first."""
+    inside = [p for p in path.parents if p != layout.root and p.is_relative_to(layout.root)]
+    return inside[::-1]
+
+
+def _clear(layout: Layout, name: str) -> None:
+    """Take away what stands where a file belongs; of a link only the link, wherever it leads."""
+    path = layout.root / name
+    if ".." in path.parts:
+        return
+    for place in (*_above(layout, path), path):
+        if place.is_symlink():
+            place.unlink()
+            return
+    if path.is_dir():
+        shutil.rmtree(path)
+
+
+def _remove(layout: Layout, name: str) -> None:
+    _clear(layout, name)
+    path = layout.root / name
+    if ".." not in path.parts:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,114 @@
+"""What is at the other end of a copy already, and whether the copy may be added to it.
+
+Two stores join only if their plans are the same record, and no signal, asset or statistics that
+readers of the one there may be using would become another.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError, IncompatibleError, IntegrityError
+from pipeline.store.index import read_index
+from pipeline.store.layout import Layout
+from pipeline.store.reader import StoreReader
+from pipeline.store.records import Declaration
+from pipeline.store.sealed import read_record
+
+
+def target_of(source: Path, target: Path) -> Path:
+    """Return the directory of a copy of `source`: `target`, or a directory in it.
+
+    Raises:
+        ConfigError: If it would be the source, or lie in it, or is a file.
+        IncompatibleError: If `target` is itself a store, of another name.
+    """
+    name = source.resolve().name
+    if target.exists() and not target.is_dir():
+        raise ConfigError(f"{target}: is a file; expected a directory of stores")
+    root = target if target.resolve().name == name else target / name
+    if root.resolve().is_relative_to(source.resolve()):
+        raise ConfigError(f"{root}: is the store {source} or in it; give another directory")
+    layout = Layout(target)
+    if root != target and any(path.exists() for path in (layout.index, layout.plan)):
+        raise IncompatibleError(
+            f"{target}: is a store, expected a directory of stores or a path that ends in {name}; "
+            f"give {target.parent}"
+        )
+    return root
+
+
+def check_union(
+    layout: Layout, reader: StoreReader, signals: Sequence[str], assets: Sequence[str]
+) -> list[str]:
+    """Check that signals and assets of `reader` can be added to the store at `layout`.
+
+    Returns:
+        The signals that are there with equal values in other bytes: to be withdrawn while their
+        files are replaced.
+
+    Raises:
+        IncompatibleError: If another plan, or another signal or asset of that name, is there.
+    """
+    try:
+        there = read_record(layout.plan, layout.root)
+    except IntegrityError:
+        there = None  # nothing yet, or altered: what no plan describes is no store
+    if there is not None and there != reader.plan:
+        raise IncompatibleError(
+            f"{layout.root}: has the plan of {_of(there)}, expected that of {_of(reader.plan)}, as "
+            f"in {reader.layout.root}; give another directory"
+        )
+    try:
+        index = read_index(layout)
+    except IntegrityError:
+        return []  # rebuilt from the manifests when the copy is whole
+    renewed = []
+    for name in signals:
+        found, mine = index["signals"].get(name), reader.index["signals"][name]
+        if found and found["digest"] != mine["digest"]:
+            raise IncompatibleError(
+                f"{layout.root}: {name} has digest {found['digest'][:16]} there, "
+                f"{mine['digest'][:16]} in {reader.layout.root}; copy to another directory, or "
+                "leave the signal out"
+            )
+        if found and found["manifest"] != mine["manifest"]:
+            renewed.append(name)
+    for asset in assets:
+        found, mine = index["assets"].get(asset), reader.index["assets"][asset]
+        if found and found != mine:
+            raise IncompatibleError(
+                f"{layout.root}: has another asset {asset} ({found['xxh3']:016x}), expected "
+                f"{mine['xxh3']:016x}, as in {reader.layout.root}; copy to another directory"
+            )
+    _check_statistics(layout, index, reader, signals)
+    return renewed
+
+
+def _check_statistics(
+    layout: Layout, index: dict[str, Any], reader: StoreReader, signals: Sequence[str]
+) -> None:
+    """All forms of a layer share one file of channel statistics."""
+    declared = [reader.signal(name).declaration for name in signals]
+    mine = {(one.kind, one.layer): one.channels for one in declared if one.channels}
+    for name, entry in index["signals"].items():
+        try:
+            record = read_record(layout.manifest(name), layout.root, entry["manifest"])
+        except IntegrityError:
+            continue  # readers refuse it, so there is nothing to spare
+        other = Declaration.from_json(record["declaration"])
+        place = (other.kind, other.layer)
+        if other.channels and place in mine and other.channels != mine[place]:
+            raise IncompatibleError(
+                f"{layout.root}: {name} was standardised with statistics "
+                f"{other.channels['xxh3']:016x}, those in {reader.layout.root} are "
+                f"{mine[place]['xxh3']:016x}; copy to another directory"
+            )
+
+
+def _of(plan: dict[str, Any]) -> str:
+    """Say in a few words whose plan it is."""
+    spec = plan.get("spec", {})
+    weights = str(spec.get("teacher", {}).get("weights_sha256", "unknown"))[:12]
+    tokens = str(spec.get("tokens", "unknown"))[:12]
+    return f"{plan.get('examples', 0):,} examples (tokens {tokens}, teacher {weights})"

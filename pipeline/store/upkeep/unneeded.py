@@ -1,0 +1,120 @@
+"""What no revision needs any more: whole stores, and signals and assets of needed ones.
+
+A store is needed if a manifest names it, a signal if a manifest names it in that store. A capture
+that was stopped before its end is named by none yet: its signals are not whole and stay, but a
+store that never had a whole one counts as unneeded.
+"""
+
+import fcntl
+import logging
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import IntegrityError
+from pipeline.store.index import read_index
+from pipeline.store.layout import Layout
+from pipeline.store.signals import dotted
+from pipeline.store.upkeep.contents import BLOCKS, assets_of
+from pipeline.store.upkeep.gc import (
+    REMOVED,
+    bytes_of,
+    declarations_of,
+    is_store,
+    places_of,
+    remove_signal,
+    remove_store,
+    store_bytes,
+)
+
+logger = logging.getLogger(__name__)
+SIGNALS = ("hidden/*/*-*", "attention/*/*-*", "value/*/*-*", "logits/*-*")
+"""Where the arrays of signals are, below `features.zarr`."""
+
+
+@dataclass(frozen=True)
+class Unneeded:
+    """A store, or one signal or asset of a store, that no revision names.
+
+    Attributes:
+        store: The store's directory.
+        name: The signal or asset; None for the whole store.
+        bytes: What its removal frees.
+        reason: Why it is not needed.
+        holder: Who is writing the store, so that it is not removed; None if nobody is.
+    """
+
+    store: Path
+    name: str | None
+    bytes: int
+    reason: str
+    holder: str | None
+
+    def remove(self) -> int:
+        """Delete it; return the bytes that its files had.
+
+        Raises:
+            ResourceError: If another process is writing the store.
+        """
+        if self.name is None:
+            return remove_store(self.store)
+        return remove_signal(self.store, self.name)
+
+
+def unneeded(stores: Path, named: Mapping[str, Set[str]]) -> list[Unneeded]:
+    """Return what is not named, and what is left of removals that were cut short.
+
+    Args:
+        stores: Directory of stores, `data/stores`.
+        named: The signals, and `blocks`, that are named of each store, by its name.
+    """
+    found: list[Unneeded] = []
+    if not stores.is_dir():
+        return found
+    for path in sorted(filter(is_store, stores.iterdir())):
+        holder = _holder(Layout(path).lock)
+        if path.name not in named:
+            reason = (
+                "left of a removal" if path.name.startswith(REMOVED) else "no revision names it"
+            )
+            found.append(Unneeded(path, None, store_bytes(path), reason, holder))
+            continue
+        for name, reason in _unneeded_in(Layout(path), named[path.name]).items():
+            size = sum(map(bytes_of, places_of(Layout(path), name)))
+            found.append(Unneeded(path, name, size, reason, holder))
+    return found
+
+
+def _unneeded_in(layout: Layout, named: Set[str]) -> dict[str, str]:
+    """Return the signals and assets of a needed store that are not needed, with the reason."""
+    try:
+        index = read_index(layout)
+        declared = declarations_of(layout)
+    except IntegrityError as error:
+        logger.warning("%s: its signals are not looked at: %s", layout.root.name, error)
+        return {}
+    found = {name: "no revision names it" for name in index["signals"] if name not in named}
+    for pattern in SIGNALS:
+        for path in layout.features.glob(pattern):
+            name = path.relative_to(layout.features).as_posix()
+            if dotted(name) not in declared and name not in index["signals"]:
+                found[name] = "left of a removal"
+    needed = {asset for one in declared.values() for asset in assets_of(one)}
+    for asset in index["assets"]:
+        if asset == BLOCKS and BLOCKS not in named:
+            found[asset] = "no revision names it"
+        elif asset != BLOCKS and asset not in needed:
+            found[asset] = "no signal needs it"
+    return dict(sorted(found.items()))
+
+
+def _holder(lock: Path) -> str | None:
+    """Return who holds a store's lock, None if nobody does."""
+    try:
+        with lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return lock.read_text(errors="replace").strip() or "another process"
+    except OSError:
+        return None
+    return None

@@ -1,0 +1,91 @@
+"""Runs the segments of a capture in this process, by one of Dask's local schedulers."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from dask.base import compute
+from dask.callbacks import Callback
+from dask.delayed import delayed
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from pipeline.store.background import BackgroundWriter
+from pipeline.teacher.segments import CapturedSegment, SegmentCapture, SegmentJob
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How, not what: none of this changes a stored value on the same hardware.
+
+    Of `processes` this holds as far as torch computes the same with fewer threads: they are divided
+    among the workers. `worker_megabytes` is the memory at which a worker process is ended, 0 for no
+    limit.
+    """
+
+    device: str = "cpu"
+    scheduler: Literal["synchronous", "threads", "processes"] = "synchronous"
+    workers: int = 1
+    worker_megabytes: int = 0
+    writers: int = 1
+    wait: bool = True
+
+
+def run_here(
+    job: SegmentJob,
+    model: PreTrainedModel,
+    todo: Mapping[int, tuple[str, ...]],
+    runtime: Runtime,
+) -> None:
+    """Capture segments with one teacher; compressing and writing goes on in the background.
+
+    Args:
+        job: What to capture, and how.
+        model: The teacher.
+        todo: The missing signals of each segment.
+        runtime: Which scheduler, with how many threads.
+
+    Raises:
+        IntegrityError: If features are not finite and the policy is `stop`.
+        ResourceError: If the file system refuses; segments with receipts stay valid.
+    """
+    capture = SegmentCapture(job, model)
+    with BackgroundWriter(threads=runtime.writers) as background:
+
+        def run(number: int, signals: tuple[str, ...]) -> None:
+            captured = capture(number, signals)
+            background.submit(lambda: _write(job, captured))
+
+        tasks = [
+            delayed(run, pure=False)(number, signals, dask_key_name=f"segment-{number}")
+            for number, signals in sorted(todo.items())
+        ]
+        with _Progress(len(tasks)):
+            compute(
+                *tasks,
+                scheduler=runtime.scheduler,
+                num_workers=min(runtime.workers, os.cpu_count() or 1),
+            )
+
+
+def _write(job: SegmentJob, captured: CapturedSegment) -> None:
+    for name, parts in captured.buffers.items():
+        job.writers[name].write_segment(
+            captured.number, parts, rows=captured.rows, skipped=captured.skipped[name]
+        )
+
+
+class _Progress(Callback):
+    """A bar of segments with an ETA, on stderr, whatever the local scheduler."""
+
+    def __init__(self, segments: int) -> None:
+        super().__init__()
+        self._bar = tqdm(total=segments, desc="capture", unit="segment")
+
+    def _posttask(self, key, result, dsk, state, worker_id) -> None:  # noqa: ANN001
+        if str(key).startswith("segment-"):
+            self._bar.update()
+
+    def _finish(self, dsk, state, failed) -> None:  # noqa: ANN001
+        self._bar.close()

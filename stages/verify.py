@@ -1,0 +1,223 @@
+"""verify: is a store whole, is it of this corpus, and does it say what the teacher says?"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from pipeline.axes import SPLITS
+from pipeline.errors import ConfigError, IncompatibleError, IntegrityError
+from pipeline.provenance import read_json
+from pipeline.store.layout import Layout
+from pipeline.store.lock import writer_lock
+from pipeline.store.reader import StoreReader
+from pipeline.store.upkeep.findings import ASSETS, INDEX, PLAN, SignalState
+from pipeline.store.upkeep.gc import store_bytes
+from pipeline.store.upkeep.repair import repair as repair_store
+from pipeline.store.upkeep.verify import damage_of, unrecorded_files, verify_store
+from pipeline.teacher.reference import TeacherReference, teacher_at_hand
+from stages.command import stage
+from stages.project import DATA, prepare_torch, runtime, stores
+
+WIDEST = 1000
+SHOWN = 20
+"""Damaged files that are named."""
+RIGHT = ("segments", "files", "bytes")
+SHARED = (INDEX, PLAN, ASSETS)
+
+
+@click.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option("--deep", is_flag=True, help="Decode every shard; re-run the teacher on a sample.")
+@click.option(
+    "--against",
+    "corpus",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="A token set, data/corpus/tokens/T: are the rows those of it?",
+)
+@click.option(
+    "--teacher",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="With --deep: the teacher's directory, if it is not below data/teachers.",
+)
+@click.option("--repair", is_flag=True, help="Remove what is damaged, so that capture redoes it.")
+@stage
+def verify(
+    store: Path, deep: bool, corpus: Path | None, teacher: Path | None, repair: bool
+) -> None:
+    """Check every record and every file of STORE, a directory or its name below data/stores.
+
+    Exits with 0 if all that readers see is whole, 3 if something is damaged, 4 if the rows are
+    those of another corpus or the values those of another teacher, 5 if --repair finds that
+    another process is writing.
+
+    \b
+    Example:
+      decant verify data/stores/3f2a9c41d0b7e856
+      decant verify 3f2a9c41d0b7e856 --deep --against data/corpus/tokens/main
+      decant verify 3f2a9c41d0b7e856 --repair && decant capture main
+    """
+    path = _directory(store)
+    if teacher is not None and not deep:
+        raise ConfigError("--teacher: says nothing without --deep; add it, or leave both out")
+    console = Console(highlight=False)
+    # Held from looking to removing: nobody may write in between.
+    lock = writer_lock(Layout(path).lock, wait=False) if repair else contextlib.nullcontext()
+    with lock:
+        with _progress(path) as bar:
+            found = verify_store(path, deep=deep, progress=bar.update)
+        damaged = damage_of(found)
+        said = _ask_teacher(path, teacher, found) if deep and not damaged else {}
+        _show(console, path, found, said if deep else None)
+        if damaged and repair:
+            _repair(path, found)
+            return
+    if damaged:
+        what = ", ".join(state.name for state in found if state.is_damaged)
+        raise IntegrityError(
+            f"{path}: {len(damaged)} damaged files in {what}; first {damaged[0].file} "
+            f"({damaged[0].reason}): run `decant verify {store} --repair`, then "
+            f"`decant capture {_teacher_of(path)}`"
+        )
+    if corpus is not None:
+        _compare(console, path, corpus)
+    if beyond := [name for name, words in said.items() if words.startswith("differs")]:
+        raise IncompatibleError(
+            f"{path}: {', '.join(beyond)}: other values than the teacher's, beyond the stated "
+            "error; remove the store and capture it again"
+        )
+
+
+def _directory(store: Path) -> Path:
+    for path in (store, stores() / store):
+        if path.is_dir():
+            return path
+    raise ConfigError(
+        f"{store}: no such store; expected a directory, or the name of one below {stores()}"
+    )
+
+
+@contextlib.contextmanager
+def _progress(path: Path) -> Iterator[tqdm]:
+    """A bar of the bytes that were read, on stderr."""
+    total = store_bytes(path)
+    with tqdm(total=total, desc="verify", unit="B", unit_scale=True, leave=False) as bar:
+        yield bar
+
+
+def _show(
+    console: Console, path: Path, found: list[SignalState], said: Mapping[str, str] | None
+) -> None:
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+    columns = ["signal", "form", "splits", *RIGHT, "state"]
+    for column in columns if said is None else [*columns, "teacher"]:
+        table.add_column(column, justify="right" if column in RIGHT else "left", no_wrap=True)
+    for state in found:
+        is_shared = state.name in SHARED
+        place, _, form = ("", "", "") if is_shared else state.name.rpartition("/")
+        row = [
+            place or state.name,
+            form,
+            "all" if len(state.splits) == len(SPLITS) else ",".join(state.splits),
+            "" if is_shared else f"{state.whole}/{state.segments}",
+            f"{len(state.files):,}",
+            f"{state.bytes:,}",
+            state.state,
+        ]
+        if said is not None:
+            row.append("" if is_shared else said.get(state.name, "not asked"))
+        table.add_row(*row)
+    console.print(f"[bold]store {path.resolve().name}[/]", soft_wrap=True)
+    # Whole lines: what is cut off is of use to nobody, least of all to a file or a pipe.
+    wide = console.measure(table, options=console.options.update(width=WIDEST)).maximum
+    Console(highlight=False, width=max(wide, console.width)).print(table)
+    damaged = damage_of(found)
+    for damage in damaged[:SHOWN]:
+        of_segment = "" if damage.segment is None else f" (segment {damage.segment})"
+        console.print(f"{damage.file}{of_segment}: {damage.reason}", soft_wrap=True, markup=False)
+    if len(damaged) > SHOWN:
+        console.print(f"and {len(damaged) - SHOWN} more")
+    if strays := unrecorded_files(path, found):
+        console.print(
+            f"{len(strays)} files belong to no record; a capture that is not finished, or leftovers"
+        )
+
+
+def _ask_teacher(path: Path, given: Path | None, found: list[SignalState]) -> dict[str, str]:
+    """Return in words, by signal, what the teacher says of a sample of it."""
+    names = [s.name for s in found if s.name not in SHARED and s.is_indexed]
+    if not names:
+        return {}
+    reader = StoreReader(path)
+    directory = given or teacher_at_hand(DATA / "teachers", reader.plan["spec"])
+    if directory is None:
+        return dict.fromkeys(names, "teacher not at hand")
+    import torch
+
+    from pipeline.teacher.spot_check import spot_check
+
+    device = torch.device(prepare_torch(runtime()))
+    try:
+        checks = spot_check(reader, directory, names, device=device)
+    except ConfigError:
+        if given is not None or Path(TeacherReference.load(directory).location(directory)).is_dir():
+            raise
+        return dict.fromkeys(names, "teacher not at hand")
+    said = dict.fromkeys(names, "nothing stored")
+    for check in checks:
+        words = "agrees" if check.is_within else "differs"
+        where = "" if check.is_within else f" in segment {check.segment}"
+        said[check.signal] = f"{words}{where}: {check.share:.2g} of its error"
+    return said
+
+
+def _repair(path: Path, found: list[SignalState]) -> None:
+    for line in repair_store(path, found):
+        click.echo(line, err=True)
+    click.echo(
+        f"store {path.resolve().name} is repaired: run `decant capture {_teacher_of(path)}` to "
+        "redo what was removed, or copy it again from where it came",
+        err=True,
+    )
+
+
+def _teacher_of(path: Path) -> str:
+    """Return the name of the teacher whose manifests name the store, as far as that is known."""
+    for file in sorted((DATA / "manifests").glob("*/store.json")):
+        try:
+            if read_json(file).get("store") == path.resolve().name:
+                return file.parent.name
+        except (IntegrityError, AttributeError):
+            continue
+    return "TEACHER"
+
+
+def _compare(console: Console, path: Path, corpus: Path) -> None:
+    from pipeline.corpus.tokens import TokenSet
+    from pipeline.teacher.same_rows import compare_rows
+
+    rows = compare_rows(StoreReader(path), TokenSet.load(corpus))
+    counts = {
+        "equal": rows.equal,
+        "moved": rows.moved,
+        "altered": rows.altered,
+        "missing": rows.missing,
+        "added": rows.added,
+    }
+    said = ", ".join(f"{count:,} {kind}" for kind, count in counts.items() if count)
+    console.print(f"rows against {corpus}: {said or 'none'}", soft_wrap=True, markup=False)
+    for line in rows.lines:
+        console.print(f"  {line}", soft_wrap=True, markup=False)
+    if not rows.is_same:
+        raise IncompatibleError(
+            f"{path}: rows of another corpus than {corpus} ({said}; {rows.lines[0]}); run "
+            f"`decant capture {_teacher_of(path)}`, which makes a store for it"
+        )
+
+
+if __name__ == "__main__":
+    verify()
