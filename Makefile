@@ -28,9 +28,10 @@ repro: git $(STAMP)
 	dvc repro
 	@echo "report: $(CURDIR)/data/reports/index.html"
 
+# Two processes of tests, each of one thread.
 test: check
-	python -m pytest
-	python -m pytest -m "slow or e2e"
+	python -m pytest -n 2 --dist loadfile
+	python -m pytest -n 2 --dist loadfile -m "slow or e2e"
 
 # Every fault many times, the slow ones too; the table of faults comes last.
 faults: $(STAMP)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from benchmarks.fsync import main as syncing
 from benchmarks.store import main as benchmark
 from pipeline.provenance import read_json
 from stages.cli import main as decant
@@ -29,9 +30,12 @@ ELSEWHERE = {
     "make repro": "the recipe is checked below: dvc repro, which runs here",
     "make test": "the recipe is checked below: what you are looking at",
     "make check": "the recipe is checked below",
+    "make faults": "the recipe is checked below: what tests/faults does, more often",
     "make style": "the recipe is checked below",
     "make bench": "test_the_benchmark_gives_a_table_and_a_json_line",
     "python -m benchmarks.seeds --seeds 3": "test_the_seeds_of_one_student",
+    "python -m benchmarks.fsync": "test_the_cost_of_syncing_gives_a_table_and_a_json_line",
+    "python -m benchmarks.plain_zarr": "tests/faults/test_plain_zarr.py",
 }
 """Commands that no script runs as they stand, and what stands for them."""
 
@@ -63,7 +67,7 @@ def test_every_command_is_run_or_accounted_for():
     assert indented == []
 
 
-@pytest.mark.parametrize("target", ["install", "repro", "test", "check", "style", "bench"])
+@pytest.mark.parametrize("target", ["install", "repro", "test", "faults", "check", "style", "bench"])
 def test_a_make_target_has_a_recipe(target):
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -76,6 +80,13 @@ def test_the_benchmark_gives_a_table_and_a_json_line():
     assert any("teacher and capture" in row for row in table)
     assert '"benchmark": "store"' in line
     assert '"epoch_tokens_per_second"' in line
+
+
+def test_the_cost_of_syncing_gives_a_table_and_a_json_line(tmp_path):
+    options = ["--segments=3", "--segment-tokens=512", "--width=16", "--repetitions=2"]
+    result = CliRunner().invoke(syncing, [*options, f"--directory={tmp_path}"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout.strip().splitlines()[-1])["benchmark"] == "fsync"
 
 
 @pytest.fixture(scope="module")

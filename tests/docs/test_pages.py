@@ -158,3 +158,10 @@ def test_the_readme_says_in_ten_lines_what_it_is():
     opening = (ROOT / "README.md").read_text().split("```")[0]
     assert len([line for line in opening.splitlines()[1:] if line]) <= 10
     assert "make repro" in (ROOT / "README.md").read_text().split("```")[1]
+
+
+def test_every_fault_is_in_the_table():
+    table = tables((ROOT / "docs/reliability.md").read_text())["What happens when"]
+    told = {name for row in table[1:] for name in row[-1].split(", ")}
+    there = {p.stem.removeprefix("test_") for p in (ROOT / "tests/faults").glob("test_*.py")}
+    assert told == there
