@@ -41,13 +41,24 @@ def evaluate(student: str, params: Path) -> None:
     from pipeline.evaluate.load import load_student
     from pipeline.evaluate.predictions import identity, read_predictions, write_predictions
     from pipeline.evaluate.vocabulary import student_token_set
+    from pipeline.store.reader import StoreReader
     from pipeline.tasks import generates
 
     device = torch.device(prepare_torch(runtime()))
     teacher_tokens = TokenSet.load(DATA / "corpus" / "tokens" / teacher)
     directory = DATA / "students" / student
+    record, also = _record(directory), _written_by(teacher, teacher_tokens.meta.digest)
+    teacher_tokens.meta.refuse_others(str(directory), **record.get("made_of", {}), also=also)
     model = load_student(directory, task=teacher_tokens.meta.task)
     tokens = student_token_set(teacher_tokens, directory)
+    reference = read_json(DATA / "selected" / f"{student}.agreement.json")
+    if reference is not None and tokens is not teacher_tokens:
+        logger.info("%s has a vocabulary of its own: no agreement with its teacher", student)
+        reference = None
+    if reference is not None:
+        store = stores() / reference["store"]
+        spec = StoreReader(store).plan["spec"]
+        tokens.meta.refuse_others(str(store), tokens=spec.get("tokens"), also=also)
     teacher_texts = None
     if generates(tokens.meta.task):
         rows = read_predictions(DATA / "predictions" / "teachers" / f"{teacher}.jsonl")
@@ -65,11 +76,8 @@ def evaluate(student: str, params: Path) -> None:
         # The teacher's: speeds of other lengths would not compare.
         timing_length=min(TIMING_LENGTH, teacher_tokens.meta.max_length),
     )
-    metrics = found.metrics | {"trained_from": _trained_from(directory)}
-    reference = read_json(DATA / "selected" / f"{student}.agreement.json")
-    if reference is not None and tokens is not teacher_tokens:
-        logger.info("%s has a vocabulary of its own: no agreement with its teacher", student)
-    elif reference is not None:
+    metrics = found.metrics | {"trained_from": _trained_from(record)}
+    if reference is not None:
         metrics["agreement"] = agreement(
             model,
             stores() / reference["store"],
@@ -84,13 +92,26 @@ def evaluate(student: str, params: Path) -> None:
     write_json(output, {"name": student, "teacher": teacher, **metrics})
 
 
-def _trained_from(directory: Path) -> list[dict[str, Any]]:
+def _record(directory: Path) -> dict[str, Any]:
+    """Return where a student comes from; a student of an earlier version says nothing of it."""
+    path = directory / "distillation.json"
+    return read_json(path) if path.exists() else {}
+
+
+def _written_by(teacher: str, tokens: str) -> list[str]:
+    """Return the digest of the rows that the teacher wrote from those of a digest, if it did."""
+    directory = DATA / "corpus" / "transfer" / teacher
+    record = directory / "transfer.json"
+    if not record.exists() or read_json(record).get("tokens") != tokens:
+        return []
+    return [read_json(directory / "tokens.json")["digest"]]
+
+
+def _trained_from(record: dict[str, Any]) -> list[dict[str, Any]]:
     """Return store, signal and digest of all that the student was trained from.
 
     As a list: DVC makes no column of the table of metrics of it.
     """
-    path = directory / "distillation.json"
-    record = read_json(path) if path.exists() else {}
     signals = sorted(record.get("signals", {}).items())
     return [
         {"store": record["store"], "signal": name, "digest": digest} for name, digest in signals

@@ -39,6 +39,7 @@ def evaluate_teacher(teacher: str, params: Path) -> None:
     tokens = TokenSet.load(DATA / "corpus" / "tokens" / teacher)
     directory = DATA / "teachers" / teacher
     reference = TeacherReference.load(directory)
+    tokens.meta.refuse_others(str(directory), **(reference.made_of or {}))
     model = load_teacher(
         directory, reference, task=tokens.meta.task, device=device, dtype=torch.float32
     )

@@ -9,10 +9,10 @@ import click
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.axes import SPLITS, TRAIN
 from pipeline.errors import DecantError, IntegrityError
-from pipeline.provenance import read_json
 from pipeline.store.reader import StoredSignal, StoreReader
 from pipeline.store.records import Declaration
 from pipeline.store.sealed import read_record
@@ -22,6 +22,8 @@ from stages.command import stage
 DIGEST_CHARACTERS = 8
 RIGHT = ("tokens", "bytes", "B/token", "skipped")
 SKIPPED_SHOWN = 20
+MAX_SHOWN = 300
+"""Characters of one fact."""
 
 
 @click.command()
@@ -31,7 +33,7 @@ def inspect(store: Path) -> None:
     """Show signals, forms, bytes, provenance and skipped examples of STORE.
 
     Signals that a capture has begun and not finished are shown as pending, records that cannot be
-    read as damaged; `decant verify` looks at every file.
+    read as damaged, and then it exits with 3; `decant verify` looks at every file.
 
     \b
     Example:
@@ -54,16 +56,17 @@ def inspect(store: Path) -> None:
     model_type = attempt(
         lambda: reader.teacher_config().get("model_type", "unknown"), "the teacher's config", "?"
     )
-    software = attempt(lambda: _software(reader, signals), "software", [])
-    pending = attempt(lambda: _pending(reader), "pending signals", {})
+    pending = {}
+    for path in sorted((store / "receipts").glob("*/declaration.json")):
+        pending |= attempt(lambda path=path: _pending(reader, path), path.parent.name, {})
     console = Console(highlight=False)
     console.print(f"[bold]store {store.resolve().name}[/]", soft_wrap=True)
     facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     teacher = f"{model_type}{_where(store, reader)}"
     tokens = "unknown" if examples is None else f"{int(examples['length'].sum()):,}"
     for key, value in _facts(reader, signals, teacher, tokens).items():
-        facts.add_row(key, value)
-    facts.add_row("captured with", "\n".join(software) or "unknown")
+        facts.add_row(key, _plain(value))
+    facts.add_row("captured with", Text("\n").join(map(_plain, _software(signals))))
     console.print(facts)
     console.print()
     console.print(_signals(signals))
@@ -79,6 +82,11 @@ def inspect(store: Path) -> None:
             f"{len(skipped):,} training examples are skipped by a signal that is not finite there; "
             "a student that uses it is not trained on them",
             soft_wrap=True,
+        )
+    if damaged:
+        raise IntegrityError(
+            f"{store}: damaged: {', '.join(damaged)}; run `decant verify {store}`, which says what "
+            "to do"
         )
 
 
@@ -152,16 +160,14 @@ def _signals(signals: list[StoredSignal]) -> Table:
     return table
 
 
-def _pending(reader: StoreReader) -> dict[str, str]:
-    """Return how far each signal is that was declared and is not whole."""
-    layout, found = reader.layout, {}
-    for path in sorted((layout.root / "receipts").glob("*/declaration.json")):
-        declared = Declaration.from_json(read_record(path, layout.root))
-        if declared.signal not in reader.index["signals"]:
-            receipts = len(list(path.parent.glob("[0-9]*.json")))
-            segments = sum(len(reader.segments(split)) for split in declared.splits)
-            found[declared.signal] = f"{receipts} of {segments} segments have a receipt"
-    return found
+def _pending(reader: StoreReader, path: Path) -> dict[str, str]:
+    """Return how far the signal of a declaration is, if it is not whole."""
+    declared = Declaration.from_json(read_record(path, reader.layout.root))
+    if declared.signal in reader.index["signals"]:
+        return {}
+    receipts = len(list(path.parent.glob("[0-9]*.json")))
+    segments = sum(len(reader.segments(split)) for split in declared.splits)
+    return {declared.signal: f"{receipts} of {segments} segments have a receipt"}
 
 
 def _skipped(reader: StoreReader, signals: list[StoredSignal]) -> list[tuple[int, Sequence[str]]]:
@@ -190,14 +196,18 @@ def _skipped_table(reader: StoreReader, skipped: list[tuple[int, Sequence[str]]]
     return table
 
 
-def _software(reader: StoreReader, signals: Sequence[StoredSignal]) -> list[str]:
+def _software(signals: Sequence[StoredSignal]) -> list[str]:
     """Return the versions that wrote the signals' manifests, the most frequent first."""
-    manifests = [read_json(reader.layout.manifest(s.declaration.signal)) for s in signals]
     found = Counter(
-        ", ".join(f"{key} {version}" for key, version in manifest.get("software", {}).items())
-        for manifest in manifests
+        ", ".join(f"{key} {version}" for key, version in signal.software.items())
+        for signal in signals
     )
-    return [versions for versions, _ in found.most_common() if versions]
+    return [versions for versions, _ in found.most_common() if versions] or ["unknown"]
+
+
+def _plain(text: str) -> Text:
+    """Return text of a record as it stands: no markup, and nothing that steers a terminal."""
+    return Text("".join(letter if letter.isprintable() else "?" for letter in text[:MAX_SHOWN]))
 
 
 def _short(digest: Any) -> str:

@@ -53,7 +53,7 @@ def tokenize(teacher: str, params: Path) -> None:
         tokenizer = load_tokenizer(
             source,
             revision=model.get("revision") if is_teachers else None,
-            trust_remote_code=is_teachers and bool(model.get("trust_remote_code", False)),
+            trust_remote_code=is_teachers and model.get("trust_remote_code") is True,
         )
     tokenize_corpus(
         corpus=corpus,

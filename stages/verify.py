@@ -138,7 +138,10 @@ def _show(
     damaged = damage_of(found)
     for damage in damaged[:SHOWN]:
         of_segment = "" if damage.segment is None else f" (segment {damage.segment})"
-        console.print(f"{damage.file}{of_segment}: {damage.reason}", soft_wrap=True, markup=False)
+        line = f"{damage.file}{of_segment}: {damage.reason}"
+        # A file of a store that came from elsewhere may have a name that steers a terminal.
+        line = "".join(letter if letter.isprintable() else "?" for letter in line)
+        console.print(line, soft_wrap=True, markup=False)
     if len(damaged) > SHOWN:
         console.print(f"and {len(damaged) - SHOWN} more")
     if strays := unrecorded_files(path, found):
@@ -178,6 +181,9 @@ def _ask_teacher(path: Path, given: Path | None, found: list[SignalState]) -> di
 def _repair(path: Path, found: list[SignalState]) -> None:
     for line in repair_store(path, found):
         click.echo(line, err=True)
+    if all(damage.is_stray or damage.content is not None for damage in damage_of(found)):
+        click.echo(f"store {path.resolve().name} is whole again", err=True)
+        return
     click.echo(
         f"store {path.resolve().name} is repaired: run `decant capture {_teacher_of(path)}` to "
         "redo what was removed, or copy it again from where it came",

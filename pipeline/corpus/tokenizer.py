@@ -4,6 +4,7 @@ Both are plain Hugging Face tokenizers; a saved one loads with `AutoTokenizer` a
 """
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from pipeline.provenance import fingerprint
 # the usual collators mask every end of text with the padding, and a model never learns to stop.
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
+COMMIT = r"[0-9a-f]{40}"
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab: int) -> PreTrainedTokenizerFast:
@@ -67,9 +69,15 @@ def load_tokenizer(
     Nothing is fetched where the environment says so (`HF_HUB_OFFLINE`).
 
     Raises:
-        ConfigError: If there is no tokenizer, it needs code of its own that was not asked for,
-            or it cannot work in batches with special tokens told apart.
+        ConfigError: If there is no tokenizer, it needs code of its own that was not asked for or
+            that no commit pins, or it cannot work in batches with special tokens told apart.
     """
+    is_pinned = Path(source).is_dir() or re.fullmatch(COMMIT, revision or "")
+    if trust_remote_code and not is_pinned:
+        raise ConfigError(
+            f"{source}: revision is {revision!r}, expected a commit of 40 hexadecimal digits "
+            "beside trust_remote_code: a branch or tag may be moved to other code"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             str(source), revision=revision, trust_remote_code=trust_remote_code

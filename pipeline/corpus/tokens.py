@@ -5,6 +5,7 @@ batch is.
 """
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.corpus.examples import SPLITS, Split, load_table, save_table
-from pipeline.errors import IntegrityError
+from pipeline.errors import IncompatibleError, IntegrityError
 from pipeline.provenance import read_json, write_json
 from pipeline.tasks import Task
 
@@ -71,6 +72,36 @@ class TokenMeta(BaseModel):
     digest: str
     tokenizer_digest: str
     corpus_digest: str
+
+    def refuse_others(
+        self,
+        what: str,
+        *,
+        tokenizer: str | None = None,
+        tokens: str | None = None,
+        also: Collection[str] = (),
+    ) -> None:
+        """Refuse to bring these rows together with something that was made of others.
+
+        Args:
+            what: What was made, for the message.
+            tokenizer: The digest of the tokenizer it was made with; None where nobody knows.
+            tokens: The digest of the token set it was made of; None where nobody knows.
+            also: Digests of token sets that were made of this one.
+
+        Raises:
+            IncompatibleError: With both digests.
+        """
+        if tokenizer not in (None, self.tokenizer_digest):
+            key, theirs, ours = "tokenizer", tokenizer, self.tokenizer_digest
+        elif tokens not in (None, self.digest, *also):
+            key, theirs, ours = "tokens", tokens, self.digest
+        else:
+            return
+        raise IncompatibleError(
+            f"{what}: made of {key} {theirs[:16]}, expected {ours[:16]} as the corpus is now; make "
+            "it again of this corpus, as `dvc repro` does"
+        )
 
 
 @dataclass(frozen=True, slots=True)

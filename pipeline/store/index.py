@@ -94,12 +94,23 @@ def index_asset(layout: Layout, name: str, record: dict[str, Any]) -> None:
 
 
 def withdraw(layout: Layout, signal: str) -> None:
-    """Hide a signal from readers: index first, then manifest; shards and receipts stay."""
+    """Hide a signal from readers: index first, then manifest; shards and receipts stay.
+
+    Raises:
+        IntegrityError: If the index cannot be read, or something else is in the manifest's place.
+    """
     index = read_index(layout)
     if index["signals"].pop(signal, None) is not None:
         write_record(layout.index, index)
     manifest = layout.manifest(signal)
-    if manifest.exists():
+    try:
         manifest.unlink()
-        # Else it might come back after a power cut, and an index that is rebuilt would believe it.
-        sync_what_is_there([layout.manifests])
+    except FileNotFoundError:
+        return
+    except (IsADirectoryError, NotADirectoryError) as error:
+        raise IntegrityError(
+            f"{manifest}: {error.strerror}, expected a file in a directory; run `decant verify "
+            f"{layout.root} --repair`"
+        ) from error
+    # Else it might come back after a power cut, and an index that is rebuilt would believe it.
+    sync_what_is_there([layout.manifests])

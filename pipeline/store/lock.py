@@ -42,6 +42,22 @@ def writer_lock(path: Path, *, wait: bool = True, what: str = "this store") -> I
         yield
 
 
+def holder_of(path: Path) -> str | None:
+    """Return who holds a lock, in words; None if nobody does, or it is no plain file."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    with os.fdopen(descriptor, errors="replace") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return file.read(MAX_NAME).strip() or "another process"
+        except OSError:
+            return None
+    return None
+
+
 def _locked(path: Path, *, wait: bool, what: str) -> TextIO:
     try:
         make_directory(path.parent)

@@ -106,7 +106,8 @@ def write_plan(layout: Layout, plan: Plan, rows: Rows, description: dict[str, An
             values.
 
     Raises:
-        IntegrityError: If an asset that the record lists is missing or altered.
+        IntegrityError: If an asset that the record lists is missing or altered, or one lies there
+            that it does not list.
     """
     record = {
         **description,
@@ -140,7 +141,13 @@ def write_plan(layout: Layout, plan: Plan, rows: Rows, description: dict[str, An
                 files[name] = write_shard(layout, name, values, spec.chunk_rows)
     for directory in PLANNED_ASSETS:
         for path in sorted(p for p in (layout.assets / directory).rglob("*") if p.is_file()):
-            files[str(path.relative_to(layout.root))] = file_digest(path, layout.root)
+            name = str(path.relative_to(layout.root))
+            if known and name not in known:
+                raise IntegrityError(
+                    f"{path}: not a file of the {directory} that was captured; remove it, then run "
+                    "the same command again"
+                )
+            files[name] = file_digest(path, layout.root)
     for name, entry in known.items():
         if files.get(name) != entry and name.startswith(layout.assets.name):
             raise IntegrityError(

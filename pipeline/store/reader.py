@@ -18,7 +18,7 @@ from pipeline.store.attachments import Attachments
 from pipeline.store.extent import example_rows, first_rows, segment_extent
 from pipeline.store.forms.form import Channels, Part
 from pipeline.store.index import read_index
-from pipeline.store.layout import FORMAT, Layout
+from pipeline.store.layout import Layout
 from pipeline.store.planner import (
     EXAMPLE_DTYPES,
     ROW_DIGEST_BYTES,
@@ -26,8 +26,8 @@ from pipeline.store.planner import (
     row_digest,
     rows_digest,
 )
-from pipeline.store.records import Declaration, Receipt, signal_digest
-from pipeline.store.schema import check_index, check_manifest, check_plan
+from pipeline.store.records import Declaration, Receipt, of_manifest, signal_digest
+from pipeline.store.schema import check_plan
 from pipeline.store.sealed import read_record
 from pipeline.store.shards import ArraySpec, read_shard, shard_name
 from pipeline.store.table import check_ids, check_table, count_ids
@@ -35,11 +35,15 @@ from pipeline.store.table import check_ids, check_table, count_ids
 
 @dataclass(frozen=True)
 class StoredSignal:
-    """A whole signal: its declaration, its digest and the receipts of its segments."""
+    """A whole signal: its declaration, its digest and the receipts of its segments.
+
+    `software` are the versions of what computed it.
+    """
 
     declaration: Declaration
     digest: str
     receipts: dict[int, Receipt]
+    software: dict[str, str] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
@@ -94,12 +98,6 @@ class StoreReader:
             raise IntegrityError(f"{path}: no whole store is here; run the capture stage first")
         self._seen = self._stamp()
         self.index = read_index(self.layout)
-        if self.index.get("format") != FORMAT:
-            raise IncompatibleError(
-                f"{path}: store format {self.index.get('format')}, this software reads {FORMAT}; "
-                "capture again with this version"
-            )
-        check_index(self.index, self.layout.index)
         self.plan = read_record(self.layout.plan, path, self.index["plan"])
         check_plan(self.plan, self.layout.plan)
         self._attachments = Attachments(self.layout, self.index, self.plan)
@@ -141,7 +139,6 @@ class StoreReader:
         if seen == self._seen:
             return
         index = read_index(self.layout)
-        check_index(index, self.layout.index)
         for name, digest in self.pins.items():
             found = index["signals"].get(name, {}).get("digest")
             if found != digest:
@@ -186,9 +183,7 @@ class StoreReader:
                 )
             path = self.layout.manifest(name)
             manifest = read_record(path, self.layout.root, entry["manifest"])
-            check_manifest(manifest, path)
-            declaration = Declaration.from_json(manifest["declaration"])
-            receipts = [Receipt.from_json(value) for value in manifest["receipts"]]
+            declaration, receipts = of_manifest(manifest, path)
             expected = [s for split in declaration.splits for s in self.segments(split)]
             if (
                 declaration.signal != name
@@ -200,7 +195,10 @@ class StoreReader:
                     "run `decant capture TEACHER --verify` to rebuild it"
                 )
             self._signals[name] = StoredSignal(
-                declaration, entry["digest"], {receipt.segment: receipt for receipt in receipts}
+                declaration,
+                entry["digest"],
+                {receipt.segment: receipt for receipt in receipts},
+                manifest.get("software", {}),
             )
         return self._signals[name]
 

@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError, IncompatibleError, IntegrityError
 from pipeline.provenance import fingerprint
 from pipeline.store.forms.form import Form, Geometry, Part, options
 from pipeline.store.forms.registry import build_form
-from pipeline.store.schema import check_declaration, check_receipt
+from pipeline.store.schema import check_declaration, check_manifest, check_receipt
 from pipeline.store.signals import Signal
 
 
@@ -71,15 +71,15 @@ class Declaration:
             IntegrityError: If keys, types, names or sizes are not those of a declaration.
         """
         check_declaration(value, Path("declaration of a signal"))
+        return cls.of_checked(value)
+
+    @classmethod
+    def of_checked(cls, value: dict[str, Any]) -> "Declaration":
+        """Read what was checked already, as part of a manifest."""
+        geometry, splits = Geometry(**value["geometry"]), tuple(value["splits"])
         try:
-            return cls(
-                **{
-                    **value,
-                    "geometry": Geometry(**value["geometry"]),
-                    "splits": tuple(value["splits"]),
-                }
-            )
-        except (TypeError, KeyError) as error:
+            return cls(**{**value, "geometry": geometry, "splits": splits})
+        except TypeError as error:
             raise IntegrityError(f"declaration of a signal: {error}; capture it again") from error
 
     def to_json(self) -> dict[str, Any]:
@@ -157,9 +157,14 @@ class Receipt:
             IntegrityError: If keys, types, names or sizes are not those of a receipt.
         """
         check_receipt(value, Path("receipt"))
+        return cls.of_checked(value)
+
+    @classmethod
+    def of_checked(cls, value: dict[str, Any]) -> "Receipt":
+        """Read what was checked already, as part of a manifest."""
         try:
             return cls(**{**value, "skipped": tuple(value["skipped"])})
-        except (TypeError, KeyError) as error:
+        except TypeError as error:
             raise IntegrityError(f"receipt: {error}; capture the segment again") from error
 
 
@@ -171,6 +176,17 @@ def signal_digest(declaration: Declaration, receipts: list[Receipt]) -> str:
             "segments": [[r.segment, r.rows, r.content, list(r.skipped)] for r in receipts],
         }
     )
+
+
+def of_manifest(manifest: dict[str, Any], path: Path) -> tuple[Declaration, list[Receipt]]:
+    """Return the declaration and the receipts of a manifest; each is checked once.
+
+    Raises:
+        IntegrityError: If keys, types, names or sizes are not those of a manifest.
+    """
+    check_manifest(manifest, path)
+    declaration = Declaration.of_checked(manifest["declaration"])
+    return declaration, [Receipt.of_checked(value) for value in manifest["receipts"]]
 
 
 def manifest_json(

@@ -4,10 +4,23 @@ A seal says that a record is as it was written, not who wrote it. So keys, types
 are checked once, when it is read; what then multiplies sizes or joins paths need not.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+    with_config,
+)
+
+# Pydantic's own requirement, and what it asks for below Python 3.12.
+from typing_extensions import TypedDict
 
 from pipeline.errors import IntegrityError
 from pipeline.tasks import Task
@@ -15,6 +28,8 @@ from pipeline.tasks import Task
 MAX_COUNT = 2**40
 """Of rows, tokens or bytes: beyond any store, and far from where int64 wraps around."""
 MAX_SHOWN = 80
+MAX_NAME_BYTES = 255
+"""Of a file or directory; no file system has longer ones."""
 SIGNAL = r"^((hidden|attention|value)/[0-9]{1,6}|logits)/[a-z0-9_]{1,40}-[0-9a-f]{8}$"
 
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
@@ -26,7 +41,9 @@ Split = Literal["train", "validation", "test"]
 def _plain_path(name: str) -> str:
     """Refuse what is not the one plain way to write a path below a directory."""
     # Not by pathlib: a large store has a million of them.
-    if not name.isprintable() or not {"", ".", ".."}.isdisjoint(name.split("/")):
+    parts = name.split("/")
+    is_plain = name.isprintable() and {"", ".", ".."}.isdisjoint(parts)
+    if not is_plain or any(len(part.encode()) > MAX_NAME_BYTES for part in parts):
         raise ValueError("expected a plain path inside the store")
     return name
 
@@ -42,9 +59,9 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
 
-class _File(_Record):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
+@with_config(ConfigDict(extra="forbid", strict=True))
+class _File(TypedDict):
+    # A dictionary, as is a receipt: a large store has a million, and no object is made of one.
     bytes: Size
     xxh3: Annotated[int, Field(ge=0, lt=2**64)]
 
@@ -54,10 +71,12 @@ class _Signal(_Record):
     manifest: _File
 
 
+@with_config(ConfigDict(extra="allow", strict=True))
 class _Asset(_File):
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
-
     file: PlainPath
+
+
+_ASSET = TypeAdapter(_Asset)
 
 
 class _Geometry(BaseModel):
@@ -89,13 +108,14 @@ class _Declaration(_Record):
             raise ValueError(f"expected a signal {place} in form {self.form}")
         for name, entry in self.info.items():
             if isinstance(entry, dict):
-                _Asset.model_validate(entry)
+                _ASSET.validate_python(entry)
             elif name == "rule" and entry not in ("causal", "full"):
                 raise ValueError("expected the rule causal or full")
         return self
 
 
-class _Receipt(_Record):
+@with_config(ConfigDict(extra="allow", strict=True))
+class _Receipt(TypedDict):
     segment: Size
     declaration: Digest
     tokens: Size
@@ -110,6 +130,7 @@ class _Manifest(_Record):
     declaration: _Declaration
     digest: Digest
     receipts: list[_Receipt]
+    software: dict[str, str] = {}
 
 
 class _Index(_Record):
@@ -118,8 +139,30 @@ class _Index(_Record):
     assets: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,80}$")], _Asset]
 
 
+class _Cut(_Record):
+    """How segments were cut and computed: what commands show of it."""
+
+    fraction: float = 1
+    limit: int | None = None
+    dtype: str = ""
+    batch_tokens: int = 0
+
+
+class _Teacher(_Record):
+    weights_sha256: str = ""
+    config: str = ""
+    revision: str | None = None
+
+
+class _Spec(_Record):
+    segments: _Cut = _Cut()
+    teacher: _Teacher = _Teacher()
+    tokens: str = ""
+    tokenizer: str = ""
+
+
 class _Plan(_Record):
-    spec: dict[str, Any]
+    spec: _Spec
     task: Task
     classes: list[str]
     vocab: Count
@@ -143,13 +186,17 @@ class _Plan(_Record):
         return self
 
 
+_INDEX, _PLAN, _MANIFEST = TypeAdapter(_Index), TypeAdapter(_Plan), TypeAdapter(_Manifest)
+_DECLARATION, _RECEIPT = TypeAdapter(_Declaration), TypeAdapter(_Receipt)
+
+
 def check_index(index: dict[str, Any], path: Path) -> None:
     """Refuse an index whose keys, types or names are not those of one.
 
     Raises:
         IntegrityError: Naming file and key.
     """
-    _check(_Index, index, path)
+    _check(_INDEX.validate_python, index, path)
 
 
 def check_plan(plan: dict[str, Any], path: Path) -> None:
@@ -158,7 +205,7 @@ def check_plan(plan: dict[str, Any], path: Path) -> None:
     Raises:
         IntegrityError: Naming file and key.
     """
-    _check(_Plan, plan, path)
+    _check(_PLAN.validate_python, plan, path)
 
 
 def check_manifest(manifest: dict[str, Any], path: Path) -> None:
@@ -167,7 +214,7 @@ def check_manifest(manifest: dict[str, Any], path: Path) -> None:
     Raises:
         IntegrityError: Naming file and key.
     """
-    _check(_Manifest, manifest, path)
+    _check(_MANIFEST.validate_python, manifest, path)
 
 
 def check_declaration(declaration: dict[str, Any], path: Path) -> None:
@@ -176,7 +223,7 @@ def check_declaration(declaration: dict[str, Any], path: Path) -> None:
     Raises:
         IntegrityError: Naming file and key.
     """
-    _check(_Declaration, declaration, path)
+    _check(_DECLARATION.validate_python, declaration, path)
 
 
 def check_receipt(receipt: dict[str, Any], path: Path) -> None:
@@ -185,12 +232,12 @@ def check_receipt(receipt: dict[str, Any], path: Path) -> None:
     Raises:
         IntegrityError: Naming file and key.
     """
-    _check(_Receipt, receipt, path)
+    _check(_RECEIPT.validate_python, receipt, path)
 
 
-def _check(kind: type[_Record], value: dict[str, Any], path: Path) -> None:
+def _check(validate: Callable[[Any], object], value: dict[str, Any], path: Path) -> None:
     try:
-        kind.model_validate(value)
+        validate(value)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"] if part != "[key]")[:MAX_SHOWN]

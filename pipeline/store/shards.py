@@ -92,7 +92,11 @@ def create_array(features: Path, name: str, spec: ArraySpec) -> None:
     wanted = [*((group, group_metadata()) for group in groups), (array, spec.metadata())]
     for directory, metadata in wanted:
         path = directory / METADATA
-        if not path.is_file() or path.read_bytes() != metadata:
+        try:
+            is_there = read_inside(path, features.parent, len(metadata)) == metadata
+        except IntegrityError:
+            is_there = False
+        if not is_there:
             write_bytes_atomically(path, metadata)
 
 

@@ -32,11 +32,9 @@ def check_table(table: Mapping[str, NDArray[Any]], plan: Mapping[str, Any], path
     Raises:
         IntegrityError: Naming the first example that is out of place, and the column.
     """
+    check_lengths(table["length"], table["segment"], plan, path)
     segment, length = table["segment"].astype(np.int64), table["length"].astype(np.int64)
-    segments, capacity = len(plan["segments"]), plan["segment_tokens"]
-    _check(path, "segment", segment, (segment >= 0) & (segment < segments))
-    _check(path, "segment", segment, np.diff(segment, prepend=0) >= 0)
-    _check(path, "length", length, (length >= 1) & (length <= capacity))
+    capacity = plan["segment_tokens"]
     first = np.searchsorted(segment, segment)
     before = np.cumsum(length) - length
     within = before - before[first]
@@ -52,6 +50,23 @@ def check_table(table: Mapping[str, NDArray[Any]], plan: Mapping[str, Any], path
         ("label", (label >= -1) & (most is None or label < most)),
     ):
         _check(path, column, table[column], is_right)
+
+
+def check_lengths(
+    length: NDArray[np.integer[Any]],
+    segment: NDArray[np.integer[Any]],
+    plan: Mapping[str, Any],
+    path: Path,
+) -> None:
+    """Check what the sizes of arrays follow from: every example's length and segment.
+
+    Raises:
+        IntegrityError: Naming the first example of a length or segment that the plan has not.
+    """
+    segments, capacity = len(plan["segments"]), plan["segment_tokens"]
+    _check(path, "segment", segment, (segment >= 0) & (segment < segments))
+    _check(path, "segment", segment, np.diff(segment.astype(np.int64), prepend=0) >= 0)
+    _check(path, "length", length, (length >= 1) & (length <= capacity))
 
 
 def count_ids(plan: Mapping[str, Any], config: Mapping[str, Any]) -> int:

@@ -180,6 +180,7 @@ def train_student(
             **selected,
             "objective": terms,
             "objective_fingerprint": fingerprint(terms),
+            "made_of": {key: plan["spec"].get(key) for key in ("tokenizer", "tokens")},
         }
         export(student, reader, output, record, kept)
         write_curve(trainer.state.log_history, curve)

@@ -73,7 +73,8 @@ def capture(
 
     Raises:
         ConfigError: If the corpus does not fit the segments.
-        IncompatibleError: If the teacher cannot be tapped as asked.
+        IncompatibleError: If the teacher was trained with another tokenizer, or cannot be tapped as
+            asked.
         IntegrityError: If features are not finite and `nonfinite` is `stop`.
         ResourceError: If disk space does not suffice, another process writes (`runtime.wait`
             false), or worker processes keep dying on a segment.
@@ -81,6 +82,7 @@ def capture(
     token_set = TokenSet.load(tokens)
     meta = token_set.meta
     reference = TeacherReference.load(teacher)
+    meta.refuse_others(str(teacher), tokenizer=(reference.made_of or {}).get("tokenizer"))
     spec = store_spec(meta, reference, options)
     layout = Layout(stores / store_fingerprint(spec))
     plan = plan_rows(token_set, options)

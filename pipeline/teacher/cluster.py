@@ -19,6 +19,8 @@ from pipeline.errors import ResourceError
 
 NOISY = ("asyncio", "distributed", "tornado")
 QUIET = logging.CRITICAL + 1
+TRACKER = "ignore:resource_tracker"
+"""Python's tracker of semaphores removes what a killed process leaves, and would warn of it."""
 
 SETTINGS = {
     # A forked worker has torch imported already, so one that died is replaced in a moment. The
@@ -137,11 +139,26 @@ def start_fork_server(preload: str) -> None:
     alone answers it.
     """
     multiprocessing.forkserver.set_forkserver_preload([preload])
-    if threading.current_thread() is not threading.main_thread():
-        multiprocessing.forkserver.ensure_running()
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with _children_ignore(TRACKER):
+        if threading.current_thread() is not threading.main_thread():
+            multiprocessing.forkserver.ensure_running()
+            return
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            multiprocessing.forkserver.ensure_running()
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _children_ignore(warning: str) -> Iterator[None]:
+    """Add a filter of warnings to those of the processes that the block starts."""
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = f"{before},{warning}" if before else warning
     try:
-        multiprocessing.forkserver.ensure_running()
+        yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before

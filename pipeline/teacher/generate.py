@@ -63,7 +63,8 @@ def generate(
 
     Raises:
         ConfigError: If the task has no prompts, or the teacher cannot be found.
-        IncompatibleError: If the teacher's weights changed, or a prompt leaves no room.
+        IncompatibleError: If the teacher's weights or tokenizer changed, or a prompt leaves no
+            room.
         ResourceError: If the disk is full.
     """
     token_set, reference = TokenSet.load(tokens), TeacherReference.load(teacher)
@@ -73,6 +74,7 @@ def generate(
             f"teachers.{name}.tokens.targets: teacher does not fit the task {meta.task}, which has "
             "no prompts to continue; use corpus, or the task prompt-target or messages"
         )
+    meta.refuse_others(str(teacher), tokenizer=(reference.made_of or {}).get("tokenizer"))
     train = read_columns(token_set.split("train"))
     if train.prompt_tokens is None:
         raise IntegrityError(f"{tokens}: no column prompt_tokens; run tokenize again")

@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError, IncompatibleError
 from pipeline.tasks import models_language, outputs_of
 from pipeline.teacher.reference import TeacherReference
 from pipeline.teacher.weights import weights_sha256
-from pipeline.training.own_code import own_code
+from pipeline.training.own_code import code_sha256, own_code
 
 logger = logging.getLogger(__name__)
 PROBLEM_TYPES = {
@@ -123,7 +123,7 @@ def load_pretrained(
 def _needs_code(model: str) -> ConfigError:
     return ConfigError(
         f"teacher {model}: needs code from its repository; set model.trust_remote_code: true and "
-        "pin model.revision if you trust it"
+        "pin model.revision (a directory needs none) if you trust it"
     )
 
 
@@ -138,7 +138,7 @@ def _refuse_missing(model: str, task: str, missing: Collection[str]) -> None:
 
 
 def _check_weights(location: str, reference: TeacherReference) -> None:
-    """A directory's weights may have been replaced since the reference was written."""
+    """A directory's weights and code may have been replaced since the reference was written."""
     if not Path(location).is_dir():
         return
     found = weights_sha256(Path(location))
@@ -147,6 +147,13 @@ def _check_weights(location: str, reference: TeacherReference) -> None:
             f"{location}: weights {found[:16]}, expected {reference.weights_sha256[:16]} as the "
             "teach stage found them; run `dvc repro --force teach` to take the new ones"
         )
+    if reference.trust_remote_code and not reference.trained:
+        code = code_sha256(Path(location))
+        if code != reference.revision:
+            raise IncompatibleError(
+                f"{location}: code {code[:16]}, expected {str(reference.revision)[:16]} as the "
+                "teach stage found it; read it, then run `dvc repro --force teach` to trust it"
+            )
 
 
 def load_teacher(
@@ -161,14 +168,14 @@ def load_teacher(
 
     Raises:
         ConfigError: If it cannot be found.
-        IncompatibleError: If its weights are not those of the reference.
+        IncompatibleError: If its weights or its code are not those of the reference.
     """
     location = reference.location(directory)
     _check_weights(location, reference)
     model = load_pretrained(
         location,
         task=task,
-        revision=reference.revision,
+        revision=None if Path(location).is_dir() else reference.revision,
         trust_remote_code=reference.trust_remote_code,
         dtype=dtype,
     )

@@ -21,7 +21,9 @@ class TeacherReference:
     """Where a teacher's weights are and what they are.
 
     `model` is a hub id, or a directory (relative to `teacher.json` when it was trained here).
-    `layers` is its depth in blocks. `config` is the Hugging Face configuration.
+    `revision` is that of a hub id; of a directory whose code may run, the digest of that code.
+    `layers` is its depth in blocks. `config` is the Hugging Face configuration. `made_of` has the
+    digests of the `tokenizer` and the `tokens` that it was trained on here; None where it was not.
     """
 
     model: str
@@ -31,6 +33,7 @@ class TeacherReference:
     layers: int
     config: dict[str, Any]
     trained: bool
+    made_of: dict[str, str] | None = None
 
     @classmethod
     def load(cls, directory: Path) -> "TeacherReference":

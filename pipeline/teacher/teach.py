@@ -27,7 +27,7 @@ from transformers.utils.hub import cached_file
 from pipeline.axes import TRAIN
 from pipeline.corpus.tokens import TokenMeta, TokenSet
 from pipeline.errors import ConfigError, IncompatibleError
-from pipeline.provenance import fingerprint, replace_directory
+from pipeline.provenance import fingerprint, needing_room, replace_directory
 from pipeline.taps.anatomy import find_anatomy
 from pipeline.taps.inputs import model_columns
 from pipeline.tasks import models_language, outputs_of
@@ -44,7 +44,7 @@ from pipeline.training.checkpoints import (
     train_from,
 )
 from pipeline.training.options import TrainOptions
-from pipeline.training.own_code import is_elsewhere, own_code
+from pipeline.training.own_code import code_sha256, is_elsewhere, own_code
 
 logger = logging.getLogger(__name__)
 IGNORED = -100
@@ -122,6 +122,7 @@ def teach(
                 "scratch": dict(scratch or {}),
                 "path": path,
                 "revision": revision,
+                "weights": weights_sha256(Path(path)) if path and Path(path).is_dir() else None,
                 "tokens": meta.digest,
                 "fit": fit.model_dump(mode="json"),
             }
@@ -131,14 +132,21 @@ def teach(
             _fit(name, model, token_set, fit, checkpoints, device)
         directory, location = output / "model", "model"
         _save(model, token_set.tokenizer_path, directory)
+    if fit is not None:
+        revision = None
+    elif trust_remote_code and Path(str(path)).is_dir():
+        revision = code_sha256(directory)
     reference = TeacherReference(
         location,
-        revision if fit is None else None,
+        revision,
         trust_remote_code,
         weights_sha256(directory),
         find_anatomy(model).depth,
         _plain_config(model),
         trained=fit is not None,
+        made_of=None
+        if fit is None
+        else {"tokenizer": meta.tokenizer_digest, "tokens": meta.digest},
     )
     reference.save(output)
     if checkpoints is not None:
@@ -152,9 +160,9 @@ def _check_code(path: str, revision: str | None, name: str, *, is_trusted: bool)
     if places and not is_trusted:
         raise ConfigError(
             f"teachers.{name}.model.trust_remote_code: false, and teacher {path}: brings code of "
-            f"its own ({places[0]}); set model.trust_remote_code: true and pin model.revision if "
-            "you trust it, or take auto_map out of a copy of its config.json to run transformers' "
-            "own model"
+            f"its own ({places[0]}); set model.trust_remote_code: true and pin model.revision (a "
+            "directory needs none) if you trust it, or take auto_map out of a copy of its "
+            "config.json to run transformers' own model"
         )
     for place in places:
         if is_elsewhere(place):
@@ -175,7 +183,9 @@ def _save(model: PreTrainedModel, tokenizer: Path, target: Path) -> None:
     """Replace `target` by the model, with the tokenizer beside it, whole or not at all."""
     staging = target.with_name(".model.writing")
     shutil.rmtree(staging, ignore_errors=True)
-    model.save_pretrained(staging)
+    needed = sum(p.numel() * p.element_size() for p in model.parameters())
+    with needing_room(staging, needed):
+        model.save_pretrained(staging)
     AutoTokenizer.from_pretrained(tokenizer).save_pretrained(staging)
     replace_directory(target, staging)
 

@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.trainer import TRAINER_STATE_NAME
 
-from pipeline.errors import IntegrityError
+from pipeline.errors import IntegrityError, ResourceError
 from pipeline.provenance import (
     fsync_directory,
     needing_room,
@@ -39,13 +39,37 @@ MARKER = "complete.json"
 
 
 class CompletionMarker(TrainerCallback):
-    """Marks each checkpoint as whole once all its files are durable.
+    """Sees that there is room for checkpoints, and marks each as whole once its files are durable.
 
     `features`, signal to digest, is what it was trained from; it stands in the marker.
     """
 
     def __init__(self, features: Mapping[str, str] | None = None) -> None:
         self._record = {} if features is None else {"features": dict(features)}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Refuse to begin what the disk cannot hold: all checkpoints that will lie there at once.
+
+        Raises:
+            ResourceError: With the bytes that are free and those needed.
+        """
+        if not state.is_world_process_zero:
+            return
+        directory = Path(str(args.output_dir))
+        there = len(list(directory.glob("checkpoint-*")))
+        to_come = math.ceil((state.max_steps - state.global_step) / args.save_steps)
+        # The next one is written before the oldest one goes.
+        most = to_come if args.save_total_limit is None else args.save_total_limit + 1 - there
+        count = max(1, min(to_come, most))
+        needed = count * checkpoint_bytes(kwargs["model"])
+        free = shutil.disk_usage(directory if directory.exists() else directory.parent).free
+        if needed > free:
+            raise ResourceError(
+                f"{directory}: {free:,} bytes free, {count} checkpoints need about {needed:,} "
+                "bytes; free space, train a smaller model, or fewer of its weights with lora"
+            )
 
     def on_save(
         self,
@@ -119,13 +143,12 @@ def train_from(trainer: Trainer, checkpoint: str | None) -> None:
     directory = Path(str(trainer.args.output_dir))
     if trainer.is_world_process_zero():
         _remove_after(directory, checkpoint)
-    with needing_room(directory, checkpoint_bytes(trainer)):
+    with needing_room(directory, checkpoint_bytes(trainer.model)):
         trainer.train(resume_from_checkpoint=checkpoint)
 
 
-def checkpoint_bytes(trainer: Trainer) -> int:
+def checkpoint_bytes(model: Any) -> int:
     """Return about how large a checkpoint is: weights, and two moments of those that train."""
-    model: Any = trainer.model
     return sum(
         p.numel() * p.element_size() * (3 if p.requires_grad else 1) for p in model.parameters()
     )

@@ -6,9 +6,12 @@ the hub for its attention it would fetch and run without being asked at all.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
+
+from pipeline.provenance import file_sha256, fingerprint
 
 ATTENTION = ("attn_implementation", "_attn_implementation")
 
@@ -29,6 +32,12 @@ def own_code(model: str, revision: str | None = None) -> list[str]:
         return []
     kernels = {place for key in ATTENTION for place in _places(config.get(key)) if "/" in place}
     return sorted({*_places(config.get("auto_map")), *kernels})
+
+
+def code_sha256(directory: Path) -> str:
+    """Return the SHA-256 over the digests of a model's Python files, in order of name."""
+    files = sorted(directory.rglob("*.py"))
+    return fingerprint({str(file.relative_to(directory)): file_sha256(file) for file in files})
 
 
 def is_elsewhere(place: str) -> bool:

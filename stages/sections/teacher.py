@@ -1,6 +1,7 @@
 """Section `teachers.T.model`: where a teacher comes from."""
 
 import re
+from pathlib import Path
 from typing import Any, Self
 
 from pydantic import model_validator
@@ -24,11 +25,16 @@ class TeacherModel(Section):
             raise ValueError("expected exactly one of path and scratch; add or remove one")
         if self.scratch is not None and "model_type" not in self.scratch:
             raise ValueError("scratch has no model_type; add one, for example llama")
-        if self.trust_remote_code and self.revision is None:
+        if self.path is not None and self.trust_remote_code and not Path(self.path).is_dir():
+            self._check_pinned()
+        return self
+
+    def _check_pinned(self) -> None:
+        """A directory needs no revision: what is in it is taken down by its digest."""
+        if self.revision is None:
             raise ValueError("trust_remote_code needs a pinned revision; add model.revision")
-        if self.trust_remote_code and not re.fullmatch(COMMIT, str(self.revision)):
+        if not re.fullmatch(COMMIT, self.revision):
             raise ValueError(
                 f"revision is {self.revision!r}, expected a commit of 40 hexadecimal digits beside "
                 "trust_remote_code: a branch or tag may be moved to other code"
             )
-        return self

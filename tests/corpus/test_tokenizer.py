@@ -84,3 +84,9 @@ def test_published_tokenizers_load_and_pad(real_models, folder, vocab):
     tokenizer = load_tokenizer(real_models / folder)
     assert len(tokenizer) == vocab
     assert tokenizer(["a", "a longer text"], padding=True)["input_ids"]
+
+
+@pytest.mark.parametrize("revision", [None, "main", "0" * 39])
+def test_code_that_no_commit_pins_is_not_even_looked_for(revision):
+    with pytest.raises(ConfigError, match=r"somebody/model: revision is .*expected a commit of 40"):
+        load_tokenizer("somebody/model", revision=revision, trust_remote_code=True)

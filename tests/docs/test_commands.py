@@ -67,7 +67,9 @@ def test_every_command_is_run_or_accounted_for():
     assert indented == []
 
 
-@pytest.mark.parametrize("target", ["install", "repro", "test", "faults", "check", "style", "bench"])
+@pytest.mark.parametrize(
+    "target", ["install", "repro", "test", "faults", "check", "style", "bench"]
+)
 def test_a_make_target_has_a_recipe(target):
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -16,6 +16,7 @@ import pytest
 
 from pipeline.teacher import capture as module
 from pipeline.teacher.space import DISK_RESERVE_BYTES
+from pipeline.training.checkpoints import CompletionMarker
 from tests.faults.forked import decant, start
 from tests.faults.small_project import SmallProject, differ, small_project
 
@@ -163,8 +164,12 @@ def test_a_file_that_may_not_grow_stops_either_stage(whole, tmp_path, ledger):
 
 
 @pytest.mark.usefixtures("unsynced")
-def test_a_full_disk_stops_a_training_and_room_completes_it(whole, small_disk, times, ledger):
+def test_a_full_disk_stops_a_training_and_room_completes_it(
+    whole, small_disk, monkeypatch, times, ledger
+):
     """In a checkpoint or in the export: what is whole is gone on from, to the same bits."""
+    # Let the estimate pass.
+    monkeypatch.setattr(CompletionMarker, "on_train_begin", lambda *_, **__: None)
     student = used_bytes(whole.student)
     draw = random.Random(8)
     for _ in range(times(1, 25)):
@@ -193,6 +198,21 @@ def test_a_full_disk_stops_a_training_and_room_completes_it(whole, small_disk, t
         assert same
         assert project.unfinished() == []
         assert LIBC.umount2(bytes(disk), 2) == 0
+
+
+@pytest.mark.usefixtures("unsynced")
+def test_room_for_checkpoints_is_looked_for_before_the_first_step(whole, small_disk, ledger):
+    student = used_bytes(whole.student)
+    disk = small_disk(2**26)
+    project = whole.copy(disk / "project")
+    shutil.rmtree(project.student)
+    small_disk(used_bytes(disk) + student)
+    line = fails_for_space(project, "train", "small")
+    is_said = "bytes free, 3 checkpoints need about" in line
+    wrong = project.student.exists() or bool(list(project.data.glob("work/train/*/checkpoint-*")))
+    ledger.record("disk full: training estimated", detected=is_said, wrong=wrong)
+    assert is_said, line
+    assert not wrong
 
 
 def _same_student(project: SmallProject, whole: SmallProject) -> bool:

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import dynamic_module_utils
 
-from pipeline.errors import ConfigError
-from pipeline.teacher.load import load_pretrained
+from pipeline.errors import ConfigError, IncompatibleError
+from pipeline.teacher.load import load_pretrained, load_teacher
 from pipeline.teacher.teach import teach
+from stages.sections.teacher import TeacherModel
 from tests.cases import ROOT
 from tests.faults.forked import Child, decant, start
 from tests.faults.small_project import CAPTURE, STUDENT, SmallProject, small_project
@@ -227,6 +230,43 @@ def test_code_without_a_pinned_revision_is_refused(revision, words, project, tmp
     ledger.record("auto_map: no pinned revision", detected=code == 2 and is_said)
     assert code == 2
     assert is_said, line
+
+
+OWN_MODEL = """
+from transformers import LlamaConfig, LlamaForCausalLM
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+@pytest.mark.usefixtures("unsynced")
+def test_the_code_of_a_directory_is_pinned_by_what_it_is(project, tmp_path, ledger, monkeypatch):
+    """A directory has no revision: its code runs as `teach` found it, and not once it is edited."""
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    model = shutil.copytree(project.teacher / "model", tmp_path / "model")
+    config = json.loads((model / "config.json").read_text()) | {"model_type": "own"}
+    config["auto_map"] = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    (model / "config.json").write_text(json.dumps(config))
+    (model / "own.py").write_text(OWN_MODEL)
+    assert TeacherModel(path=str(model), trust_remote_code=True).revision is None
+    tokens = project.data / "corpus" / "tokens" / "main"
+    reference = teach(
+        name="main", tokens=tokens, output=tmp_path / "teacher", work=tmp_path / "work",
+        scratch=None, path=str(model), revision=None, trust_remote_code=True, fit=None,
+        device="cpu",
+    )  # fmt: skip
+    options: dict[str, Any] = {
+        "task": "causal-lm", "device": torch.device("cpu"), "dtype": torch.float32,
+    }  # fmt: skip
+    loaded = load_teacher(tmp_path / "teacher", reference, **options)
+    assert type(loaded).__name__ == "OwnModel"
+    canary = tmp_path / "canary"
+    give_code(model, canary)
+    with pytest.raises(IncompatibleError, match=r"code [0-9a-f]{16}, expected [0-9a-f]{16} as the"):
+        load_teacher(tmp_path / "teacher", reference, **options)
+    ledger.record("auto_map: edited code", wrong=canary.exists())
 
 
 @pytest.mark.usefixtures("unsynced")

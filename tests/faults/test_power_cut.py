@@ -3,6 +3,7 @@
 One recorded run gives the disk after each of its operations; see `tests.faults.crash_model`.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DecantError, IntegrityError
+from pipeline.store.layout import Layout
 from pipeline.store.reader import StoreReader
+from pipeline.store.shards import bytes_digest
 from tests.faults.crash_model import Event, Recorder, Tree, adversary
 from tests.store.synthetic import Synthetic, name_of, plan
 
@@ -61,6 +64,42 @@ def values(store: Path) -> dict[str, bytes]:
                 [channels.mean, channels.deviation]
             ).tobytes()
     return found
+
+
+def stated(disk: dict[str, bytes | None]) -> list[tuple[str, dict[str, int]]]:
+    """Size and checksum of each file that a record on a disk states, by name."""
+    layout, found = Layout(Path(STORE)), []
+    for name, content in disk.items():
+        if not content or not name.endswith(".json") or "zarr" in name:
+            continue
+        record = json.loads(content)
+        match name.removeprefix(f"{STORE}/").split("/"):
+            case ["manifest.json"]:
+                found.append((str(layout.plan), record["plan"]))
+                signals, assets = record["signals"].items(), record["assets"].values()
+                found += [
+                    (str(layout.manifest(name)), entry["manifest"]) for name, entry in signals
+                ]
+                found += [(str(layout.assets / entry["file"]), entry) for entry in assets]
+            case ["manifests", file]:
+                parts = [record] if file == "plan.json" else record["receipts"]
+                found += [(f"{STORE}/{f}", entry) for p in parts for f, entry in p["files"].items()]
+                declared = record.get("declaration", {})
+                if declared.get("channels"):
+                    place = layout.channels(declared["kind"], declared["layer"])
+                    found.append((str(place), declared["channels"]))
+            case ["receipts", _, _] if "files" in record:
+                found += [(f"{STORE}/{f}", entry) for f, entry in record["files"].items()]
+    return found
+
+
+def broken_promises(disk: dict[str, bytes | None]) -> list[str]:
+    """Return the files that records on a disk state, and that are not there as they state."""
+    return [
+        name
+        for name, entry in stated(disk)
+        if bytes_digest(disk.get(name) or b"") != {key: entry[key] for key in ("bytes", "xxh3")}
+    ]
 
 
 @dataclass(frozen=True)
@@ -143,6 +182,18 @@ def test_a_segment_is_synced_no_more_often_than_it_must(undisturbed):
     assert [event.kind for event in events[declared:first]].count("sync") == 9
 
 
+def test_no_record_is_durable_before_what_it_states(undisturbed, ledger):
+    """After every operation, by the records alone."""
+    events, _ = undisturbed
+    tree = Tree()
+    for event in events:
+        tree.apply(event)
+        broken = broken_promises(dict(tree.durable()))
+        ledger.record("power cut: a record's promise", detected=not broken)
+        assert not broken, event
+    assert len(stated(dict(tree.durable()))) == 50
+
+
 def test_power_cut_after_any_operation(tmp_path, undisturbed, ledger, times):
     """Every operation is covered: those that are left out leave the disk as it was."""
     events, truth = undisturbed
@@ -172,18 +223,29 @@ def test_power_cut_where_any_part_of_the_rest_survives(tmp_path, undisturbed, le
 
 
 def test_killed_then_resumed_then_power_cut(tmp_path, undisturbed, ledger, times):
-    """A file that a killed process left in place looks whole; it must be made so, too."""
+    """A file that a killed process left in place looks whole; it must be made so, too.
+
+    Most of all one that was renamed or made, and whose directory nobody synced.
+    """
     events, truth = undisturbed
-    for number in spread(list(range(len(events))), times(8, len(events))):
-        base, after = tmp_path / f"{number}-killed", tmp_path / f"{number}-cut"
+    after = {
+        kind: [number for number, event in enumerate(events, 1) if event.kind == kind]
+        for kind in ("rename", "mkdir")
+    }
+    few = [*spread(after["rename"], 5), *spread(after["mkdir"], 5)]
+    for number in times(few, list(range(len(events)))):
+        base, left = tmp_path / f"{number}-killed", tmp_path / f"{number}-cut"
         tree = replayed(events[:number])
         tree.write(base)
-        replayed(run(base), tree).cut_power(after)
+        for event in run(base):
+            tree.apply(event)
+            assert not broken_promises(dict(tree.durable())), (number, event)
+        tree.cut_power(left)
         try:
-            lost = values(after / STORE) != truth
+            lost = values(left / STORE) != truth
         except DecantError:
             lost = True
-        again = {event.to for event in run(after) if event.kind == "rename"}
+        again = {event.to for event in run(left) if event.kind == "rename"}
         # Signals are taken up without one write: receipts and declarations are durable, too.
         kept = all(name.startswith(REWRITTEN) for name in again)
         ledger.record("killed writer, then power cut", detected=kept, lost=lost)

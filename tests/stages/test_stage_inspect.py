@@ -1,5 +1,6 @@
 """`decant inspect`: what is there, where it came from, what was skipped, pending and damaged."""
 
+import json
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,7 +12,8 @@ from pipeline.store.index import index_signal, read_index, withdraw
 from pipeline.store.layout import Layout
 from pipeline.store.reader import StoreReader
 from pipeline.store.records import manifest_json
-from pipeline.store.sealed import write_record
+from pipeline.store.sealed import read_record, write_record
+from pipeline.store.shards import file_digest
 from tests.cases import error_line
 
 
@@ -68,7 +70,8 @@ def test_what_is_pending_or_damaged_is_a_line(decant, project):
     layout.receipt(name, 0).unlink()
     layout.manifest(other).write_bytes(b"{")
     result = decant("inspect", str(store()))
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 3
+    assert f"{store()}: damaged: {other}; run `decant verify" in error_line(result)
     segments = len(StoreReader(store()).segments("train"))
     pending = f"pending: {name}, {segments - 1} of {segments} segments have a receipt"
     assert pending in result.output
@@ -81,9 +84,25 @@ def test_a_damaged_example_table_or_configuration_is_a_line(decant, project):
     shard = next(p for p in store().glob("features.zarr/examples/length/c/**/*") if p.is_file())
     shard.write_bytes(b"")
     result = decant("inspect", str(store()))
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 3
     assert "damaged: examples: " in result.output
     assert "damaged: the teacher's config: " in result.output
+    assert "hidden/2" in result.output
+
+
+def test_what_a_record_says_is_text_and_steers_no_terminal(decant, project):
+    """A store may come from anywhere, and so may its teacher's configuration."""
+    layout = Layout(store())
+    path = layout.assets / "teacher/config.json"
+    path.write_text(json.dumps({"model_type": "[/red]\x1b[2J[bold]llama"}))
+    plan = read_record(layout.plan, store())
+    plan["files"]["assets/teacher/config.json"] = file_digest(path, store())
+    write_record(layout.plan, plan)
+    index = read_index(layout)
+    write_record(layout.index, index | {"plan": file_digest(layout.plan, store())})
+    result = decant("inspect", str(store()))
+    assert result.exit_code == 0, result.output
+    assert "[/red]?[2J[bold]llama" in result.output
 
 
 def test_skipped_examples_are_counted_and_listed(decant, project):

@@ -48,6 +48,51 @@ def test_a_students_metrics_say_which_signals_it_is_made_of(decant, project):
     assert read_json(METRICS / "students" / "aligned.json")["trained_from"] == []
 
 
+def other_digest(path: Path, key: str) -> str:
+    """Let the token set say that it is of another tokenizer, or has other rows."""
+    meta = read_json(path)
+    old, meta[key] = meta[key], "0" * 64
+    write_json(path, meta)
+    return old[:16]
+
+
+@pytest.mark.parametrize(
+    ("key", "word"), [("tokenizer_digest", "tokenizer"), ("digest", "tokens")], ids=str
+)
+def test_rows_of_another_tokenizer_or_corpus_are_refused_before_a_model_is_loaded(
+    decant, project, key, word
+):
+    old = other_digest(Path("data/corpus/tokens/main/tokens.json"), key)
+    Path("data/students/aligned/model.safetensors").unlink()
+    shutil.rmtree("data/teachers/main/model")
+    for command, what in (("evaluate", "students"), ("evaluate-teacher", "teachers")):
+        name = "aligned" if what == "students" else "main"
+        result = decant(command, name)
+        assert result.exit_code == 4, result.output
+        assert error_line(result).startswith(
+            f"error: data/{what}/{name}: made of {word} {old}, expected {'0' * 16} as the corpus"
+        )
+
+
+def test_agreement_is_over_the_rows_that_are_scored(decant, project):
+    """A student that does not say what it is of, and a store of other rows."""
+    Path("data/students/aligned/distillation.json").unlink()
+    old = other_digest(Path("data/corpus/tokens/main/tokens.json"), "digest")
+    result = decant("evaluate", "aligned")
+    assert result.exit_code == 4
+    assert f": made of tokens {old}, expected {'0' * 16} as the" in error_line(result)
+    assert "/data/stores/" in error_line(result)
+    # The teacher went on from these rows, and the store is of what it wrote.
+    meta = read_json(Path("data/corpus/tokens/main/tokens.json"))
+    store = read_json(Path("data/selected/aligned.agreement.json"))["store"]
+    plan = read_json(Path("data/stores") / store / "manifests/plan.json")
+    transfer = Path("data/corpus/transfer/main")
+    write_json(transfer / "tokens.json", meta | {"digest": plan["spec"]["tokens"]})
+    assert decant("evaluate", "aligned").exit_code == 4
+    write_json(transfer / "transfer.json", {"targets": "teacher", "tokens": meta["digest"]})
+    assert decant("evaluate", "aligned").exit_code == 0
+
+
 def test_a_teacher_is_measured_in_the_same_words(project):
     teacher = read_json(METRICS / "teachers" / "main.json")
     student = read_json(METRICS / "students" / "aligned.json")

@@ -125,6 +125,7 @@ DECLARATION = {
         {"files": []},
         {"files": {"../outside": {"bytes": 1, "xxh3": 2}}},
         {"files": {"/etc/passwd": {"bytes": 1, "xxh3": 2}}},
+        {"files": {"é" * 128: {"bytes": 1, "xxh3": 2}}},
         {"files": {"features.zarr/a": {"bytes": "1", "xxh3": 2}}},
         {"files": {"features.zarr/a": {"bytes": -1, "xxh3": 2}}},
         {"files": {"features.zarr/a": {"bytes": 1}}},

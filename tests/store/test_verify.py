@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.errors import ConfigError, IncompatibleError
+from pipeline.errors import ConfigError, IncompatibleError, IntegrityError
 from pipeline.provenance import fingerprint
 from pipeline.store.codec import encode_shard
 from pipeline.store.commit import content_digest
@@ -19,9 +19,11 @@ from pipeline.store.reader import StoreReader
 from pipeline.store.sealed import read_record, write_record
 from pipeline.store.shards import bytes_digest
 from pipeline.store.upkeep.findings import ASSETS, INDEX, PLAN
+from pipeline.store.upkeep.gc import remove_store
 from pipeline.store.upkeep.repair import repair
 from pipeline.store.upkeep.verify import damage_of, unrecorded_files, verify_store
 from tests.captured import DAMAGES
+from tests.faults.damage import forge_column
 from tests.store.synthetic import Synthetic, name_of
 
 INT8 = name_of("hidden", 2, "int8")
@@ -159,11 +161,21 @@ def test_files_of_no_record_are_counted_and_no_damage(copied):
 
 
 def test_a_file_beside_the_tokenizer_is_damage(copied):
+    before = {path: path.stat().st_mtime_ns for path in copied.rglob("*.json")}
     (copied / "assets/tokenizer/added_tokens.json").write_text("{}")
     assert named(copied) == ["assets/tokenizer/added_tokens.json"]
+    # No capture is needed: nothing but that file is touched.
     repair(copied, verify_store(copied))
-    Synthetic(copied).run(NAMES)
     assert not named(copied)
+    assert {path: path.stat().st_mtime_ns for path in copied.rglob("*.json")} == before
+
+
+def test_a_file_beside_the_tokenizer_is_not_taken_into_the_plan(copied):
+    plan = (copied / FILES["plan"]).read_bytes()
+    (copied / "assets/tokenizer/added_tokens.json").write_text("{}")
+    with pytest.raises(IntegrityError, match=r"added_tokens\.json: not a file of the tokenizer"):
+        Synthetic(copied).plan()
+    assert (copied / FILES["plan"]).read_bytes() == plan
 
 
 def test_links_are_removed_and_not_what_they_lead_to(copied, tmp_path):
@@ -178,6 +190,56 @@ def test_links_are_removed_and_not_what_they_lead_to(copied, tmp_path):
     assert len(list(tmp_path.glob("features*/c/*/0"))) == 4
     Synthetic(copied).run(NAMES)
     assert set(states(copied).values()) == {"whole"}
+
+
+@pytest.mark.parametrize("name", ["staging", "manifests", "receipts", "assets/tokenizer"])
+def test_nothing_is_written_or_removed_through_a_link(name, copied, tmp_path):
+    (copied / name).mkdir(exist_ok=True)
+    DAMAGES["flipped byte"](copied / FILES["shard"])
+    (copied / name).rename(tmp_path / "outside")
+    (copied / name).symlink_to(tmp_path / "outside")
+    outside = {path: path.read_bytes() for path in (tmp_path / "outside").rglob("*.json")}
+    repair(copied, verify_store(copied))
+    assert not (copied / name).is_symlink()
+    assert {path: path.read_bytes() for path in (tmp_path / "outside").rglob("*.json")} == outside
+
+
+@pytest.mark.parametrize("name", ["receipts", "manifests", "assets", f"features.zarr/{INT8}"])
+def test_a_file_in_the_place_of_a_directory_is_removed(name, copied):
+    shutil.rmtree(copied / name)
+    (copied / name).write_text("")
+    assert named(copied)
+    repair(copied, verify_store(copied))
+    Synthetic(copied).run(NAMES)
+    assert set(states(copied).values()) == {"whole"}
+
+
+def test_directories_nested_deep_are_one_error(copied):
+    """A thousand would be more than Python's own walks can take."""
+    copied.joinpath("staging", *["d"] * 50).mkdir(parents=True)
+    with pytest.raises(IntegrityError, match="nested 51 directories deep, expected at most 50"):
+        unrecorded_files(copied, verify_store(copied))
+    with pytest.raises(IntegrityError, match="nested 51 directories deep"):
+        remove_store(copied)
+
+
+def test_a_metadata_file_of_a_terabyte_is_not_read(copied):
+    os.truncate(copied / FILES["array"], 2**40)
+    found = verify_store(copied)
+    assert [d.reason for d in damage_of(found)] == ["found 1099511627776 bytes, expected 1231"]
+    repair(copied, found)
+    assert not named(copied)
+
+
+def test_lengths_of_no_plan_are_damage_and_no_size(copied):
+    """Every checksum is right: who forges a plan must not choose how much memory we take."""
+    forge_column(copied, "segment", lambda column: np.where(column == column.max(), 2**30, column))
+    (damage,) = damage_of(verify_store(copied))
+    assert damage.file == "manifests/plan.json"
+    assert damage.reason.startswith(f"{copied}/features.zarr/examples/segment: 1073741824 for")
+    repair(copied, verify_store(copied))
+    Synthetic(copied).run(NAMES)
+    assert set(states(copied, deep=True).values()) == {"whole"}
 
 
 @pytest.mark.parametrize("kinds", [("shard", "statistics"), ("receipt", "manifest")])

@@ -399,3 +399,11 @@ def test_manifests_are_deterministic_and_name_only_what_is_asked_for(store, whol
         ["store.json", f"{SIGNALS[0].name.replace('/', '.')}.json"]
     )
     assert read_json(first / "store.json")["layers"] == 3
+
+
+def test_ids_of_another_tokenizer_are_refused(store, no_teacher):
+    """A teacher that was trained here knows whose ids it learnt."""
+    made_of = {"tokenizer": "of old" + "0" * 58, "tokens": "of the same text"}
+    replace(TeacherReference.load(store.teacher), made_of=made_of).save(store.teacher)
+    with pytest.raises(IncompatibleError, match=r"made of tokenizer of old0+, expected tiny as"):
+        store.capture([*SIGNALS, signal("hidden", 3, "bfloat16")])

@@ -1,6 +1,7 @@
 """A checkpoint counts when its marker is there, and a run that diverges is stopped."""
 
 import shutil
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,32 @@ def test_a_removal_that_is_cut_short_leaves_nothing_to_go_on_from(tmp_path, monk
     monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
     remove_checkpoints(tmp_path)
     assert last(tmp_path) is None
+
+
+def begin(directory: Path, free: int, monkeypatch: pytest.MonkeyPatch, step: int = 0) -> None:
+    """Begin a run of 10 steps, 3 to a checkpoint of 72 bytes, of which two are kept."""
+    arguments = TrainingArguments(
+        output_dir=str(directory), use_cpu=True, save_steps=3, save_total_limit=2
+    )
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 0, free))
+    state = TrainerState(global_step=step, max_steps=10)
+    CompletionMarker().on_train_begin(
+        arguments, state, TrainerControl(), model=torch.nn.Linear(2, 2)
+    )
+
+
+def test_room_for_the_checkpoints_is_looked_for_before_the_first_step(tmp_path, monkeypatch):
+    """Three lie there while the third is written; those that are there need no more room."""
+    begin(tmp_path, 3 * 72, monkeypatch)
+    with pytest.raises(ResourceError, match="215 bytes free, 3 checkpoints need about 216 bytes"):
+        begin(tmp_path, 3 * 72 - 1, monkeypatch)
+    begin(tmp_path, 72, monkeypatch, step=9)
+    for step in (3, 6):
+        checkpoint(tmp_path, step, 10)
+    begin(tmp_path, 72, monkeypatch, step=6)
+    with pytest.raises(ResourceError, match="71 bytes free, 1 checkpoints need about 72 bytes"):
+        begin(tmp_path, 71, monkeypatch, step=6)
 
 
 def test_a_full_disk_is_told_with_needed_and_free_bytes(tmp_path, monkeypatch):

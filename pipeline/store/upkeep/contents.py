@@ -3,9 +3,12 @@
 Nothing here opens a shard. Names are paths within the store; one that leads out of it is refused.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, IncompatibleError, IntegrityError
 from pipeline.store.extent import segment_extent
@@ -21,9 +24,8 @@ BLOCKS = "blocks"
 """The asset that students start from; no signal needs it."""
 
 
-def planned_arrays(reader: StoreReader) -> dict[str, ArraySpec]:
+def planned_arrays(plan: Mapping[str, Any]) -> dict[str, ArraySpec]:
     """Return the arrays that the planner wrote, by their path below `features.zarr`."""
-    plan = reader.plan
     rows = len(plan["segments"]) * plan["segment_tokens"]
     arrays = {
         f"tokens/{column}": ArraySpec(
@@ -40,19 +42,25 @@ def planned_arrays(reader: StoreReader) -> dict[str, ArraySpec]:
     return arrays
 
 
-def signal_arrays(reader: StoreReader, signal: str) -> dict[str, ArraySpec]:
-    """Return the arrays of a whole signal, by their path below `features.zarr`."""
-    declared = reader.signal(signal).declaration
-    extent = segment_extent(
-        declared.axis,
-        reader.plan,
-        length=reader.examples["length"],
-        segment=reader.examples["segment"],
-        rule=declared.rule,
-    )
-    rows = len(reader.plan["segments"]) * extent.shard_rows
+def signal_arrays(
+    declared: Declaration,
+    plan: Mapping[str, Any],
+    *,
+    length: NDArray[np.integer[Any]],
+    segment: NDArray[np.integer[Any]],
+) -> dict[str, ArraySpec]:
+    """Return the arrays of a signal, by their path below `features.zarr`.
+
+    Args:
+        declared: The signal.
+        plan: The plan's record.
+        length: Tokens of every example of the plan.
+        segment: The segment of every example.
+    """
+    extent = segment_extent(declared.axis, plan, length=length, segment=segment, rule=declared.rule)
+    rows = len(plan["segments"]) * extent.shard_rows
     return {
-        f"{signal}/{name}": ArraySpec(part, rows, extent.shard_rows, extent.chunk_rows)
+        f"{declared.signal}/{name}": ArraySpec(part, rows, extent.shard_rows, extent.chunk_rows)
         for name, part in declared.parts().items()
     }
 

@@ -13,11 +13,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import IncompatibleError, IntegrityError, ResourceError
+from pipeline.errors import IntegrityError, ResourceError
 from pipeline.provenance import fingerprint, fsync_directory, write_bytes_atomically
 from pipeline.store.codec import group_metadata
 from pipeline.store.index import ensure_index, read_index, withdraw
 from pipeline.store.layout import Layout
+from pipeline.store.links import refuse_links
 from pipeline.store.lock import writer_lock
 from pipeline.store.reader import StoreReader
 from pipeline.store.sealed import read_record, write_record
@@ -118,12 +119,14 @@ class StoreCopy:
             progress: Told the bytes of each file when it is whole at the other end.
 
         Raises:
-            IntegrityError: If a file of the source is damaged, or one reads back otherwise.
+            IntegrityError: If a file of the source is damaged, one reads back otherwise, or there
+                is a link in the copy.
             IncompatibleError: If another plan, or another signal or asset of that name, is there.
             ResourceError: If the other end has no room or refuses.
         """
         reader = self._reader
         with writer_lock(self._layout.lock, what="this copy"):
+            refuse_links(self.root)
             shutil.rmtree(self._layout.staging, ignore_errors=True)
             for name in check_union(self._layout, reader, self.signals, self._assets):
                 withdraw(self._layout, name)
@@ -164,11 +167,6 @@ class StoreCopy:
         if path.exists() and _reads_back(path, self.root, entry):
             self.kept += 1
             return
-        if not _first_there(path.parent).resolve().is_relative_to(self.root.resolve()):
-            raise IncompatibleError(
-                f"{path.parent}: leads out of {self.root}, expected a directory in it; remove the "
-                "link"
-            )
         data = check_file(self._reader.layout.root / name, self._reader.layout.root, entry)
         write_bytes_atomically(path, data, aside=self._layout.staging)
         if not _reads_back(path, self.root, entry):
@@ -180,18 +178,21 @@ class StoreCopy:
         self.copied_bytes += len(data)
 
     def _metadata(self) -> None:
-        arrays = planned_arrays(self._reader)
+        reader, source = self._reader, self._reader.layout
+        arrays = planned_arrays(reader.plan)
+        length, segment = reader.examples["length"], reader.examples["segment"]
         for name in self.signals:
-            arrays |= signal_arrays(self._reader, name)
-        source = self._reader.layout
+            declared = reader.signal(name).declaration
+            arrays |= signal_arrays(declared, reader.plan, length=length, segment=segment)
         for name, spec in arrays.items():
             array = source.features / name
             groups = [parent for parent in array.parents if parent.is_relative_to(source.features)]
             wanted = [(array, spec.metadata()), *((group, group_metadata()) for group in groups)]
             for directory, metadata in wanted:
-                if read_inside(directory / METADATA, source.root) != metadata:
+                path = directory / METADATA
+                if read_inside(path, source.root, len(metadata)) != metadata:
                     raise IntegrityError(
-                        f"{directory / METADATA}: not the metadata that the manifest states; run "
+                        f"{path}: not the metadata that the manifest states; run "
                         "`decant capture TEACHER --verify` to rebuild it"
                     )
             create_array(self._layout.features, name, spec)
@@ -245,11 +246,6 @@ class StoreCopy:
         }
         if wanted != found:
             write_record(target.index, wanted)
-
-
-def _first_there(path: Path) -> Path:
-    """Return the path itself or the nearest directory above it that is there."""
-    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
 
 
 def _reads_back(path: Path, root: Path, entry: dict[str, int]) -> bool:

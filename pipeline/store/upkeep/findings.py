@@ -22,13 +22,15 @@ class Damage:
     """One file that is not what its record states.
 
     `segment` is the one that has to be captured again for it. `content` is what the file holds when
-    it is whole, bytes or a record, where other records of the store tell it.
+    it is whole, bytes or a record, where other records of the store tell it. A stray one has no
+    record: without it the store is whole.
     """
 
     file: str
     reason: str
     segment: int | None = None
     content: bytes | dict[str, Any] | None = None
+    is_stray: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class Files:
     seen: set[str] = field(default_factory=set)
     stored_bytes: int = 0
     damage: list[Damage] = field(default_factory=list)
+    spoiled: set[tuple[str, int | None]] = field(default_factory=set)
 
     def name(self, path: Path) -> str:
         """Return a path as records have it, relative to the store."""
@@ -102,8 +105,13 @@ class Files:
     ) -> None:
         """Note that a file is damaged; once a file and segment."""
         name = self.name(path)
-        if (name, segment) not in {(damage.file, damage.segment) for damage in self.damage}:
+        if (name, segment) not in self.spoiled:
+            self.spoiled.add((name, segment))
             self.damage.append(Damage(name, reason, segment, content))
+
+    def stray(self, path: Path, reason: str) -> None:
+        """Note that a file lies where readers would take it for one of the store."""
+        self.damage.append(Damage(self.name(path), reason, is_stray=True))
 
     def record(
         self,
@@ -175,7 +183,7 @@ class Files:
         """Compare a `zarr.json` with what the records imply."""
         self.seen.add(self.name(path))
         try:
-            if read_inside(path, self.layout.root) == content:
+            if read_inside(path, self.layout.root, len(content)) == content:
                 return
             reason = "not the metadata that the manifest states"
         except IntegrityError as error:

@@ -7,13 +7,15 @@ import os
 import shutil
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, IncompatibleError, IntegrityError
-from pipeline.provenance import fsync_directory
+from pipeline.provenance import fsync_directory, refused
 from pipeline.store.index import read_index, withdraw
 from pipeline.store.layout import Layout
+from pipeline.store.links import entries_below, refuse_links
 from pipeline.store.lock import writer_lock
 from pipeline.store.records import Declaration
 from pipeline.store.sealed import read_record, write_record
@@ -72,9 +74,8 @@ def is_store(path: Path) -> bool:
 
 def store_bytes(path: Path) -> int:
     """Return the bytes of all files below a directory; links count as nothing."""
-    return sum(
-        file.lstat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink()
-    )
+    found = (e for e in entries_below(path) if e.is_file(follow_symlinks=False))
+    return sum(entry.stat(follow_symlinks=False).st_size for entry in found)
 
 
 def bytes_of(path: Path) -> int:
@@ -98,7 +99,8 @@ def remove_store(path: Path) -> int:
     size = store_bytes(path)
     layout = Layout(path)
     with writer_lock(layout.lock, wait=False):
-        layout.index.unlink(missing_ok=True)
+        with suppress(IsADirectoryError):
+            layout.index.unlink(missing_ok=True)
         fsync_directory(path)
         removed = path.with_name(f"{REMOVED}{os.getpid()}-{uuid.uuid4().hex[:8]}")
         path.rename(removed)
@@ -117,12 +119,13 @@ def remove_signal(store: Path, name: str) -> int:
     Raises:
         ConfigError: If `store` is no store.
         IncompatibleError: If it has neither signal nor asset of that name.
-        IntegrityError: If the index or a declaration cannot be read.
-        ResourceError: If another process is writing it.
+        IntegrityError: If the index or a declaration cannot be read, or there is a link in it.
+        ResourceError: If another process is writing it, or the file system refuses.
     """
     _check_store(store)
     layout = Layout(store)
     with writer_lock(layout.lock, wait=False):
+        refuse_links(store)
         places = places_of(layout, name)
         if not any(path.exists() for path in places):
             raise IncompatibleError(
@@ -176,11 +179,14 @@ def _delete(layout: Layout, directory: Path) -> None:
     """Delete a directory so that nobody sees half of it; the rest is removed with `staging`."""
     if not directory.is_dir():
         return
-    layout.staging.mkdir(exist_ok=True)
     removed = layout.staging / f"{REMOVED}{uuid.uuid4().hex[:8]}"
-    directory.rename(removed)
-    fsync_directory(directory.parent)
-    shutil.rmtree(removed)
+    try:
+        layout.staging.mkdir(exist_ok=True)
+        directory.rename(removed)
+        fsync_directory(directory.parent)
+        shutil.rmtree(removed)
+    except OSError as error:
+        raise refused(directory, error) from error
 
 
 def _delete_empty_groups(layout: Layout, group: Path) -> None:

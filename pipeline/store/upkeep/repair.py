@@ -11,6 +11,7 @@ from pathlib import Path
 from pipeline.provenance import sync_what_is_there, write_bytes_atomically
 from pipeline.store.index import ensure_index, read_index, withdraw
 from pipeline.store.layout import Layout
+from pipeline.store.links import links_below
 from pipeline.store.planner import PLANNED_ASSETS
 from pipeline.store.sealed import write_record
 from pipeline.store.upkeep.findings import ASSETS, INDEX, PLAN, Damage, SignalState
@@ -21,7 +22,7 @@ def repair(path: Path, found: list[SignalState]) -> list[str]:
 
     For the holder of the store's lock alone, who held it while the store was verified.
     """
-    layout, done = Layout(path), []
+    layout, done = Layout(path), _remove_links(Layout(path))
     parts = {state.name: state for state in found}
     is_planless = any(_spoils_plan(layout, d) for d in parts[PLAN].damage)
     is_lost = bool(parts[INDEX].damage) or is_planless
@@ -47,8 +48,19 @@ def repair(path: Path, found: list[SignalState]) -> list[str]:
     return done
 
 
+def _remove_links(layout: Layout) -> list[str]:
+    """Take away every link, and nothing of what it leads to: else this would write there."""
+    done = []
+    for link in list(links_below(layout.root)):
+        link.unlink()
+        done.append(f"{_name(layout, link)}: a link, removed")
+    return done
+
+
 def _spoils_plan(layout: Layout, damage: Damage) -> bool:
     """Tell whether the plan has to be written anew, and with it what it lists of the teacher."""
+    if damage.is_stray:
+        return False
     planned = tuple(f"{layout.assets.name}/{name}/" for name in PLANNED_ASSETS)
     return layout.root / damage.file == layout.plan or damage.file.startswith(planned)
 
@@ -126,27 +138,18 @@ def _name(layout: Layout, path: Path) -> str:
     return path.relative_to(layout.root).as_posix()
 
 
-def _above(layout: Layout, path: Path) -> list[Path]:
-    """Return the directories between a file and the store, the outermost first."""
-    inside = [p for p in path.parents if p != layout.root and p.is_relative_to(layout.root)]
-    return inside[::-1]
-
-
 def _clear(layout: Layout, name: str) -> None:
-    """Take away what stands where a file belongs; of a link only the link, wherever it leads."""
+    """Take away what stands where a file, or a directory above it, belongs."""
     path = layout.root / name
-    if ".." in path.parts:
-        return
-    for place in (*_above(layout, path), path):
-        if place.is_symlink():
-            place.unlink()
-            return
+    for place in path.parents:
+        if place != layout.root and place.is_relative_to(layout.root) and place.exists():
+            if not place.is_dir():
+                place.unlink()
+            break
     if path.is_dir():
         shutil.rmtree(path)
 
 
 def _remove(layout: Layout, name: str) -> None:
     _clear(layout, name)
-    path = layout.root / name
-    if ".." not in path.parts:
-        path.unlink(missing_ok=True)
+    (layout.root / name).unlink(missing_ok=True)

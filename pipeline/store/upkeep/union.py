@@ -12,7 +12,8 @@ from pipeline.errors import ConfigError, IncompatibleError, IntegrityError
 from pipeline.store.index import read_index
 from pipeline.store.layout import Layout
 from pipeline.store.reader import StoreReader
-from pipeline.store.records import Declaration
+from pipeline.store.records import of_manifest
+from pipeline.store.schema import check_plan
 from pipeline.store.sealed import read_record
 
 
@@ -52,6 +53,7 @@ def check_union(
     """
     try:
         there = read_record(layout.plan, layout.root)
+        check_plan(there, layout.plan)
     except IntegrityError:
         there = None  # nothing yet, or altered: what no plan describes is no store
     if there is not None and there != reader.plan:
@@ -93,10 +95,10 @@ def _check_statistics(
     mine = {(one.kind, one.layer): one.channels for one in declared if one.channels}
     for name, entry in index["signals"].items():
         try:
-            record = read_record(layout.manifest(name), layout.root, entry["manifest"])
+            path = layout.manifest(name)
+            other, _ = of_manifest(read_record(path, layout.root, entry["manifest"]), path)
         except IntegrityError:
             continue  # readers refuse it, so there is nothing to spare
-        other = Declaration.from_json(record["declaration"])
         place = (other.kind, other.layer)
         if other.channels and place in mine and other.channels != mine[place]:
             raise IncompatibleError(

@@ -5,7 +5,6 @@ that was stopped before its end is named by none yet: its signals are not whole 
 store that never had a whole one counts as unneeded.
 """
 
-import fcntl
 import logging
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from pipeline.errors import IntegrityError
 from pipeline.store.index import read_index
 from pipeline.store.layout import Layout
+from pipeline.store.lock import holder_of
 from pipeline.store.signals import dotted
 from pipeline.store.upkeep.contents import BLOCKS, assets_of
 from pipeline.store.upkeep.gc import (
@@ -72,27 +72,34 @@ def unneeded(stores: Path, named: Mapping[str, Set[str]]) -> list[Unneeded]:
     if not stores.is_dir():
         return found
     for path in sorted(filter(is_store, stores.iterdir())):
-        holder = _holder(Layout(path).lock)
-        if path.name not in named:
-            reason = (
-                "left of a removal" if path.name.startswith(REMOVED) else "no revision names it"
-            )
-            found.append(Unneeded(path, None, store_bytes(path), reason, holder))
-            continue
-        for name, reason in _unneeded_in(Layout(path), named[path.name]).items():
-            size = sum(map(bytes_of, places_of(Layout(path), name)))
-            found.append(Unneeded(path, name, size, reason, holder))
+        try:
+            found += _unneeded_of(path, named.get(path.name))
+        except IntegrityError as error:
+            logger.warning("%s: is not looked at: %s", path.name, error)
     return found
 
 
+def _unneeded_of(path: Path, named: Set[str] | None) -> list[Unneeded]:
+    """Return what is not needed of one store; all of it if nothing names it."""
+    layout = Layout(path)
+    holder = holder_of(layout.lock)
+    if named is None:
+        reason = "left of a removal" if path.name.startswith(REMOVED) else "no revision names it"
+        return [Unneeded(path, None, store_bytes(path), reason, holder)]
+    return [
+        Unneeded(path, name, sum(map(bytes_of, places_of(layout, name))), reason, holder)
+        for name, reason in _unneeded_in(layout, named).items()
+    ]
+
+
 def _unneeded_in(layout: Layout, named: Set[str]) -> dict[str, str]:
-    """Return the signals and assets of a needed store that are not needed, with the reason."""
-    try:
-        index = read_index(layout)
-        declared = declarations_of(layout)
-    except IntegrityError as error:
-        logger.warning("%s: its signals are not looked at: %s", layout.root.name, error)
-        return {}
+    """Return the signals and assets of a needed store that are not needed, with the reason.
+
+    Raises:
+        IntegrityError: If the store's index or a declaration cannot be read.
+    """
+    index = read_index(layout)
+    declared = declarations_of(layout)
     found = {name: "no revision names it" for name in index["signals"] if name not in named}
     for pattern in SIGNALS:
         for path in layout.features.glob(pattern):
@@ -106,15 +113,3 @@ def _unneeded_in(layout: Layout, named: Set[str]) -> dict[str, str]:
         elif asset != BLOCKS and asset not in needed:
             found[asset] = "no signal needs it"
     return dict(sorted(found.items()))
-
-
-def _holder(lock: Path) -> str | None:
-    """Return who holds a store's lock, None if nobody does."""
-    try:
-        with lock.open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return lock.read_text(errors="replace").strip() or "another process"
-    except OSError:
-        return None
-    return None

@@ -15,16 +15,16 @@ from pipeline.errors import ConfigError, IncompatibleError, IntegrityError
 from pipeline.provenance import fingerprint
 from pipeline.store.codec import group_metadata
 from pipeline.store.commit import trusted_receipt
-from pipeline.store.extent import segment_extent
-from pipeline.store.forms.form import Part
 from pipeline.store.layout import FORMAT, Layout
-from pipeline.store.planner import EXAMPLE_DTYPES, ROW_DIGEST_BYTES, TOKEN_DTYPES
+from pipeline.store.links import entries_below
 from pipeline.store.reader import StoreReader
 from pipeline.store.records import Declaration, Receipt, signal_digest
 from pipeline.store.schema import check_index, check_manifest, check_plan
 from pipeline.store.sealed import read_record
 from pipeline.store.shards import METADATA, ArraySpec, read_shard, shard_name
 from pipeline.store.signals import dotted
+from pipeline.store.table import check_lengths
+from pipeline.store.upkeep.contents import planned_arrays, signal_arrays
 from pipeline.store.upkeep.findings import (
     ASSETS,
     INDEX,
@@ -65,11 +65,8 @@ def verify_store(
 def unrecorded_files(path: Path, found: list[SignalState]) -> list[str]:
     """Return the files of a store that no record states: of an unfinished capture, or left over."""
     stated = set().union(*(state.files for state in found)) | {Layout(path).lock.name}
-    return sorted(
-        name
-        for file in path.rglob("*")
-        if not file.is_dir() and (name := file.relative_to(path).as_posix()) not in stated
-    )
+    names = {Path(entry.path).relative_to(path).as_posix() for entry in entries_below(path)}
+    return sorted(names - stated)
 
 
 class _Verification:
@@ -134,7 +131,7 @@ class _Verification:
         plan = self.plan = files.record(path, check=check_plan)
         if plan is None:
             return files
-        arrays = _planned_arrays(plan)
+        arrays = planned_arrays(plan)
         segments = {
             f"{self.layout.features.name}/{name}/{shard_name(number, spec.part)}": number
             for name, spec in arrays.items()
@@ -145,7 +142,7 @@ class _Verification:
             files.file(self.layout.root / name, expected, segment=segments.get(name))
         self._check_tokenizer(files)
         self._check_metadata(arrays, files)
-        self.lengths = self._read_lengths(arrays, plan["files"])
+        self.lengths = self._read_lengths(arrays, plan, files)
         if self.index is not None:
             try:
                 read_record(path, self.layout.root, self.index["plan"])
@@ -169,19 +166,25 @@ class _Verification:
 
     def _check_tokenizer(self, files: Files) -> None:
         """What lies beside the tokenizer's files would be loaded with them."""
-        for file in sorted((self.layout.assets / "tokenizer").rglob("*")):
-            if not file.is_dir() and files.name(file) not in files.seen:
+        directory = self.layout.assets / "tokenizer"
+        # Behind a link nothing is listed: each file of it is found to lie elsewhere.
+        is_there = directory.is_dir() and directory.resolve().is_relative_to(
+            self.layout.root.resolve()
+        )
+        for file in sorted(Path(e.path) for e in entries_below(directory)) if is_there else ():
+            if files.name(file) not in files.seen:
                 files.seen.add(files.name(file))
-                files.spoil(file, "not a file of the tokenizer that was captured")
+                files.stray(file, "not a file of the tokenizer that was captured")
 
     def _read_lengths(
-        self, arrays: dict[str, ArraySpec], files: dict[str, dict[str, int]]
+        self, arrays: dict[str, ArraySpec], plan: dict[str, Any], files: Files
     ) -> tuple[NDArray[Any], NDArray[Any]] | None:
-        """Return length and segment of every example, or None if they cannot be read."""
+        """Return length and segment of every example, or None if they cannot be believed."""
         features, root = self.layout.features, self.layout.root
         columns = []
         for name in ("examples/length", "examples/segment"):
-            expected = files.get(f"{features.name}/{name}/{shard_name(0, arrays[name].part)}")
+            shard = f"{features.name}/{name}/{shard_name(0, arrays[name].part)}"
+            expected = plan["files"].get(shard)
             try:
                 if expected is None:
                     return None
@@ -189,7 +192,14 @@ class _Verification:
             except IntegrityError as error:
                 logger.debug("%s", error)  # said of the file itself
                 return None
-        return columns[0], columns[1]
+        length, segment = columns
+        try:
+            check_lengths(length, segment, plan, features / "examples")
+        except IntegrityError as error:
+            # The file is what the plan lists, so the plan was made of other rows.
+            files.spoil(self.layout.plan, reason_of(error, self.layout.plan))
+            return None
+        return length, segment
 
     def _check_metadata(self, arrays: dict[str, ArraySpec], files: Files) -> None:
         features = self.layout.features
@@ -251,8 +261,8 @@ class _Verification:
         manifest = files.record(path, entry and entry["manifest"], check=check_manifest)
         if manifest is None:
             return self._without_manifest(name, files)
-        declared = Declaration.from_json(manifest["declaration"])
-        receipts = [Receipt.from_json(value) for value in manifest["receipts"]]
+        declared = Declaration.of_checked(manifest["declaration"])
+        receipts = [Receipt.of_checked(value) for value in manifest["receipts"]]
         expected = self._expected(declared.splits, [receipt.segment for receipt in receipts])
         digests = {manifest["digest"], signal_digest(declared, receipts)}
         if (
@@ -303,19 +313,10 @@ class _Verification:
                 files.spoil(path, "not the asset that the index lists")
 
     def _arrays(self, declared: Declaration, files: Files) -> None:
-        parts = declared.parts()
-        if not parts or self.plan is None or self.lengths is None:
-            return
-        length, segment = self.lengths
-        extent = segment_extent(
-            declared.axis, self.plan, length=length, segment=segment, rule=declared.rule
-        )
-        rows = len(self.plan["segments"]) * extent.shard_rows
-        arrays = {
-            f"{declared.signal}/{name}": ArraySpec(part, rows, extent.shard_rows, extent.chunk_rows)
-            for name, part in parts.items()
-        }
-        self._check_metadata(arrays, files)
+        if declared.parts() and self.plan is not None and self.lengths is not None:
+            length, segment = self.lengths
+            arrays = signal_arrays(declared, self.plan, length=length, segment=segment)
+            self._check_metadata(arrays, files)
 
     def _state(
         self,
@@ -363,23 +364,6 @@ class _Verification:
                 logger.debug("%s: %s", name, reason_of(error, layout.declaration(name)))
             state = self._state(name, declared, expected, files, is_indexed=False)
             yield SignalState(**{**vars(state), "whole": whole})
-
-
-def _planned_arrays(plan: dict[str, Any]) -> dict[str, ArraySpec]:
-    """Return the arrays that the planner writes, by their path below `features.zarr`."""
-    capacity, count = plan["segment_tokens"], plan["examples"]
-    rows = len(plan["segments"]) * capacity
-    arrays = {
-        f"tokens/{column}": ArraySpec(
-            Part(TOKEN_DTYPES[column], ()), rows, capacity, plan["chunk_tokens"]
-        )
-        for column in plan["columns"]
-    }
-    parts = {key: Part(dtype, ()) for key, dtype in EXAMPLE_DTYPES.items()}
-    parts["digest"] = Part("uint8", (ROW_DIGEST_BYTES,))
-    if plan.get("outputs"):
-        parts["targets"] = Part("float32", (plan["outputs"],))
-    return arrays | {f"examples/{k}": ArraySpec(p, count, count, count) for k, p in parts.items()}
 
 
 def damage_of(found: list[SignalState]) -> list[Damage]:
