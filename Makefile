@@ -35,7 +35,7 @@ test: check
 
 # Every fault many times, the slow ones too; the table of faults comes last.
 faults: $(STAMP)
-	python -m pytest tests/faults --faults many -m "not gpu" -q --durations=0 --durations-min=30
+	python -m pytest tests/faults --faults many -m "not gpu" -q -o faulthandler_timeout=0
 
 check: $(STAMP)
 	ruff check .
