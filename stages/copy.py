@@ -10,7 +10,12 @@ from stages.command import stage
 
 
 @click.command()
-@click.argument("source", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument(
+    "source",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    nargs=-1,
+    required=True,
+)
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option(
     "--signal",
@@ -20,7 +25,7 @@ from stages.command import stage
     help="Only this signal, by its name or a beginning that fits one alone; may be repeated.",
 )
 @stage
-def copy(source: Path, target: Path, signals: tuple[str, ...]) -> None:
+def copy(source: tuple[Path, ...], target: Path, signals: tuple[str, ...]) -> None:
     """Copy the store SOURCE to TARGET, reading every file again at the other end.
 
     TARGET is a directory of stores, in which the copy keeps the store's name, or it ends in that
@@ -33,13 +38,14 @@ def copy(source: Path, target: Path, signals: tuple[str, ...]) -> None:
       decant copy data/stores/3f2a9c41d0b7e856 /mnt/big/stores
       decant copy data/stores/3f2a9c41d0b7e856 /mnt/big --signal hidden/2
     """
-    plan = StoreCopy(source, target, signals=signals or None)
-    with tqdm(total=plan.bytes, desc="copy", unit="B", unit_scale=True) as bar:
-        plan.run(bar.update)
-    click.echo(
-        f"{plan.root}: copied {len(plan.signals)} signals, {plan.copied_bytes:,} bytes; "
-        f"{plan.kept:,} files were there"
-    )
+    for one in source:
+        plan = StoreCopy(one, target, signals=signals or None)
+        with tqdm(total=plan.bytes, desc="copy", unit="B", unit_scale=True) as bar:
+            plan.run(bar.update)
+        click.echo(
+            f"{plan.root}: copied {len(plan.signals)} signals, {plan.copied_bytes:,} bytes; "
+            f"{plan.kept:,} files were there"
+        )
 
 
 if __name__ == "__main__":

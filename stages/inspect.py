@@ -27,9 +27,14 @@ MAX_SHOWN = 300
 
 
 @click.command()
-@click.argument("store", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument(
+    "store",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    nargs=-1,
+    required=True,
+)
 @stage
-def inspect(store: Path) -> None:
+def inspect(store: tuple[Path, ...]) -> None:
     """Show signals, forms, bytes, provenance and skipped examples of STORE.
 
     Signals that a capture has begun and not finished are shown as pending, records that cannot be
@@ -39,6 +44,11 @@ def inspect(store: Path) -> None:
     Example:
       decant inspect data/stores/3f2a9c41d0b7e856
     """
+    for one in store:
+        _inspect(one)
+
+
+def _inspect(store: Path) -> None:
     reader = StoreReader(store)
     damaged: dict[str, str] = {}
 

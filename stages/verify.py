@@ -10,7 +10,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from pipeline.axes import SPLITS
-from pipeline.errors import ConfigError, IncompatibleError, IntegrityError
+from pipeline.errors import ConfigError, DecantError, IncompatibleError, IntegrityError
 from pipeline.provenance import read_json
 from pipeline.store.layout import Layout
 from pipeline.store.lock import writer_lock
@@ -31,7 +31,7 @@ SHARED = (INDEX, PLAN, ASSETS)
 
 
 @click.command()
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--deep", is_flag=True, help="Decode every shard; re-run the teacher on a sample.")
 @click.option(
     "--against",
@@ -47,13 +47,13 @@ SHARED = (INDEX, PLAN, ASSETS)
 @click.option("--repair", is_flag=True, help="Remove what is damaged, so that capture redoes it.")
 @stage
 def verify(
-    store: Path, deep: bool, corpus: Path | None, teacher: Path | None, repair: bool
+    store: tuple[Path, ...], deep: bool, corpus: Path | None, teacher: Path | None, repair: bool
 ) -> None:
-    """Check every record and every file of STORE, a directory or its name below data/stores.
+    """Check every record and every file of STORE, a directory or a name below data/stores.
 
-    Exits with 0 if all that readers see is whole, 3 if something is damaged, 4 if the rows are
-    those of another corpus or the values those of another teacher, 5 if --repair finds that
-    another process is writing.
+    Exits with 0 if all that readers see is whole, 3 if something is damaged or there is no index
+    yet, 4 if the rows are those of another corpus or the values those of another teacher, 5 if
+    --repair finds that another process is writing.
 
     \b
     Example:
@@ -61,9 +61,24 @@ def verify(
       decant verify 3f2a9c41d0b7e856 --deep --against data/corpus/tokens/main
       decant verify 3f2a9c41d0b7e856 --repair && decant capture main
     """
-    path = _directory(store)
     if teacher is not None and not deep:
         raise ConfigError("--teacher: says nothing without --deep; add it, or leave both out")
+    errors: list[DecantError] = []
+    for one in store:
+        try:
+            _verify(one, deep=deep, corpus=corpus, teacher=teacher, repair=repair)
+        except DecantError as error:
+            errors.append(error)
+    for error in errors[:-1]:
+        click.echo(f"error: {error}", err=True)
+    if errors:
+        raise errors[-1]
+
+
+def _verify(
+    store: Path, *, deep: bool, corpus: Path | None, teacher: Path | None, repair: bool
+) -> None:
+    path = _directory(store)
     console = Console(highlight=False)
     # Held from looking to removing: nobody may write in between.
     lock = writer_lock(Layout(path).lock, wait=False) if repair else contextlib.nullcontext()
@@ -82,6 +97,11 @@ def verify(
             f"{path}: {len(damaged)} damaged files in {what}; first {damaged[0].file} "
             f"({damaged[0].reason}): run `decant verify {store} --repair`, then "
             f"`decant capture {_teacher_of(path)}`"
+        )
+    if not Layout(path).index.exists():
+        raise IntegrityError(
+            f"{path}: no reader sees a store here, its index is not there yet; run `decant capture "
+            f"{_teacher_of(path)}`, or the `decant copy` that was cut short, to its end"
         )
     if corpus is not None:
         _compare(console, path, corpus)

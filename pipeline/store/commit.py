@@ -24,6 +24,7 @@ from pipeline.store.layout import Layout
 from pipeline.store.plan import Plan
 from pipeline.store.planner import rows_digest
 from pipeline.store.records import Declaration, Receipt, manifest_json
+from pipeline.store.schema import check_manifest
 from pipeline.store.sealed import read_record, write_record
 from pipeline.store.shards import ArraySpec, create_array, matches, shard_name
 from pipeline.store.staging import publish_shards, stage_shard
@@ -291,13 +292,16 @@ class SignalWriter:
     def _indexed_manifest(self) -> dict[str, Any] | None:
         name = self.declared.signal
         entry = read_index(self.layout)["signals"].get(name)
+        if entry is None:
+            return None
+        path = self.layout.manifest(name)
         try:
-            return entry and read_record(
-                self.layout.manifest(name), self.layout.root, entry["manifest"]
-            )
+            manifest = read_record(path, self.layout.root, entry["manifest"])
+            check_manifest(manifest, path)
         except IntegrityError as error:
             logger.warning("the manifest is written again: %s", error)
             return None
+        return manifest
 
 
 def trusted_receipt(layout: Layout, signal: str, segment: int, verify: bool) -> Receipt | None:

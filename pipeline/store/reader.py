@@ -95,7 +95,10 @@ class StoreReader:
         """
         self.layout = Layout(path)
         if not self.layout.index.exists():
-            raise IntegrityError(f"{path}: no whole store is here; run the capture stage first")
+            raise IntegrityError(
+                f"{path}: no whole store is here; run the capture stage first, or finish the copy "
+                "with the same `decant copy`"
+            )
         self._seen = self._stamp()
         self.index = read_index(self.layout)
         self.plan = read_record(self.layout.plan, path, self.index["plan"])

@@ -101,7 +101,7 @@ def _cluster(count: int, megabytes: int) -> Any:
     except (OSError, RuntimeError, TimeoutError) as error:
         raise ResourceError(
             f"{count} worker processes do not start ({' '.join(str(error).split())}); free memory, "
-            "use fewer workers or scheduler: synchronous"
+            "use fewer workers or scheduler: synchronous, then run the same command again"
         ) from error
 
 

@@ -3,6 +3,7 @@
 What a test has patched is patched in the child too; what the child does to itself stays there.
 """
 
+import faulthandler
 import logging
 import os
 import signal
@@ -31,7 +32,7 @@ NEVER = 10**9
 CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 """Of Python's audit events those that change files; one of `open` does with any of these flags."""
-PATIENCE_SECONDS = 300.0
+PATIENCE_SECONDS = 120.0
 """After this a child that should have ended is taken for one that hangs."""
 
 
@@ -61,9 +62,11 @@ class Child:
         end = time.monotonic() + seconds
         while self.is_running():
             if time.monotonic() > end:
-                os.kill(self.pid, signal.SIGKILL)
+                os.kill(self.pid, signal.SIGABRT)  # with which it says where it stands
                 os.waitpid(self.pid, 0)
-                raise TimeoutError(f"process {self.pid} still ran after {seconds} s")
+                raise TimeoutError(
+                    f"process {self.pid} still ran after {seconds} s\n{self.errors()}"
+                )
             time.sleep(0.002)
         assert self.code is not None
         return self.code
@@ -113,6 +116,7 @@ def _run(
             os.dup2(file, descriptor)
         sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
         sys.stderr = sys.__stderr__ = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+        faulthandler.enable(sys.stderr)
         # The test runner's handlers would swallow what a stage says.
         logging.getLogger().handlers.clear()
         # A thread of the parent may have held the lock of progress bars; its monitor is gone.

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.store.index import withdraw
+from pipeline.store.layout import Layout
 from pipeline.store.reader import StoreReader
 from tests.cases import error_line
 
@@ -58,7 +60,34 @@ def test_half_a_copy_is_refused_by_readers_and_a_damaged_source_is_named(decant,
     half = decant("inspect", f"disk/{store().name}")
     assert half.exit_code == 3
     assert "no whole store is here" in error_line(half)
+    verified = decant("verify", f"disk/{store().name}")
+    assert verified.exit_code == 3
+    assert "the `decant copy` that was cut short" in error_line(verified)
     data[-9] ^= 4
     shard.write_bytes(data)
     assert decant("copy", str(store()), "disk").exit_code == 0
     assert len(StoreReader(Path("disk") / store().name).signals) == 4
+
+
+def test_several_stores_at_once(decant, project):
+    whole, other = store(), Path("data/stores/other")
+    shutil.copytree(whole, other)
+    next(other.glob("features.zarr/hidden/2/*/*/c/0/0")).unlink()
+    verified = decant("verify", str(other), str(whole))
+    assert verified.exit_code == 3
+    assert "store other" in verified.stdout
+    assert f"store {whole.name}" in verified.stdout
+    assert "other: 1 damaged file" in error_line(verified)
+    shutil.copytree(whole, other, dirs_exist_ok=True)
+    assert decant("copy", str(other), str(whole), "disk").exit_code == 0
+    shown = decant("inspect", "disk/other", f"disk/{whole.name}")
+    assert shown.stdout.count("\nsignal ") == 2
+
+
+def test_a_store_without_a_whole_signal_is_not_copied(decant, project):
+    for name in StoreReader(store()).signals:
+        withdraw(Layout(store()), name)
+    result = decant("copy", str(store()), "disk")
+    assert result.exit_code == 4
+    assert "no signal of it is whole yet" in error_line(result)
+    assert not Path("disk").exists()

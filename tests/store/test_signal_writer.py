@@ -8,7 +8,7 @@ from pipeline.errors import IncompatibleError
 from pipeline.provenance import read_json
 from pipeline.store import commit
 from pipeline.store.commit import content_digest
-from pipeline.store.index import read_index
+from pipeline.store.index import index_signal, read_index
 from pipeline.store.reader import StoreReader
 from pipeline.store.sealed import read_record, write_record
 from tests.store.synthetic import Synthetic, identity, name_of, plan
@@ -148,3 +148,18 @@ def test_content_is_of_live_rows_in_order_and_of_nothing_else():
 
 def test_splits_are_all_by_default(whole_store):
     assert StoreReader(whole_store).signal(NAME).declaration.splits == SPLITS
+
+
+def test_a_manifest_that_lacks_a_key_is_written_again(tmp_path):
+    """Its seal and the index's entry are good: a record of other software, or a forged one."""
+    synthetic = Synthetic(tmp_path / "s")
+    synthetic.plan()
+    synthetic.signal(NAME)
+    digest = StoreReader(synthetic.root).signal(NAME).digest
+    path = synthetic.layout.manifest(NAME)
+    manifest = read_record(path, synthetic.root)
+    del manifest["receipts"]
+    write_record(path, manifest)
+    index_signal(synthetic.layout, NAME, digest)
+    assert synthetic.writer(NAME).commit() is not None
+    assert StoreReader(synthetic.root).signal(NAME).digest == digest

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import IntegrityError, ResourceError
+from pipeline.errors import IncompatibleError, IntegrityError, ResourceError
 from pipeline.provenance import fingerprint, fsync_directory, write_bytes_atomically
 from pipeline.store.codec import group_metadata
 from pipeline.store.index import ensure_index, read_index, withdraw
@@ -83,7 +83,8 @@ class StoreCopy:
         Raises:
             IntegrityError: If the source is no whole store.
             ConfigError: If the copy would lie in its source.
-            IncompatibleError: If a signal is not there, or `target` is another store.
+            IncompatibleError: If a signal is not there, none is whole, or `target` is another
+                store.
         """
         self._reader = StoreReader(source)
         self.root = target_of(source, target)
@@ -92,6 +93,11 @@ class StoreCopy:
         names = reader.signals
         if signals is not None:
             names = with_needed(reader, [find_signal(reader.signals, name) for name in signals])
+        if not names:
+            raise IncompatibleError(
+                f"{source}: no signal of it is whole yet, so there is nothing to copy; finish its "
+                "capture first"
+            )
         self.signals = [inside(name, source) for name in names]
         declared = [reader.signal(name).declaration for name in names]
         indexed = set(reader.index["assets"])
