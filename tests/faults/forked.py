@@ -117,6 +117,8 @@ def _run(
         sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
         sys.stderr = sys.__stderr__ = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
         faulthandler.enable(sys.stderr)
+        # What a shell starts in the background is deaf to Ctrl-C, and so is all that it starts.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         # The test runner's handlers would swallow what a stage says.
         logging.getLogger().handlers.clear()
         # A thread of the parent may have held the lock of progress bars; its monitor is gone.
