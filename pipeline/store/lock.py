@@ -3,6 +3,7 @@
 The lock file names host and process for the person who waits; the kernel, not the text, decides.
 """
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -48,7 +49,13 @@ def holder_of(path: Path) -> str | None:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
-    with os.fdopen(descriptor, errors="replace") as file:
+    try:
+        opened = os.fdopen(descriptor, errors="replace")
+    except OSError:  # a directory, whose descriptor is closed already or is closed here
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+        return None
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
