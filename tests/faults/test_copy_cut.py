@@ -19,6 +19,7 @@ from pipeline.store.upkeep.copy import StoreCopy, copy_store
 from pipeline.store.upkeep.gc import remove_signal
 from tests.faults.forked import start
 from tests.faults.ledger import Ledger
+from tests.store.fixtures import without_sync
 from tests.store.synthetic import Synthetic, name_of
 from tests.store.test_copy import content
 
@@ -33,8 +34,7 @@ class KilledError(BaseException):
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of two signals, so that every rename of its copy can be the last one."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
+    with without_sync():
         return Synthetic(tmp_path_factory.mktemp("source") / "small").run(NAMES)
 
 

@@ -19,6 +19,7 @@ from pipeline.store.sealed import SEAL, record_bytes
 from pipeline.store.shards import bytes_digest
 from pipeline.teacher.declare import load_declaration
 from pipeline.teacher.whole import is_whole
+from tests.store.fixtures import without_sync
 from tests.store.synthetic import SIGNALS, Synthetic, name_of, plan
 
 pytestmark = pytest.mark.usefixtures("unsynced")
@@ -89,8 +90,7 @@ class Records:
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory) -> Records:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("os.fsync", lambda _: None)
+    with without_sync():
         store = Synthetic(tmp_path_factory.mktemp("fuzzed") / "s").run(NAMES)
     return Records(store)
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,17 @@ def store(tmp_path_factory) -> Captured:
     return captured
 
 
-def selected(store: Captured, goal: Objective = GOAL) -> dict[str, Any]:
+def selected(
+    store: Captured,
+    goal: Objective = GOAL,
+    blocks: Sequence[int] = (1, 2, 3),
+    teacher_layer: int = 2,
+) -> dict[str, Any]:
     return select_signals(
-        store.manifests(SIGNALS, [1, 2, 3]),
+        store.manifests(SIGNALS, blocks),
         name="tiny",
         objective=goal,
-        align=Alignment.model_validate({"layers": {1: 2}}),
+        align=Alignment.model_validate({"layers": {1: teacher_layer}}),
         architecture=ARCHITECTURE,
         checkpoint=None,
         init="random",
@@ -120,16 +126,7 @@ def test_the_store_of_another_teacher(store, tmp_path, ledger):
         selected=selected(store, FEATURES) | {"store": other.store.name},
     )
     with pytest.raises(IncompatibleError, match=r"teacher layer 3 asked for, .* has 0\.\.2"):
-        select_signals(
-            other.manifests(SIGNALS),
-            name="tiny",
-            objective=FEATURES,
-            align=Alignment.model_validate({"layers": {1: 3}}),
-            architecture=ARCHITECTURE,
-            checkpoint=None,
-            init="random",
-            blocks=None,
-        )
+        selected(other, FEATURES, blocks=(), teacher_layer=3)
 
 
 TEXTS = ["the quick brown fox jumps over the lazy dog", "pack my box with five dozen jugs"] * 3

@@ -10,6 +10,7 @@ from pipeline.store.reader import StoreReader
 from pipeline.store.upkeep.repair import repair
 from pipeline.store.upkeep.verify import damage_of, verify_store
 from tests.captured import DAMAGES
+from tests.store.fixtures import without_sync
 from tests.store.synthetic import Synthetic, name_of
 
 INT8 = name_of("hidden", 2, "int8")
@@ -36,8 +37,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("os.fsync", lambda _: None)
+    with without_sync():
         return Synthetic(tmp_path_factory.mktemp("small") / "store").run(NAMES)
 
 

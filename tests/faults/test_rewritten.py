@@ -1,6 +1,5 @@
 """A store that changes under a running training stops it; what was saved before stays of use."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from pipeline.teacher.spec import SegmentOptions
 from pipeline.training.checkpoints import MARKER, Progress, last_complete_checkpoint
 from tests.captured import Captured, copied, prepared
 from tests.faults.ledger import Ledger
+from tests.store.fixtures import without_sync
 from tests.student.runs import SIGNALS, equal, train
 
 NAME = SIGNALS[1].name
@@ -31,8 +31,7 @@ AT = 5
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Captured:
     """Seven segments of training rows, so that a run reads to its end."""
     options = SegmentOptions(segment_tokens=32, chunk_tokens=16, batch_tokens=60)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
+    with without_sync():
         found = prepared(tmp_path_factory.mktemp("rewritten"), "llama", options=options)
         found.capture(SIGNALS, blocks=[1, 2, 3])
     return found
@@ -42,8 +41,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Captured:
 def undisturbed(
     whole: Captured, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, torch.Tensor]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
+    with without_sync():
         return train(whole, tmp_path_factory.mktemp("undisturbed"), pool_segments=1)
 
 

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -9,11 +11,18 @@ import pytest
 from tests.store.synthetic import Synthetic
 
 
-@pytest.fixture(scope="session")
-def whole_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Not to be changed. Written without syncing: power is not what these tests cut."""
+@contextmanager
+def without_sync() -> Iterator[None]:
+    """Write without syncing, where power is not what a test cuts."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
+@pytest.fixture(scope="session")
+def whole_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Not to be changed."""
+    with without_sync():
         return Synthetic(tmp_path_factory.mktemp("store") / "whole").run()
 
 
@@ -24,6 +33,7 @@ def store(whole_store: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
+def unsynced() -> Iterator[None]:
     """Write without syncing, where only order and content are tested."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)
+    with without_sync():
+        yield

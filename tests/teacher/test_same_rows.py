@@ -1,6 +1,5 @@
 """The rows of a store against a corpus: which are equal, and in what the others differ."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,14 +10,14 @@ from pipeline.corpus.examples import SPLITS
 from pipeline.corpus.tokens import TokenColumns, TokenSet, write_tokens
 from pipeline.teacher.same_rows import RowsFound, compare_rows
 from tests.captured import Captured, prepared, signal
+from tests.store.fixtures import without_sync
 
 TRAIN = 14
 
 
 @pytest.fixture(scope="module")
 def captured(tmp_path_factory) -> Captured:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
+    with without_sync():
         found = prepared(tmp_path_factory.mktemp("rows"), "bert")
         found.capture([signal("logits", None, "dense")])
     return found
@@ -160,8 +159,7 @@ def test_settings_that_differ_are_said(compare):
     )
 
 
-def test_a_share_of_the_corpus_is_compared_as_a_share(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda _: None)
+def test_a_share_of_the_corpus_is_compared_as_a_share(tmp_path):
     store = prepared(tmp_path, "bert")
     options = replace(store.options, fraction=0.5)
     store.capture([signal("logits", None, "dense")], options=options)
