@@ -52,7 +52,7 @@ def first_rows(rows: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def segment_extent(
     axis: Axis,
-    plan: Mapping[str, int],
+    plan: Mapping[str, Any],
     *,
     length: NDArray[np.integer[Any]],
     segment: NDArray[np.integer[Any]],
@@ -64,7 +64,8 @@ def segment_extent(
 
     Args:
         axis: The axis.
-        plan: `segment_tokens`, `chunk_tokens` and `examples_per_segment`, as in the plan's record.
+        plan: `segment_tokens`, `chunk_tokens` and `examples_per_segment`, among the rest of the
+            plan's record.
         length: Tokens of every example of the plan.
         segment: The segment of every example.
         rule: Of pairs, as `example_rows` takes it.
