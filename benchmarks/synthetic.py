@@ -60,33 +60,41 @@ def quiet() -> None:
     transformers_logging.set_verbosity_error()
 
 
-def write_corpus(path: Path, *, train_tokens: int, seed: int = 0) -> None:
-    """Write random rows of 8 to 128 tokens; validation and test are a twentieth each."""
+def write_corpus(
+    path: Path,
+    *,
+    train_tokens: int,
+    seed: int = 0,
+    vocab: int = VOCAB,
+    shortest: int = 8,
+    longest: int = MAX_LENGTH,
+) -> None:
+    """Write random rows of some lengths; validation and test are a twentieth each."""
     generator = np.random.default_rng(seed)
     splits: dict[Split, TokenColumns] = {}
     for split in SPLITS:
         wanted = train_tokens if split == "train" else train_tokens // 20
-        lengths = generator.integers(8, MAX_LENGTH + 1, 2 * wanted // MAX_LENGTH + 1)
+        lengths = generator.integers(shortest, longest + 1, 2 * wanted // longest + 1)
         lengths = lengths[: int(np.searchsorted(np.cumsum(lengths), wanted)) + 1]
         total = int(lengths.sum())
         splits[split] = TokenColumns(
             offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-            input_ids=generator.integers(1, VOCAB, total).astype(np.int32),
+            input_ids=generator.integers(1, vocab, total).astype(np.int32),
             loss_mask=np.ones(total, bool),
             source_row=np.arange(len(lengths)),
             piece=np.zeros(len(lengths), np.int32),
             token_type_ids=None,
             label=None,
         )
-    words = {"<pad>": PAD_ID, **{f"w{number}": number for number in range(1, VOCAB)}}
+    words = {"<pad>": PAD_ID, **{f"w{number}": number for number in range(1, vocab)}}
     backend = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>")
     tokenizer.save_pretrained(path / "tokenizer")
     meta = TokenMeta(
         task="causal-lm",
         classes=(),
-        vocab=VOCAB,
-        max_length=MAX_LENGTH,
+        vocab=vocab,
+        max_length=longest,
         pad_id=PAD_ID,
         columns=(),
         rows={split: len(columns.piece) for split, columns in splits.items()},
@@ -102,18 +110,27 @@ def write_corpus(path: Path, *, train_tokens: int, seed: int = 0) -> None:
     write_tokens(path, splits, meta)
 
 
-def write_teacher(path: Path, *, layers: int, width: int, seed: int = 0) -> TeacherReference:
+def write_teacher(
+    path: Path,
+    *,
+    layers: int,
+    width: int,
+    seed: int = 0,
+    vocab: int = VOCAB,
+    heads: int = 8,
+    longest: int = MAX_LENGTH,
+) -> TeacherReference:
     """Save a random Llama as a teacher."""
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=VOCAB,
+            vocab_size=vocab,
             hidden_size=width,
             intermediate_size=3 * width,
             num_hidden_layers=layers,
-            num_attention_heads=8,
-            num_key_value_heads=8,
-            max_position_embeddings=MAX_LENGTH,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            max_position_embeddings=longest,
             pad_token_id=PAD_ID,
             tie_word_embeddings=True,
         )

@@ -32,3 +32,8 @@ class ResourceError(DecantError):
     """Disk, memory or a lock is not to be had; what was written stays valid."""
 
     exit_code = 5
+
+
+def in_short(error: BaseException) -> str:
+    """Return, as the start of one line, what another library's error says, or else is called."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -13,7 +13,7 @@ from pipeline.teacher.spec import SegmentOptions, store_fingerprint, store_spec
 from pipeline.teacher.whole import is_whole, write_manifests
 from stages.command import params_option, stage
 from stages.parameters import section
-from stages.project import DATA, prepare_torch, runtime, stores
+from stages.project import DATA, dashboard_address, placement, prepare_torch, runtime, stores
 from stages.sections.capture import CaptureParams, plain_layers
 
 
@@ -66,6 +66,7 @@ def capture(teacher: str, params: Path, no_wait: bool, verify: bool) -> None:
     if verify or not is_whole(layout, signals, blocks):
         from pipeline.teacher.capture import Runtime
         from pipeline.teacher.capture import capture as run
+        from pipeline.teacher.schedule import Certificates
 
         machine = runtime()
         run(
@@ -82,7 +83,11 @@ def capture(teacher: str, params: Path, no_wait: bool, verify: bool) -> None:
                 workers=machine.workers,
                 worker_megabytes=machine.worker_megabytes,
                 writers=machine.writers,
+                threads=machine.threads,
                 wait=not no_wait,
+                placement=placement(machine),
+                tls=Certificates(machine.tls_ca, machine.tls_cert, machine.tls_key),
+                dashboard=dashboard_address(machine),
             ),
         )
     write_manifests(layout, DATA / "manifests" / teacher, reference, signals, blocks)

@@ -7,12 +7,12 @@ changed parameter runs this stage and, beyond it, only what the parameter is for
 
 import re
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import click
 from pydantic import model_validator
 
+from pipeline.corpus.added import check_added
 from pipeline.corpus.checks import check_task
 from pipeline.corpus.tokenize_prompt import Template
 from pipeline.errors import ConfigError, DecantError, IncompatibleError
@@ -20,15 +20,17 @@ from pipeline.evaluate.scores import headline
 from pipeline.provenance import read_json, write_json
 from pipeline.store.forms.form import Geometry
 from pipeline.store.records import Declaration
-from pipeline.store.signals import Signal, dotted
-from pipeline.student.needs import depth_of, select_signals
+from pipeline.store.signals import Signal
+from pipeline.student.needs import depth_of
 from pipeline.student.objective import check_task as check_losses
 from pipeline.tasks import generates, models_language
-from pipeline.teacher.request import needs_of, resolve_layers, resolve_signals
+from pipeline.teacher.quantization import check_packed, check_quantization
+from pipeline.teacher.request import resolve_layers, resolve_signals
 from pipeline.training.options import TrainOptions
 from stages.command import params_option, stage
 from stages.parameters import Section, read_yaml, validate
 from stages.project import DATA
+from stages.rehearsal import rehearse
 from stages.sections.capture import CaptureParams, plain_layers
 from stages.sections.corpus import CorpusParams
 from stages.sections.evaluate import EvaluateParams
@@ -88,6 +90,7 @@ def check(params: Path) -> None:
 
 def _check_project(project: ProjectParams) -> None:
     check_task(project.corpus.source, project.corpus.task, project.corpus.classes)
+    check_added(project.corpus.added, project.corpus.task)
     headline(project.corpus.task, project.evaluate.score)
     _check_names("teachers", project.teachers)
     _check_names("students", project.students)
@@ -135,6 +138,7 @@ def _check_teacher(
     key = f"teachers.{name}"
     if teacher.model.scratch is not None and teacher.fit is None:
         raise ConfigError(f"{key}.fit: found null; a teacher from scratch must be trained, add it")
+    _check_packing(key, teacher)
     path, revision = teacher.model.path, teacher.model.revision
     if path is not None and revision is None and not Path(path).is_dir():
         raise ConfigError(
@@ -172,6 +176,15 @@ def _check_teacher(
         _check_output(student, options, teacher.capture, task)
     if depth is not None:
         _rehearse(key, teacher.capture, config, depth, task, students)
+
+
+def _check_packing(key: str, teacher: TeacherParams) -> None:
+    """See that weights are packed once and not trained, by a package that is there."""
+    quantization = teacher.model.quantization
+    packing = None if quantization is None else quantization.build()
+    is_trained = teacher.fit is not None
+    check_quantization(packing, key=key, path=teacher.model.path, is_trained=is_trained)
+    check_packed(_teacher_config(teacher.model), packing, key=key, is_trained=is_trained)
 
 
 def _check_output(name: str, student: StudentParams, capture: CaptureParams, task: str) -> None:
@@ -217,41 +230,18 @@ def _rehearse(
     task: str,
     students: dict[str, StudentParams],
 ) -> None:
-    """Let every student select its signals from manifests as capture will write them."""
-    key = f"{key}.capture"
-    signals = _signals(key, capture, depth, task)
-    records: dict[str, Any] = {"store": {"store": "", "layers": depth, "config": config}}
-    for signal in signals:
-        records[dotted(signal.name)] = {
-            "signal": signal.name,
-            "kind": signal.kind,
-            "layer": signal.layer,
-            "form": signal.form.name,
-            "digest": "",
-        }
-        if needs := needs_of(signal):
-            records[dotted(signal.name)]["needs"] = needs
-    if capture.blocks is not None:
-        layers = resolve_layers(
-            plain_layers(capture.blocks), first=1, depth=depth, key=f"{key}.blocks"
+    """Let every student select what it needs from what capture will write."""
+    signals = _signals(f"{key}.capture", capture, depth, task)
+    blocks = (
+        []
+        if capture.blocks is None
+        else resolve_layers(
+            plain_layers(capture.blocks), first=1, depth=depth, key=f"{key}.capture.blocks"
         )
-        records["blocks"] = {"signal": "blocks", "layers": layers, "digest": ""}
-    with TemporaryDirectory() as directory:
-        for name, record in records.items():
-            write_json(Path(directory) / f"{name}.json", record)
-        for name, student in students.items():
-            _check_architecture(name, student, config)
-            select_signals(
-                Path(directory),
-                name=name,
-                objective=student.loss,
-                align=student.align,
-                architecture=student.model.architecture,
-                checkpoint=student.model.checkpoint,
-                revision=student.model.revision,
-                init=student.model.init,
-                blocks=student.model.blocks,
-            )
+    )
+    for name, student in students.items():
+        _check_architecture(name, student, config)
+        rehearse(name, student, signals, blocks, depth=depth, config=config)
 
 
 def _check_architecture(name: str, student: StudentParams, config: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import click
 COMMANDS = {
     "init": "init",
     "check": "check",
+    "plan": "plan",
     "prepare": "prepare",
     "tokenize": "tokenize",
     "teach": "teach",

@@ -7,7 +7,7 @@ import click
 from pipeline.provenance import write_json
 from stages.command import params_option, stage
 from stages.parameters import section
-from stages.project import DATA, prepare_torch, runtime
+from stages.project import DATA, placement, prepare_torch, runtime
 from stages.sections.evaluate import EvaluateParams
 
 BATCH_TOKENS = 8192
@@ -33,22 +33,29 @@ def evaluate_teacher(teacher: str, params: Path) -> None:
     from pipeline.evaluate.evaluate import evaluate_model
     from pipeline.evaluate.predictions import write_predictions
     from pipeline.teacher.load import load_teacher
+    from pipeline.teacher.placement import input_device
     from pipeline.teacher.reference import TeacherReference
 
-    device = torch.device(prepare_torch(runtime()))
+    machine = runtime()
+    device = torch.device(prepare_torch(machine))
     tokens = TokenSet.load(DATA / "corpus" / "tokens" / teacher)
     directory = DATA / "teachers" / teacher
     reference = TeacherReference.load(directory)
     tokens.meta.refuse_others(str(directory), **(reference.made_of or {}))
     model = load_teacher(
-        directory, reference, task=tokens.meta.task, device=device, dtype=torch.float32
+        directory,
+        reference,
+        task=tokens.meta.task,
+        device=device,
+        dtype=torch.float32,
+        placement=placement(machine),
     )
     location = Path(reference.location(directory))
     found = evaluate_model(
         model,
         tokens,
         batch_tokens=BATCH_TOKENS,
-        device=device,
+        device=input_device(model, device),
         directory=location if location.is_dir() else None,
         score=options.score,
         generate=options.generate,

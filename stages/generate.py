@@ -7,7 +7,7 @@ import click
 from pipeline.corpus.transfer import keep_corpus
 from stages.command import params_option, stage
 from stages.parameters import section
-from stages.project import DATA, prepare_torch, runtime, work
+from stages.project import DATA, placement, prepare_torch, runtime, work
 from stages.sections.tokens import TokenParams
 
 
@@ -33,6 +33,7 @@ def generate(teacher: str, params: Path) -> None:
     from pipeline.generation.generate import GenerationOptions
     from pipeline.teacher.generate import generate as run
 
+    machine = runtime()
     generation = {} if options.generation is None else options.generation.model_dump()
     run(
         name=teacher,
@@ -41,7 +42,8 @@ def generate(teacher: str, params: Path) -> None:
         output=output,
         work=work(),
         options=GenerationOptions(**generation),
-        device=prepare_torch(runtime()),
+        device=prepare_torch(machine),
+        placement=placement(machine),
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from rich.text import Text
 
 from pipeline.axes import SPLITS, TRAIN
 from pipeline.errors import DecantError, IntegrityError
-from pipeline.store.reader import StoredSignal, StoreReader
-from pipeline.store.records import Declaration
+from pipeline.store.reader import StoreReader
+from pipeline.store.records import Declaration, StoredSignal
 from pipeline.store.sealed import read_record
 from pipeline.teacher.reference import TeacherReference
 from stages.command import stage
@@ -119,16 +120,36 @@ def _facts(
         "tokens": tokens,
         "segments": f"{', '.join(f'{segments[name]} {name}' for name in SPLITS if segments[name])}"
         f"; of {plan['segment_tokens']:,} tokens",
+        **_parts(reader),
         "features": f"{total:,} bytes; {for_each:,.1f} bytes for a token with all signals",
         "teacher": f"{teacher}, weights {_short(weights.get('weights_sha256'))}, "
-        f"configuration {_short(weights.get('config'))}",
+        f"configuration {_short(weights.get('config'))}{_packed(weights)}",
         "corpus": f"tokens {_short(spec.get('tokens'))}, tokenizer {_short(spec.get('tokenizer'))}",
         "chosen": f"{share}, seed {cut.get('seed', 'unknown')}",
         "computed in": f"{cut.get('dtype', 'unknown')}, batches of up to "
-        f"{cut.get('batch_tokens', 0):,} tokens",
+        f"{plan.get('batch_tokens') or cut.get('batch_tokens', 0):,} tokens"
+        f"{', found by auto' if plan.get('batch_tokens') else ''}",
         "assets": ", ".join(sorted(reader.index["assets"])) or "none beside the tokenizer",
         "format": f"{spec.get('format', 'unknown')}",
     }
+
+
+def _packed(weights: dict[str, Any]) -> str:
+    """Say how the teacher's weights were packed, if they were."""
+    found = weights.get("quantization")
+    return f", in {found['bits']} bits by {found['method']}" if found else ""
+
+
+def _parts(reader: StoreReader) -> dict[str, str]:
+    """Say what was added to the corpus, if anything was."""
+    if len(reader.parts) < 2:
+        return {}
+    rows = reader.plan["spec"].get("parts", [])
+    said = [
+        f"{number} segments" + (f" of {count:,} rows" if count else "")
+        for number, count in zip_longest(reader.parts, rows[: len(reader.parts)])
+    ]
+    return {"parts": f"{said[0]}; added {', '.join(said[1:])}"}
 
 
 def _where(store: Path, reader: StoreReader) -> str:

@@ -31,6 +31,7 @@ def prepare(params: Path) -> None:
         test_share=options.test_share,
         output=DATA / "corpus" / "text",
         root=Path(),
+        added=options.added,
     )
 
 

@@ -1,16 +1,38 @@
 """Where a project's files are, and how this machine runs its stages."""
 
 import os
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from pipeline.errors import ConfigError
 from stages.parameters import Section, read_yaml, validate
 
 DATA = Path("data")
 """Everything stages write, relative to the directory that holds `params.yaml`."""
+SCHEDULERS = ("synchronous", "threads", "processes")
+LOOPBACK = "127.0.0.1:0"
+SWITCHES = {"true": True, "false": False}
+"""What stands in a variable of the environment for what YAML has words for."""
+
+
+if TYPE_CHECKING:
+    from pipeline.teacher.placement import Placement
+
+Places = dict[str, int | str]
+Bytes = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^\d+(\.\d+)?[KMGT]i?B$")]
+"""A number of bytes, as accelerate reads it."""
+
+
+def _known_scheduler(value: str) -> str:
+    if value in SCHEDULERS or re.fullmatch(r"(tcp|tls)://[^\s/]+:\d{1,5}", value):
+        return value
+    raise ValueError(
+        f"found {value!r}, expected {', '.join(SCHEDULERS)}, or tcp://HOST:PORT or tls://HOST:PORT "
+        "of a running cluster"
+    )
 
 
 class Runtime(Section):
@@ -18,16 +40,32 @@ class Runtime(Section):
 
     Attributes:
         device: A torch device; `auto` takes CUDA where there is one.
-        scheduler: Dask's scheduler for capture; `processes` are workers that may die.
-        workers: Segments captured at once by `threads` or `processes`.
+        device_map: How a teacher is spread where one device does not hold it: `auto`, `balanced`,
+            `balanced_low_0`, `sequential`, or a device, `cpu` or `disk` for every module.
+        max_memory: What it may use of a device, by its number or `cpu`, as in `20GiB`.
+        offload_directory: For what disk takes of it; else `data/work/offload`.
+        scheduler: Dask's for capture: `synchronous`, `threads`, `processes` (workers that may die),
+            or the address of a running cluster, `tcp://host:port` or `tls://host:port`.
+        tls_ca: Certificate, in PEM, of who signed those of the cluster; for `tls://`.
+        tls_cert: This machine's own certificate there.
+        tls_key: Its key, without a password.
+        dashboard: Whether `processes` show Dask's dashboard on loopback, or the address where.
+        workers: Segments captured at once by `threads` or `processes`; 0: one a GPU, else 2.
         worker_megabytes: Memory at which a worker process is ended; 0 sets no limit.
         writers: Threads that compress and write shards.
         threads: Threads of torch; 0 leaves its choice.
     """
 
     device: str = "auto"
-    scheduler: Literal["synchronous", "threads", "processes"] = "synchronous"
-    workers: Annotated[int, Field(ge=1)] = 2
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | Places | None = None
+    max_memory: dict[str, Bytes] | None = None
+    offload_directory: Path | None = None
+    scheduler: Annotated[str, AfterValidator(_known_scheduler)] = "synchronous"
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    dashboard: bool | str = False
+    workers: Annotated[int, Field(ge=0)] = 0
     worker_megabytes: Annotated[int, Field(ge=0)] = 0
     writers: Annotated[int, Field(ge=1)] = 1
     threads: Annotated[int, Field(ge=0)] = 0
@@ -44,8 +82,38 @@ def runtime() -> Runtime:
     for key in Runtime.model_fields:
         text = os.environ.get(f"DECANT_{key.upper()}")
         if text is not None:
-            values[key] = int(text) if text.isdigit() else text
+            values[key] = int(text) if text.isdigit() else SWITCHES.get(text, text)
     return validate(values, Runtime, file="runtime.yaml or DECANT_*")
+
+
+def placement(settings: Runtime) -> "Placement | None":
+    """Return how a teacher is spread over this machine's devices; None if one holds it.
+
+    Raises:
+        ConfigError: If memory or a directory is given for a teacher that is not spread.
+    """
+    if settings.device_map is None:
+        for key in ("max_memory", "offload_directory"):
+            if getattr(settings, key) is not None:
+                raise ConfigError(
+                    f"runtime {key}: given without device_map, expected both; add device_map: "
+                    f"auto, or remove {key}"
+                )
+        return None
+    from pipeline.teacher.placement import Placement
+
+    memory: dict[int | str, int | str] | None = None
+    if settings.max_memory is not None:
+        memory = {int(k) if k.isdigit() else k: size for k, size in settings.max_memory.items()}
+    directory = settings.offload_directory or work() / "offload"
+    return Placement(settings.device_map, memory, directory)
+
+
+def dashboard_address(settings: Runtime) -> str:
+    """Return where the dashboard of `processes` listens; empty for nowhere."""
+    if isinstance(settings.dashboard, str):
+        return settings.dashboard
+    return LOOPBACK if settings.dashboard else ""
 
 
 def prepare_torch(settings: Runtime) -> str:

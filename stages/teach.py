@@ -37,6 +37,7 @@ def teach(teacher: str, params: Path) -> None:
         trust_remote_code=model.trust_remote_code,
         fit=fit,
         device=prepare_torch(runtime()),
+        quantization=None if model.quantization is None else model.quantization.build(),
     )
 
 

@@ -49,6 +49,7 @@ def train(student: str | None, named: str | None, params: Path) -> None:
         revision=options.model.revision,
         vocabulary=options.model.vocabulary,
         lora=options.model.lora,
+        parts=options.parts,
     )
 
 

@@ -21,7 +21,7 @@ from pipeline.store.upkeep.repair import repair as repair_store
 from pipeline.store.upkeep.verify import damage_of, unrecorded_files, verify_store
 from pipeline.teacher.reference import TeacherReference, teacher_at_hand
 from stages.command import stage
-from stages.project import DATA, prepare_torch, runtime, stores
+from stages.project import DATA, placement, prepare_torch, runtime, stores
 
 WIDEST = 1000
 SHOWN = 20
@@ -183,9 +183,10 @@ def _ask_teacher(path: Path, given: Path | None, found: list[SignalState]) -> di
 
     from pipeline.teacher.spot_check import spot_check
 
-    device = torch.device(prepare_torch(runtime()))
+    machine = runtime()
+    device = torch.device(prepare_torch(machine))
     try:
-        checks = spot_check(reader, directory, names, device=device)
+        checks = spot_check(reader, directory, names, device=device, placement=placement(machine))
     except ConfigError:
         if given is not None or Path(TeacherReference.load(directory).location(directory)).is_dir():
             raise

@@ -93,6 +93,9 @@ class CorpusMeta(BaseModel):
         seed: Seed of every carved split.
         source: Kind and digests of what was read; for python-docs the Python version.
         digest: SHA-256 of all texts, pairs, labels and source rows by split, in order.
+        parts: Training examples of the corpus itself, then of each source that was added; empty
+            where none was.
+        added: Of each added source what `source` is of the corpus itself.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -107,6 +110,13 @@ class CorpusMeta(BaseModel):
     seed: int
     source: dict[str, Any]
     digest: str
+    parts: tuple[int, ...] = ()
+    added: list[dict[str, Any]] = []
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values; a corpus that nothing was added to says nothing of it."""
+        none = set() if self.parts else {"parts", "added"}
+        return self.model_dump(mode="json", exclude=none)
 
 
 def corpus_digest(splits: Mapping[Split, Iterable[Example]]) -> str:
@@ -163,7 +173,7 @@ def write_corpus(path: Path, splits: Mapping[Split, list[Example]], meta: Corpus
         columns = {name: [getattr(one, name) for one in examples] for name in CORPUS_SCHEMA.names}
         table = pa.table(columns, schema=CORPUS_SCHEMA)
         save_table(table, path / split, identity=f"{meta.digest} {split}")
-    write_json(path / "corpus.json", meta.model_dump(mode="json"))
+    write_json(path / "corpus.json", meta.to_json())
 
 
 def read_corpus_meta(path: Path) -> CorpusMeta:

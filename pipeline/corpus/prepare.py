@@ -4,11 +4,14 @@ Everything is checked before anything is written: a bad source leaves an earlier
 """
 
 import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
+from pipeline.corpus.added import read_added
 from pipeline.corpus.checks import WITH_CLASSES, check_labels, check_task, classes_of
 from pipeline.corpus.examples import (
     SPLITS,
@@ -47,6 +50,7 @@ def prepare_corpus(
     test_share: float,
     output: Path,
     root: Path,
+    added: Sequence[CorpusSource] = (),
 ) -> CorpusMeta:
     """Write the prepared corpus of a source to the directory `output`.
 
@@ -62,6 +66,7 @@ def prepare_corpus(
         test_share: The same for test.
         output: Directory to write, whole or not at all; what stood there is replaced.
         root: What the source's paths are relative to.
+        added: The section `corpus.added`: sources whose training text follows the corpus's own.
 
     Raises:
         ConfigError: If the source cannot be read, does not suit the task, is empty, or has a
@@ -95,7 +100,26 @@ def prepare_corpus(
         names = known if len(known) > 1 else classes_of(task, dealt.splits["train"])
     if task in WITH_CLASSES or task == "regression":
         check_labels(task, splits, names)
+    more = read_added(
+        added,
+        splits,
+        first_row=1 + max(example.source_row for example in reading.examples),
+        task=task,
+        classes=names,
+        seed=seed,
+        root=root,
+    )
+    parts = [splits["train"], *more.parts]
+    splits["train"] = [example for part in parts for example in part]
     meta = _describe(splits, reading, task, names, seed, dealt.origin, dealt.dropped)
+    if added:
+        meta = meta.model_copy(
+            update={
+                "parts": tuple(len(part) for part in parts),
+                "added": more.sources,
+                "dropped": _counted(meta.dropped, more.dropped),
+            }
+        )
     with directory_written_whole(output) as temporary:
         write_corpus(temporary, splits, meta)
     logger.info(
@@ -122,9 +146,17 @@ def _describe(
         has_pairs=any(example.pair is not None for example in splits["train"]),
         rows={split: len(examples) for split, examples in splits.items()},
         text_bytes={split: sum(one.text_bytes for one in rows) for split, rows in splits.items()},
-        dropped={reason: count for reason, count in (reading.dropped | dropped).items() if count},
+        dropped=_counted(reading.dropped, dropped),
         splits=origin,
         seed=seed,
         source=reading.provenance,
         digest=corpus_digest(splits),
     )
+
+
+def _counted(*dropped: Mapping[str, int]) -> dict[str, int]:
+    """Return what was left out in all, by reason."""
+    total: Counter[str] = Counter()
+    for counts in dropped:
+        total.update(counts)
+    return {reason: count for reason, count in total.items() if count}

@@ -124,7 +124,7 @@ def carve(
         ConfigError: If there are fewer groups than splits.
     """
     weights: Counter[str] = Counter()
-    keys = [example.group or _key(example) for example in examples]
+    keys = [example.group or asked(example) for example in examples]
     for key, example in zip(keys, examples, strict=True):
         weights[key] += example.text_bytes if task == "causal-lm" else 1
     if len(weights) <= len(shares):
@@ -156,6 +156,23 @@ def carve(
     return dealt
 
 
+def asked(example: Example) -> str:
+    """Return what examples that must not be parted have in common: what is asked, not answered.
+
+    Two translations of one sentence, or two answers to the same questions of a chat, would give a
+    held-out answer away.
+    """
+    if example.messages:
+        turns = [turn["content"] for turn in example.messages if turn["role"] == "user"]
+        return normalised("\n".join(turns))
+    return f"{normalised(example.text)}\n{normalised(example.pair or '')}"
+
+
+def text_of(example: Example) -> str:
+    """Return all text of an example as one, to look for near-duplicates in."""
+    return "\n".join(example.texts)
+
+
 def limit_rows(examples: list[Example], limit: int, *, seed: int) -> list[Example]:
     """Keep at most `limit` examples, chosen by a seeded hash, in reading order."""
     ranked = sorted(
@@ -181,7 +198,7 @@ def _drop_overlaps(
             named[split] = [example for example, _ in cleaned if example is not None]
             dropped["held_out_near_duplicates"] += sum(count for _, count in cleaned)
         else:
-            common = sum(containment(_text(one), known) > MAX_CONTAINMENT for one in named[split])
+            common = sum(containment(text_of(one), known) > MAX_CONTAINMENT for one in named[split])
             if common:
                 logger.warning(
                     "%d of %d published %s examples nearly occur in training text; they are kept",
@@ -194,7 +211,7 @@ def _drop_overlaps(
 def _without(example: Example, known: set[int], unit: Unit) -> tuple[Example | None, int]:
     """Return an example without its known text, None where nothing stays, and how much went."""
     if unit == "example":
-        is_known = containment(_text(example), known) > MAX_CONTAINMENT
+        is_known = containment(text_of(example), known) > MAX_CONTAINMENT
         return (None, 1) if is_known else (example, 0)
     parts = paragraphs(example.text)
     fresh = [part for part in parts if containment(part, known) <= MAX_CONTAINMENT]
@@ -202,18 +219,6 @@ def _without(example: Example, known: set[int], unit: Unit) -> tuple[Example | N
         return example, 0
     went = len(parts) - len(fresh)
     return (replace(example, text="\n\n".join(fresh)), went) if fresh else (None, went)
-
-
-def _key(example: Example) -> str:
-    """Return what examples that must not be parted have in common: what is asked, never answered.
-
-    Two translations of one sentence, or two answers to the same questions of a chat, would give a
-    held-out answer away.
-    """
-    if example.messages:
-        asked = [turn["content"] for turn in example.messages if turn["role"] == "user"]
-        return normalised("\n".join(asked))
-    return f"{normalised(example.text)}\n{normalised(example.pair or '')}"
 
 
 def _drop_without_target(task: Task, named: dict[Split, list[Example]]) -> int:
@@ -238,12 +243,8 @@ def _is_unanswered(task: Task, examples: list[Example], train: list[Example]) ->
     return labels <= NO_LABEL and not labels & ({one.label or "" for one in train} - {""})
 
 
-def _text(example: Example) -> str:
-    return "\n".join(example.texts)
-
-
 def _texts(examples: list[Example]) -> list[str]:
-    return [_text(example) for example in examples]
+    return [text_of(example) for example in examples]
 
 
 def _counts(named: dict[Split, list[Example]]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
+import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.corpus.examples import SPLITS, CorpusMeta, Split, read_corpus_meta, read_split
@@ -114,6 +115,7 @@ def tokenize_corpus(
         digest=token_digest(splits),
         tokenizer_digest=tokenizer_digest(tokenizer),
         corpus_digest=meta.digest,
+        parts=_parts(meta, read_split(corpus, "train"), splits["train"]),
     )
     with directory_written_whole(output) as temporary:
         # The padding and truncation of the last call would be saved with the tokenizer.
@@ -187,6 +189,19 @@ def _sums(splits: dict[Split, TokenColumns], name: str) -> dict[Split, int]:
     return found
 
 
+def _parts(meta: CorpusMeta, texts: datasets.Dataset, rows: TokenColumns) -> tuple[int, ...]:
+    """Return how many rows came of each part of the training texts.
+
+    A text may give several rows or none; what was added has later source rows than all before.
+    """
+    firsts = np.cumsum(meta.parts)[:-1].tolist()
+    if not firsts:
+        return ()
+    later = np.array(texts.select_columns("source_row")[firsts]["source_row"])
+    part = np.searchsorted(later, rows.source_row, side="right")
+    return tuple(np.bincount(part, minlength=len(meta.parts)).tolist())
+
+
 def training_texts(
     corpus: Path,
     *,
@@ -196,12 +211,17 @@ def training_texts(
 ) -> Iterator[str]:
     """Return the texts of the training split as a model will see them, to train a tokenizer on.
 
+    Texts that were added later are none of them: with a tokenizer of theirs no row would keep its
+    ids.
+
     Raises:
         ConfigError: If a template does not suit.
         IntegrityError: If the prepared corpus cannot be read.
     """
-    form = _form(read_corpus_meta(corpus), None, template, chat_template, chat_date)
-    return _as_seen(read_split(corpus, "train"), form)
+    meta = read_corpus_meta(corpus)
+    form = _form(meta, None, template, chat_template, chat_date)
+    texts = read_split(corpus, "train")
+    return _as_seen(texts.select(range(meta.parts[0])) if meta.parts else texts, form)
 
 
 def _as_seen(texts: datasets.Dataset, form: Form) -> Iterator[str]:

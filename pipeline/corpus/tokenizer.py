@@ -11,7 +11,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, in_short
 from pipeline.provenance import fingerprint
 
 # One mark for both ends, as GPT-2 has it, and another for padding: with one mark for all three,
@@ -83,7 +83,7 @@ def load_tokenizer(
             str(source), revision=revision, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = in_short(error)
         if "custom code" in reason:
             raise ConfigError(
                 f"{source}: the tokenizer brings code of its own, expected one that needs none; if "

@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -48,6 +49,8 @@ class TokenMeta(BaseModel):
         text_form: What stood around the text and decides ids: the template of prompt and target, or
             digest and date of the chat template.
         digest: SHA-256 of all columns of all splits, in order.
+        parts: Training rows of the corpus itself, then of each source that was added to it; empty
+            where none was.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -72,6 +75,16 @@ class TokenMeta(BaseModel):
     digest: str
     tokenizer_digest: str
     corpus_digest: str
+    parts: tuple[int, ...] = ()
+
+    @property
+    def first_rows(self) -> int:
+        """Training rows of the corpus itself: what is added later changes nothing made of them."""
+        return self.parts[0] if self.parts else self.rows["train"]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values; tokens of a corpus that nothing was added to say nothing of it."""
+        return self.model_dump(mode="json", exclude=set() if self.parts else {"parts"})
 
     def refuse_others(
         self,
@@ -239,7 +252,7 @@ def write_tokens(path: Path, splits: dict[Split, TokenColumns], meta: TokenMeta)
     """Write one dataset directory a split and, last, `tokens.json`."""
     for split, columns in splits.items():
         save_table(columns.to_table(), path / split, identity=f"{meta.digest} {split}")
-    write_json(path / "tokens.json", meta.model_dump(mode="json"))
+    write_json(path / "tokens.json", meta.to_json())
 
 
 def token_digest(splits: dict[Split, TokenColumns]) -> str:

@@ -98,7 +98,9 @@ def evaluate_model(
             f"model: found a vocabulary of {vocab}, expected at least the tokens' {meta.vocab}; "
             "evaluate the model on tokens of its own tokenizer"
         )
-    model = model.to(device).eval()  # pyright: ignore[reportCallIssue, reportArgumentType]
+    if not hasattr(model, "hf_device_map"):  # what is spread over devices stays where it is
+        model.to(device)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    model.eval()
     metrics: dict[str, Any] = {
         "task": meta.task,
         "score": judged_by,

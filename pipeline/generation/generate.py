@@ -70,7 +70,11 @@ class Continuation:
 
 
 def plan_batches(
-    lengths: Sequence[int], options: GenerationOptions, *, limit: int | None
+    lengths: Sequence[int],
+    options: GenerationOptions,
+    *,
+    limit: int | None,
+    parts: Sequence[int] = (),
 ) -> list[PromptBatch]:
     """Deal prompts to batches of similar length, so that little of them is padding.
 
@@ -81,6 +85,8 @@ def plan_batches(
         lengths: Tokens of each prompt.
         options: Batch size and number of new tokens.
         limit: Most tokens of prompt and continuation together; None where there is no limit.
+        parts: Prompts of each part of a corpus, in order: a part has batches of its own, after
+            those of the parts before it, which are what they were without it.
 
     Raises:
         IncompatibleError: If a prompt is empty or leaves no room for a token.
@@ -96,12 +102,14 @@ def plan_batches(
         options.max_new_tokens if limit is None else min(options.max_new_tokens, limit - length)
         for length in lengths
     ]
+    part = np.repeat(np.arange(len(parts)), parts).tolist() if parts else [0] * len(lengths)
     # Longest first: what does not fit into memory shows at once.
-    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    order = sorted(range(len(lengths)), key=lambda row: (part[row], -lengths[row], row))
     batches: list[PromptBatch] = []
     rows: list[int] = []
     for row in order:
-        if rows and (len(rows) == options.batch_size or rooms[row] != rooms[rows[0]]):
+        like = (part[row], rooms[row])
+        if rows and (len(rows) == options.batch_size or like != (part[rows[0]], rooms[rows[0]])):
             batches.append(PromptBatch(len(batches), tuple(rows), rooms[rows[0]]))
             rows = []
         rows.append(row)

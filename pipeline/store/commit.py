@@ -124,8 +124,8 @@ class SignalWriter:
             for name, part in self.declared.parts().items()
         }
 
-    def _shards(self, segment: int) -> dict[str, str]:
-        """Return each part's shard as a path within the store."""
+    def shards(self, segment: int) -> dict[str, str]:
+        """Return the shard of each part of a segment, as a path within the store."""
         return {
             name.rpartition("/")[2]: f"{self.layout.features.name}/{name}/"
             f"{shard_name(segment, spec.part)}"
@@ -152,7 +152,7 @@ class SignalWriter:
         examples = self._plan.in_segment(segment)
         files = {
             name: stage_shard(self.layout, name, buffers[part], self.chunk_rows, attempt=attempt)
-            for part, name in self._shards(segment).items()
+            for part, name in self.shards(segment).items()
         }
         return Receipt(
             segment=segment,
@@ -237,7 +237,7 @@ class SignalWriter:
             receipt is None
             or receipt.declaration != self.declared.digest()
             or (self._identities and receipt.rows != self._identities[segment])
-            or set(receipt.files) != set(self._shards(segment).values())
+            or set(receipt.files) != set(self.shards(segment).values())
         ):
             return None
         return receipt

@@ -3,8 +3,12 @@
 Examples of a split are permuted once, seeded, then dealt in that order to segments of fixed
 capacity; a segment holds whole examples of one split. The plan is a pure function of the lengths,
 splits and options, so every later run, worker and reader agrees on it without talking.
+
+Training text that was added later is a *part* of its own: permuted alone, and begun with a new
+segment, so the segments of the parts before it are what they were without it.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -23,7 +27,7 @@ class Plan:
 
     `split` holds codes, positions in `SPLITS`. `row` is the example's row in its tokenised split,
     `slot` its place within its segment, `start` its first token on the token axis, `segment_split`
-    a code for each segment.
+    a code for each segment. `parts` counts the segments of each part of the training split.
     """
 
     segment_tokens: int
@@ -34,6 +38,7 @@ class Plan:
     segment: Ints
     slot: Ints
     segment_split: Ints
+    parts: tuple[int, ...]
 
     @property
     def segments(self) -> int:
@@ -55,14 +60,21 @@ class Plan:
         return np.flatnonzero(self.segment_split == SPLITS.index(split)).tolist()
 
 
-def _chosen(rows: int, split: str, fraction: float, limit: int | None, seed: int) -> Ints:
-    """Permute the rows of a split and, for training, keep the transfer set asked for."""
-    generator = np.random.default_rng([seed, SPLITS.index(split)])
-    order = generator.permutation(rows).astype(np.int64)
-    if split != TRAIN:
-        return order
-    keep = max(1, round(rows * fraction))
-    return order[: keep if limit is None else min(keep, limit)]
+def _chosen(
+    parts: Sequence[int], split: str, fraction: float, limit: int | None, seed: int
+) -> Iterator[Ints]:
+    """Permute the rows of each part of a split; of training keep the transfer set asked for."""
+    first = 0
+    for part, rows in enumerate(parts):
+        # The first part is drawn as whole splits always were: plans without parts stay the same.
+        generator = np.random.default_rng([seed, SPLITS.index(split), *([part] if part else [])])
+        order = first + generator.permutation(rows).astype(np.int64)
+        first += rows
+        if split == TRAIN:
+            keep = max(1, round(rows * fraction))
+            order = order[: keep if limit is None else min(keep, limit)]
+            limit = None if limit is None else limit - len(order)
+        yield order
 
 
 def make_plan(
@@ -72,6 +84,7 @@ def make_plan(
     seed: int,
     fraction: float = 1.0,
     limit: int | None = None,
+    parts: Sequence[int] = (),
 ) -> Plan:
     """Deal the examples of every split to segments.
 
@@ -79,18 +92,23 @@ def make_plan(
         lengths: Tokens of each example, by split.
         segment_tokens: Capacity of a segment in tokens.
         seed: Seed of the permutation.
-        fraction: Share of the training examples to capture.
-        limit: Most training examples to capture.
+        fraction: Share of the examples of each part of training to capture.
+        limit: Most training examples to capture; earlier parts come first.
+        parts: Rows of each part of the training split, in order; none for a single part.
 
     Raises:
         ConfigError: If an example is empty or longer than a segment, or none is for training.
     """
-    if not len(lengths.get(TRAIN, ())):
+    count = len(lengths.get(TRAIN, ()))
+    if not count:
         raise ConfigError("corpus: 0 training examples after tokenising; expected at least 1")
+    parts = parts or (count,)
+    assert sum(parts) == count
     columns: dict[str, list[int]] = {
         key: [] for key in ("split", "row", "start", "length", "segment", "slot")
     }
     segment_split: list[int] = []
+    part_segments: list[int] = []
     for code, split in enumerate(SPLITS):
         split_lengths = lengths.get(split)
         if split_lengths is None or not len(split_lengths):
@@ -106,21 +124,27 @@ def make_plan(
                 f"capture.segment_tokens: {segment_tokens}, but an example of {split} has "
                 f"{longest} tokens; expected room for a whole example: raise segment_tokens"
             )
-        used, slot = segment_tokens + 1, 0
-        for row in _chosen(len(split_lengths), split, fraction, limit, seed).tolist():
-            length = int(split_lengths[row])
-            if used + length > segment_tokens:
-                segment_split.append(code)
-                used, slot = 0, 0
-            segment = len(segment_split) - 1
-            place = (code, row, segment * segment_tokens + used, length, segment, slot)
-            for column, value in zip(columns.values(), place, strict=True):
-                column.append(value)
-            used, slot = used + length, slot + 1
+        of_split = parts if split == TRAIN else (len(split_lengths),)
+        for rows in _chosen(of_split, split, fraction, limit, seed):
+            before = len(segment_split)
+            used, slot = segment_tokens + 1, 0
+            for row in rows.tolist():
+                length = int(split_lengths[row])
+                if used + length > segment_tokens:
+                    segment_split.append(code)
+                    used, slot = 0, 0
+                segment = len(segment_split) - 1
+                place = (code, row, segment * segment_tokens + used, length, segment, slot)
+                for column, value in zip(columns.values(), place, strict=True):
+                    column.append(value)
+                used, slot = used + length, slot + 1
+            if split == TRAIN:
+                part_segments.append(len(segment_split) - before)
     arrays = {key: np.asarray(values, dtype=np.int64) for key, values in columns.items()}
     return Plan(
         segment_tokens=segment_tokens,
         segment_split=np.asarray(segment_split, dtype=np.int64),
+        parts=tuple(part_segments),
         **arrays,
     )
 

@@ -8,6 +8,7 @@ import hashlib
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -62,6 +63,22 @@ class Rows:
     source_row: NDArray[np.int64]
     piece: NDArray[np.int64]
     targets: NDArray[np.float32] | None = None
+
+    @cached_property
+    def digests(self) -> NDArray[np.uint8]:
+        """The identity of every row, [examples, bytes]."""
+        count = len(self.label)
+        found = [
+            row_digest(
+                {column: values[i] for column, values in self.tokens.items()},
+                int(self.label[i]),
+                int(self.source_row[i]),
+                int(self.piece[i]),
+                None if self.targets is None else self.targets[i],
+            )
+            for i in range(count)
+        ]
+        return np.frombuffer(b"".join(found), np.uint8).reshape(count, ROW_DIGEST_BYTES)
 
 
 def row_digest(
@@ -119,6 +136,8 @@ def write_plan(layout: Layout, plan: Plan, rows: Rows, description: dict[str, An
     }
     if rows.targets is not None:
         record["outputs"] = rows.targets.shape[1]
+    if len(plan.parts) > 1:
+        record["parts"] = list(plan.parts)
     found = _found(layout)
     if found is not None and {key: found[key] for key in record} != record:
         raise IntegrityError(
@@ -210,19 +229,8 @@ def _example_arrays(plan: Plan, rows: Rows) -> Iterator[Shards]:
             ArraySpec(Part(dtype, ()), count, count, count),
             [values.astype(dtype)],
         )
-    digests = [
-        row_digest(
-            {column: values[i] for column, values in rows.tokens.items()},
-            int(rows.label[i]),
-            int(rows.source_row[i]),
-            int(rows.piece[i]),
-            None if rows.targets is None else rows.targets[i],
-        )
-        for i in range(count)
-    ]
-    table = np.frombuffer(b"".join(digests), np.uint8).reshape(count, ROW_DIGEST_BYTES)
     part = Part("uint8", (ROW_DIGEST_BYTES,))
-    yield "examples/digest", ArraySpec(part, count, count, count), [table]
+    yield "examples/digest", ArraySpec(part, count, count, count), [rows.digests]
     if rows.targets is not None:
         part = Part("float32", (rows.targets.shape[1],))
         yield "examples/targets", ArraySpec(part, count, count, count), [rows.targets]

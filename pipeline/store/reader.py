@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.axes import TRAIN
 from pipeline.errors import IncompatibleError, IntegrityError
 from pipeline.store.attachments import Attachments
 from pipeline.store.extent import example_rows, first_rows, segment_extent
@@ -23,37 +24,13 @@ from pipeline.store.planner import (
     EXAMPLE_DTYPES,
     ROW_DIGEST_BYTES,
     TOKEN_DTYPES,
-    row_digest,
     rows_digest,
 )
-from pipeline.store.records import Declaration, Receipt, of_manifest, signal_digest
+from pipeline.store.records import StoredSignal, of_manifest, signal_digest
 from pipeline.store.schema import check_plan
 from pipeline.store.sealed import read_record
 from pipeline.store.shards import ArraySpec, read_shard, shard_name
-from pipeline.store.table import check_ids, check_table, count_ids
-
-
-@dataclass(frozen=True)
-class StoredSignal:
-    """A whole signal: its declaration, its digest and the receipts of its segments.
-
-    `software` are the versions of what computed it.
-    """
-
-    declaration: Declaration
-    digest: str
-    receipts: dict[int, Receipt]
-    software: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def bytes(self) -> int:
-        """Bytes on disk, compressed."""
-        return sum(f["bytes"] for receipt in self.receipts.values() for f in receipt.files.values())
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that carry the signal."""
-        return sum(receipt.tokens for receipt in self.receipts.values())
+from pipeline.store.table import check_ids, check_row, check_table, count_ids
 
 
 @dataclass(frozen=True)
@@ -242,9 +219,30 @@ class StoreReader:
     def _ids(self) -> int:
         return count_ids(self.plan, self.teacher_config())
 
-    def segments(self, split: str) -> list[int]:
-        """Return the segments of a split, in order."""
-        return [i for i, name in enumerate(self.plan["segments"]) if name == split]
+    @property
+    def parts(self) -> list[int]:
+        """Segments of each part of the training split: the text there was, and what was added."""
+        return self.plan.get("parts") or [len(self.segments(TRAIN))]
+
+    def segments(self, split: str, parts: int | None = None) -> list[int]:
+        """Return the segments of a split, in order.
+
+        Args:
+            split: Which split.
+            parts: So many of the first parts of the training split alone; None for all.
+
+        Raises:
+            IncompatibleError: If it has fewer parts.
+        """
+        found = [i for i, name in enumerate(self.plan["segments"]) if name == split]
+        if parts is None or split != TRAIN:
+            return found
+        if parts > len(self.parts):
+            raise IncompatibleError(
+                f"{self.layout.root}: has {len(self.parts)} parts of training text, expected at "
+                f"least {parts}; ask for fewer parts, or add text to corpus.added and capture it"
+            )
+        return found[: sum(self.parts[:parts])]
 
     def _read(
         self, array: str, spec: ArraySpec, segment: int, files: Mapping[str, dict[str, int]]
@@ -346,20 +344,9 @@ class StoreReader:
         if segment in self._checked_rows:
             return
         check_ids(tokens["input_ids"], self._ids, f"{self.layout.features}: segment {segment}")
-        table, targets = self.examples, self.targets
         for i, start, count in zip(members.tolist(), offset.tolist(), length.tolist(), strict=True):
-            found = row_digest(
-                {column: values[start : start + count] for column, values in tokens.items()},
-                int(table["label"][i]),
-                int(table["source_row"][i]),
-                int(table["piece"][i]),
-                None if targets is None else targets[i],
-            )
-            if found != table["digest"][i].tobytes():
-                raise IntegrityError(
-                    f"{self.layout.features}: example {i} of segment {segment} is not the row "
-                    "that was planned; the store was altered: delete it and capture again"
-                )
+            row = {column: values[start : start + count] for column, values in tokens.items()}
+            check_row(self.examples, self.targets, i, row, self.layout.features)
         self._checked_rows.add(segment)
 
     def channels(self, signal: str) -> Channels | None:

@@ -107,7 +107,7 @@ class Declaration:
             IncompatibleError: If this software has no such form, option or version.
         """
         try:
-            form = build_form(self.kind, self.form, self.options)
+            form = build_form(self.kind, self.form, self.options, self.form_version)
         except ConfigError as error:
             raise IncompatibleError(
                 f"{self.signal}: {error}; or use the software that wrote the store"
@@ -166,6 +166,29 @@ class Receipt:
             return cls(**{**value, "skipped": tuple(value["skipped"])})
         except TypeError as error:
             raise IntegrityError(f"receipt: {error}; capture the segment again") from error
+
+
+@dataclass(frozen=True)
+class StoredSignal:
+    """A whole signal: its declaration, its digest and the receipts of its segments.
+
+    `software` are the versions of what computed it.
+    """
+
+    declaration: Declaration
+    digest: str
+    receipts: dict[int, Receipt]
+    software: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes on disk, compressed."""
+        return sum(f["bytes"] for receipt in self.receipts.values() for f in receipt.files.values())
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that carry the signal."""
+        return sum(receipt.tokens for receipt in self.receipts.values())
 
 
 def signal_digest(declaration: Declaration, receipts: list[Receipt]) -> str:

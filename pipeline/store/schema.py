@@ -145,13 +145,20 @@ class _Cut(_Record):
     fraction: float = 1
     limit: int | None = None
     dtype: str = ""
-    batch_tokens: int = 0
+    batch_tokens: int | Literal["auto"] = 0
+
+
+@with_config(ConfigDict(extra="forbid", strict=True))
+class _Packing(TypedDict):
+    method: Annotated[str, Field(max_length=40)]
+    bits: Annotated[int, Field(ge=1, le=16)]
 
 
 class _Teacher(_Record):
     weights_sha256: str = ""
     config: str = ""
     revision: str | None = None
+    quantization: _Packing | None = None
 
 
 class _Spec(_Record):
@@ -159,6 +166,7 @@ class _Spec(_Record):
     teacher: _Teacher = _Teacher()
     tokens: str = ""
     tokenizer: str = ""
+    parts: list[Size] = []
 
 
 class _Plan(_Record):
@@ -175,6 +183,8 @@ class _Plan(_Record):
     outputs: Size = 0
     columns: list[Literal["input_ids", "loss_mask", "token_type_ids"]]
     segments: Annotated[list[Split], Field(min_length=1)]
+    parts: list[Size] = []
+    batch_tokens: Count | None = None
     files: dict[PlainPath, _File]
 
     @model_validator(mode="after")
@@ -183,6 +193,10 @@ class _Plan(_Record):
             raise ValueError("segment_tokens: expected a multiple of chunk_tokens")
         if "input_ids" not in self.columns or len(set(self.columns)) < len(self.columns):
             raise ValueError("columns: expected input_ids, and each column once")
+        if self.spec.segments.batch_tokens == "auto" and self.batch_tokens is None:
+            raise ValueError("batch_tokens: expected the number that auto came to")
+        if self.parts and sum(self.parts) != self.segments.count("train"):
+            raise ValueError("parts: expected the segments of train in all")
         return self
 
 

@@ -15,7 +15,7 @@ from pipeline.axes import SPLITS
 from pipeline.errors import IntegrityError
 from pipeline.store.forms.form import Part
 from pipeline.store.layout import Layout
-from pipeline.store.planner import ROW_DIGEST_BYTES
+from pipeline.store.planner import ROW_DIGEST_BYTES, row_digest
 from pipeline.store.schema import check_plan
 from pipeline.store.sealed import read_record
 from pipeline.store.shards import ArraySpec, read_shard, shard_name
@@ -67,6 +67,32 @@ def check_lengths(
     _check(path, "segment", segment, (segment >= 0) & (segment < segments))
     _check(path, "segment", segment, np.diff(segment.astype(np.int64), prepend=0) >= 0)
     _check(path, "length", length, (length >= 1) & (length <= capacity))
+
+
+def check_row(
+    table: Mapping[str, NDArray[Any]],
+    targets: NDArray[np.float32] | None,
+    example: int,
+    tokens: dict[str, NDArray[Any]],
+    path: Path,
+) -> None:
+    """Compare an example's identity with what its tokens, label and targets say.
+
+    Raises:
+        IntegrityError: If it is another row.
+    """
+    found = row_digest(
+        tokens,
+        int(table["label"][example]),
+        int(table["source_row"][example]),
+        int(table["piece"][example]),
+        None if targets is None else targets[example],
+    )
+    if found != table["digest"][example].tobytes():
+        raise IntegrityError(
+            f"{path}: example {example} of segment {int(table['segment'][example])} is not the row "
+            "that was planned; the store was altered: delete it and capture again"
+        )
 
 
 def count_ids(plan: Mapping[str, Any], config: Mapping[str, Any]) -> int:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
-from pipeline.errors import ConfigError, IncompatibleError
+from pipeline.errors import ConfigError, IncompatibleError, in_short
 from pipeline.student.maps import block_choice
 
 TOKENIZER_KEYS = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
@@ -137,7 +137,7 @@ def _make(family: type[PreTrainedConfig], values: dict[str, Any], where: str) ->
     try:
         return family(**values)
     except (StrictDataclassError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())
+        reason = in_short(error)
         raise ConfigError(
             f"{where}: {family.__name__} refuses it ({reason}); change the key it names"
         ) from error

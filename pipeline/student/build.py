@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from pipeline.errors import ConfigError, IncompatibleError
+from pipeline.errors import ConfigError, IncompatibleError, in_short
 from pipeline.student.architecture import (
     check_vocabulary,
     student_configuration,
@@ -134,7 +134,7 @@ def _from_architecture(
         with _seeded(seed):
             model = _model_class(task).from_config(config, dtype=torch.float32)
     except (ValueError, RuntimeError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = in_short(error)
         raise ConfigError(
             f"model.architecture: no {task} model of type {config.model_type} comes of it "
             f"({reason}); change the key it names, or the model_type"
@@ -219,7 +219,7 @@ def _from_checkpoint(
             )
         return model, report["missing_keys"]
     except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = in_short(error)
         raise ConfigError(
             f"model.checkpoint {checkpoint}: no {task} model comes of it ({reason}); "
             "expected a Hugging Face directory or hub id with safetensors weights"

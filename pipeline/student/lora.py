@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, in_short
 from pipeline.student.origin import LoraOptions
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def add_adapters(
     try:
         inject_adapter_in_model(config, model)
     except ValueError as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = in_short(error)
         raise ConfigError(
             f"model.lora.target_modules: no adapter comes of {options.target_modules!r} "
             f"({reason}); name endings of linear modules, or all-linear"

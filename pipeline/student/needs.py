@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.errors import ConfigError, DecantError, IncompatibleError
+from pipeline.errors import ConfigError, DecantError, IncompatibleError, in_short
 from pipeline.provenance import read_json
 from pipeline.student.maps import block_choice, layer_map, transport_map
 from pipeline.student.objective import Alignment, AttentionTerm, FeatureTerm, Objective
 
-FIDELITY = ("float16", "bfloat16", "int8")
+FIDELITY = ("float16", "bfloat16", "int8", "int4")
 """Forms of vectors, the most faithful first; where nobody names one, the first that is there."""
 MAP = "map"
 """The form of attention that holds no query and key."""
@@ -213,7 +213,7 @@ def _checkpoint_config(checkpoint: str | None, revision: str | None, key: str) -
     try:
         return PreTrainedConfig.get_config_dict(checkpoint, revision=revision)[0]
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = in_short(error)
         raise ConfigError(
             f"{key}.model.checkpoint {checkpoint}: no configuration to be had ({reason}); expected "
             "a directory with config.json, or a hub id in the local cache"

@@ -129,6 +129,7 @@ class StoreDataset(Dataset[dict[str, Any]]):
         *,
         split: str = TRAIN,
         pool_segments: int = 1,
+        parts: int | None = None,
     ) -> None:
         """Open the examples of a split whose features are all there.
 
@@ -138,11 +139,15 @@ class StoreDataset(Dataset[dict[str, Any]]):
             split: Which examples.
             pool_segments: Segments in use at a time. Those of the pool before stay in memory for
                 what was carried over, and half as many are read ahead.
+            parts: So many of the first parts of the training split; None for all.
+
+        Raises:
+            IncompatibleError: If the store has fewer parts.
         """
         self.reader = reader
         self._signals = list(signals)
         table = reader.examples
-        numbers = reader.segments(split)
+        numbers = reader.segments(split, parts)
         chosen = np.isin(table["segment"], numbers)
         for name in signals:
             for segment, receipt in reader.signal(name).receipts.items():

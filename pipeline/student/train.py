@@ -60,6 +60,7 @@ def train_student(
     revision: str | None = None,
     vocabulary: Literal["teacher", "corpus"] = "teacher",
     lora: LoraOptions | None = None,
+    parts: int | None = None,
 ) -> None:
     """Train a student and export it as a plain Hugging Face directory.
 
@@ -82,6 +83,8 @@ def train_student(
         vocabulary: All ids of the teacher, or those that its captured training rows need.
         lora: Adapters that train instead of the weights the student starts with; the export has
             them merged.
+        parts: So many of the first parts of the training text: 1 leaves out all that was added to
+            the corpus. None for all.
 
     Raises:
         IncompatibleError: If store and student do not fit; before the first step.
@@ -92,7 +95,7 @@ def train_student(
     plan = reader.plan
     maps = {term: {int(s): t for s, t in pairs.items()} for term, pairs in selected["maps"].items()}
     tokenizer = reader.tokenizer()
-    kept = corpus_vocabulary(reader) if vocabulary == "corpus" else None
+    kept = corpus_vocabulary(reader, parts) if vocabulary == "corpus" else None
     with torch.random.fork_rng():
         set_seed(options.seed)
         student = build_student(
@@ -121,11 +124,13 @@ def train_student(
             vocabulary=kept.ids if kept and models_language(plan["task"]) else None,
         )
         distiller = Distiller(student, features, objective, maps, task=plan["task"])
+    pool: dict[str, Any] = {"pool_segments": pool_segments, "parts": parts}
     dataset = (
-        StoreDataset(reader, signals, pool_segments=pool_segments)
+        StoreDataset(reader, signals, **pool)
         if kept is None
-        else VocabularyDataset(reader, signals, ids=kept.ids, pool_segments=pool_segments)
+        else VocabularyDataset(reader, signals, ids=kept.ids, **pool)
     )
+    chosen = {} if parts is None else {"parts": parts}
     terms = objective.model_dump(mode="json")
     identity = fingerprint(
         {
@@ -141,6 +146,7 @@ def train_student(
             "objective": terms,
             "options": options.model_dump(mode="json"),
             "pool_segments": pool_segments,
+            **chosen,
         }
     )
     directory = work / "train" / f"{name}-{identity[:16]}"
@@ -178,6 +184,7 @@ def train_student(
         record = {
             "student": name,
             **selected,
+            **chosen,
             "objective": terms,
             "objective_fingerprint": fingerprint(terms),
             "made_of": {key: plan["spec"].get(key) for key in ("tokenizer", "tokens")},

@@ -38,19 +38,23 @@ class Vocabulary:
     tokenizer: SmallerTokenizer
 
 
-def corpus_vocabulary(reader: StoreReader) -> Vocabulary:
+def corpus_vocabulary(reader: StoreReader, parts: int | None = None) -> Vocabulary:
     """Return the ids that the store's training rows need, with a tokenizer that has just these.
 
     Kept are the ids in the rows, added and special tokens, and what the tokenizer needs to write
     every text. Validation and test rows have no say.
 
+    Args:
+        reader: The store.
+        parts: So many of the first parts of the training rows; None for all.
+
     Raises:
         IntegrityError: If rows or tokenizer are missing or altered.
-        IncompatibleError: If the tokenizer cannot be cut.
+        IncompatibleError: If the tokenizer cannot be cut, or the store has fewer parts.
     """
     plan = reader.plan
     used = {int(plan["pad_id"])}
-    for number in reader.segments(TRAIN):
+    for number in reader.segments(TRAIN, parts):
         segment = reader.read_segment(number)
         rows = zip(segment.offset.tolist(), segment.length.tolist(), strict=True)
         for start, length in rows:
@@ -104,9 +108,10 @@ class VocabularyDataset(StoreDataset):
         *,
         ids: Int[Tensor, " kept"],
         pool_segments: int = 1,
+        parts: int | None = None,
     ) -> None:
         """Open the training examples; `ids` are the teacher's, in the student's order."""
-        super().__init__(reader, signals, pool_segments=pool_segments)
+        super().__init__(reader, signals, pool_segments=pool_segments, parts=parts)
         self._place = torch.full((reader.plan["vocab"],), -1)
         self._place[ids] = torch.arange(len(ids))
 

@@ -18,6 +18,7 @@ from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig, PreTrained
 from pipeline.errors import IncompatibleError
 from pipeline.taps.anatomy import find_anatomy
 from pipeline.taps.tap import AttentionCall, tap
+from pipeline.taps.weights import plain_weights
 
 NOT_COMPUTED_WITH = frozenset(
     {
@@ -124,14 +125,16 @@ class _Reached(Exception):  # noqa: N818 - not an error
 
 
 def query_key_parameters(model: PreTrainedModel, layer: int) -> dict[str, Tensor]:
-    """Return what `QueryKeyBlock` needs of a model's block, by name within the block, not copied.
+    """Return what `QueryKeyBlock` needs of a model's block, by name within the block.
 
     Raises:
         IncompatibleError: If a model of this block alone cannot be made or run.
     """
-    parameters = dict(find_anatomy(model).blocks[layer - 1].named_parameters())
-    block = QueryKeyBlock(model.config.to_dict(), layer, parameters)
-    return {name: parameters[name] for name in block.used()}
+    block = find_anatomy(model).blocks[layer - 1]
+    own = {name for name, _ in block.named_parameters()}
+    parameters = plain_weights(block, own.__contains__)
+    alone = QueryKeyBlock(model.config.to_dict(), layer, parameters)
+    return {name: parameters[name] for name in alone.used()}
 
 
 def _one_block(config: Mapping[str, Any], layer: int) -> PreTrainedConfig:

@@ -4,6 +4,7 @@ One batch is run tapped and, as reference, as the model came. What differs is re
 no list of supported architectures exists. Costs four to six forward passes of one batch.
 """
 
+import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +17,14 @@ from transformers import PreTrainedModel
 from pipeline.errors import IncompatibleError
 from pipeline.taps.anatomy import Anatomy, find_anatomy
 from pipeline.taps.below import QueryKeyBlock, query_key_parameters
-from pipeline.taps.comparison import BOUNDS, FLOAT32_BOUND, Comparison
+from pipeline.taps.comparison import Comparison, bound_of
 from pipeline.taps.head import HeadSpec, apply_head, head_parameters, read_head_spec
 from pipeline.taps.inputs import model_inputs, run_base
 from pipeline.taps.maps import check_maps, check_masks, check_own_maps
 from pipeline.taps.scores import Rule
 from pipeline.taps.tap import AttentionCall, Record, tap
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class TapReport:
     `causal` says that padding on the right changes no live position when the mask is left out.
     `heads`, `kv_heads` and `d_head` are those of the recorded tensors, or the configuration's when
     no attention was asked for; `d_value` is the width of a value's heads, 0 where no value was.
-    `head` rebuilds the model's logits, or is None when not asked for.
+    `head` rebuilds the model's logits, or is None when not asked for, or not needed and not so.
     """
 
     model_class: str
@@ -57,6 +60,7 @@ def check_taps(
     below: Collection[int] = (),
     maps: Collection[int] = (),
     head: bool = False,
+    logits: bool = False,
     max_length: int | None = None,
 ) -> TapReport:
     """Compare every asked tap with the model itself on one batch, and report what was found.
@@ -75,6 +79,8 @@ def check_taps(
         below: Layers whose query and key will be rebuilt from the hidden state below.
         maps: Layers whose map will be the model's own under eager attention.
         head: Whether the head's input will be tapped.
+        logits: Whether logits are wanted, which may then be made of the head's input if they agree
+            with the model's. If they do not, nothing is refused and the report's `head` is None.
         max_length: Longest row that will ever be run, in tokens. A row of that length is run too,
             for windows which the batch is too short to show.
 
@@ -89,8 +95,7 @@ def check_taps(
     live = _live_positions(inputs["attention_mask"])
     if (heard or maps) and live.sum(1).max() < 2:
         raise ValueError("one token says nothing about masks; check a batch with a longer row")
-    bound = BOUNDS.get(model.dtype, FLOAT32_BOUND)
-    comparison = Comparison(anatomy.model_class, live, bound)
+    comparison = Comparison(anatomy.model_class, live, bound_of(model))
     was_training, original = model.training, model.config._attn_implementation
     model.eval()
     try:
@@ -100,7 +105,10 @@ def check_taps(
                 anatomy,
                 inputs,
                 comparison,
-                _Asked(frozenset(hidden), frozenset(heard), values, below, maps, head, max_length),
+                _Asked(
+                    *(frozenset(hidden), frozenset(heard), values, below, maps),
+                    *(head, logits, max_length),
+                ),
             )
     except BaseException as error:
         if original is not None and model.config._attn_implementation != original:
@@ -123,6 +131,7 @@ class _Asked:
     below: Collection[int]
     maps: Collection[int]
     head: bool
+    logits: bool
     max_length: int | None
 
 
@@ -149,14 +158,14 @@ def _check(
         hidden=asked.hidden | {layer - 1 for layer in asked.below},
         attention=asked.heard,
         values=asked.values,
-        head=asked.head,
+        head=asked.head or asked.logits,
         watch=remember,
     ) as record:
         tapped = model(**inputs).logits
     _check_hidden(record, anatomy, states, norms, comparison)
     remedy = "leave attention out for this model"
     comparison.require_equal("logits under tapped attention", tapped, logits, remedy)
-    spec = _check_head(model, record, logits, comparison) if asked.head else None
+    spec = _found_head(model, record, logits, comparison, asked)
     rules = check_maps(model, inputs, record, modules, comparison) if modules else {}
     _check_below(model, record, asked.below, comparison)
     causal = not {"full"} & {*rules.values(), *own.values()} and _is_causal(
@@ -223,10 +232,30 @@ def _check_hidden(
             norms = [
                 given
                 for given, result in beside
-                if result.shape == theirs.shape == given.shape and torch.equal(result, theirs)
+                if result.shape == theirs.shape == given.shape
+                and torch.equal(result, theirs.to(result.device))
             ]
             theirs = norms[-1] if norms else theirs
         comparison.require_equal(f"hidden layer {layer}", state, theirs, "leave this layer out")
+
+
+def _found_head(
+    model: PreTrainedModel,
+    record: Record,
+    logits: Tensor,
+    comparison: Comparison,
+    asked: _Asked,
+) -> HeadSpec | None:
+    """Return the head if it was asked for, or would save memory and is plain."""
+    if asked.head:
+        return _check_head(model, record, logits, comparison)
+    if not asked.logits:
+        return None
+    try:
+        return _check_head(model, record, logits, comparison)
+    except (IncompatibleError, RuntimeError, ValueError) as error:
+        logger.info("logits are the model's own, all tokens at once: %s", error)
+        return None
 
 
 def _check_head(
@@ -235,8 +264,9 @@ def _check_head(
     """Rebuild the logits from the head's input alone."""
     spec = read_head_spec(model)
     weight, bias = head_parameters(model)
-    assert record.head_input is not None  # the tap was asked for it
-    rebuilt = apply_head(record.head_input, weight, bias, spec)
+    given = record.head_input
+    assert given is not None  # the tap was asked for it
+    rebuilt = apply_head(given, weight.to(given), None if bias is None else bias.to(given), spec)
     remedy = "leave the head out and keep its logits in another form"
     comparison.require_equal(f"logits rebuilt with {spec}", rebuilt, logits, remedy)
     return spec

@@ -5,12 +5,23 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from pipeline.errors import IncompatibleError
 
 FLOAT32_BOUND = 1e-4
 BOUNDS = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest allowed difference by dtype: absolute for values up to 1, else relative."""
+PACKED_BOUNDS = {"is_loaded_in_8bit": 0.1, "is_loaded_in_4bit": 5e-2}
+"""At least so much of quantised weights, by the model's attribute: with eight bits, what a matrix
+reads is rounded to eight too, and a last bit before that moves a whole step; of four bits a CPU may
+take products in bfloat16."""
+
+
+def bound_of(model: PreTrainedModel) -> float:
+    """Return how far two ways to compute the same may differ in a model."""
+    packed = [bound for name, bound in PACKED_BOUNDS.items() if getattr(model, name, False)]
+    return max([BOUNDS.get(model.dtype, FLOAT32_BOUND), *packed])
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,9 +42,10 @@ class Comparison:
 
         Tensors of two dimensions belong to examples, and all of them counts.
         """
-        ours, theirs = ours.float(), theirs.float()
+        # Blocks of a large model may lie on different devices.
+        ours, theirs = ours.float(), theirs.to(ours.device).float()
         if ours.ndim > 2:
-            live = self.live if live is None else live
+            live = (self.live if live is None else live).to(ours.device)
             ours, theirs = ours[live], theirs[live]
         return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1.0))
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from pipeline.errors import IncompatibleError
+from pipeline.taps.weights import plain_weights
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,11 @@ class HeadSpec:
     softcap: float | None = None
 
 
-def head_parameters(
-    model: PreTrainedModel,
-) -> tuple[Float[Tensor, "vocab d"], Float[Tensor, " vocab"] | None]:
-    """Return weight and bias of the model's output embedding, not copied.
+def linear_head(model: PreTrainedModel) -> nn.Linear:
+    """Return the model's output embedding.
 
     Raises:
-        IncompatibleError: If the model has no linear output embedding.
+        IncompatibleError: If it has none that is linear.
     """
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):
@@ -41,7 +40,19 @@ def head_parameters(
             f"{type(model).__name__} has {found}, expected a linear lm_head; leave the head out "
             "and keep its logits in another form"
         )
-    return head.weight, head.bias
+    return head
+
+
+def head_parameters(
+    model: PreTrainedModel,
+) -> tuple[Float[Tensor, "vocab d"], Float[Tensor, " vocab"] | None]:
+    """Return weight and bias of the model's output embedding; copied only if it was offloaded.
+
+    Raises:
+        IncompatibleError: If the model has no linear output embedding.
+    """
+    found = plain_weights(linear_head(model))
+    return found["weight"], found.get("bias")
 
 
 def read_head_spec(model: PreTrainedModel) -> HeadSpec:
@@ -50,7 +61,7 @@ def read_head_spec(model: PreTrainedModel) -> HeadSpec:
     Raises:
         IncompatibleError: If the model has no linear output embedding.
     """
-    _, bias = head_parameters(model)
+    bias = linear_head(model).bias
     config = model.config.get_text_config()
     # Cohere and Falcon-H1 multiply, Granite divides.
     scale = (getattr(config, "logit_scale", None) or 1.0) * (
@@ -68,7 +79,21 @@ def apply_head(
     spec: HeadSpec,
 ) -> Float[Tensor, "*tokens vocab"]:
     """Return the logits the model computes from `head_input`; differentiable in every tensor."""
-    logits = F.linear(head_input, weight, bias)
+    return _finished(F.linear(head_input, weight, bias), spec)
+
+
+def run_head(
+    model: PreTrainedModel, head_input: Float[Tensor, "*tokens d"], spec: HeadSpec
+) -> Float[Tensor, "*tokens vocab"]:
+    """Return the logits of some rows by the model's own head, wherever it has its weight.
+
+    Raises:
+        IncompatibleError: If the model has no linear output embedding.
+    """
+    return _finished(linear_head(model)(head_input), spec)
+
+
+def _finished(logits: Tensor, spec: HeadSpec) -> Tensor:
     if spec.scale != 1.0:
         logits = logits * spec.scale
     if spec.softcap is not None:

@@ -44,7 +44,7 @@ def input_magnitudes(
             given = args[0]
             # What experts read is no longer told apart by token.
             if given.shape[:-1] == live.shape:
-                rows = given[live].double()
+                rows = given[live.to(given.device)].double()
                 # As with the channels' statistics: an example that is skipped has no say.
                 rows = rows[rows.isfinite().all(-1)]
                 count, total = sums.get(name, (0, torch.zeros(())))

@@ -39,7 +39,6 @@ def check_maps(
         IncompatibleError: If a layer's rebuilt attention differs, or it shows no map.
     """
     rules: dict[int, Rule] = {}
-    live = comparison.live
 
     def compare(layer: int, output: Any) -> None:
         where = f"attention of layer {layer}"
@@ -50,6 +49,7 @@ def check_maps(
                 f"one to verify query and key; {remedy}"
             )
         theirs = output[1].float()
+        live = comparison.live.to(theirs.device)
         rules[layer] = _rule(theirs, live)
         visible = visible_keys(live.sum(1), live.shape[1], rules[layer])
         ours = attention_log_probs(
@@ -93,8 +93,8 @@ def check_own_maps(
     remedy = "leave attention out for this model"
     comparison.require_equal("output under eager attention", found, expected, remedy)
     rules: dict[int, Rule] = {}
-    live = comparison.live
     for layer, theirs in maps.items():
+        live = comparison.live.to(theirs.device)
         rules[layer] = _rule(theirs, live)
         visible = visible_keys(live.sum(1), live.shape[1], rules[layer])
         sums = theirs.float().masked_fill(~visible, 0.0).sum(-1).transpose(1, 2)

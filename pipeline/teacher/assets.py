@@ -17,6 +17,7 @@ from pipeline.taps.anatomy import find_anatomy
 from pipeline.taps.below import query_key_parameters
 from pipeline.taps.head import head_parameters
 from pipeline.taps.magnitudes import PREFIX
+from pipeline.taps.weights import plain_weights
 
 HEAD = "lm_head"
 BLOCKS = "blocks"
@@ -66,11 +67,9 @@ def write_blocks(
     """
     prefix = f"{find_anatomy(model).path}."
     wanted = tuple(f"{prefix}{layer - 1}." for layer in layers)
-    tensors = {
-        name: value
-        for name, value in model.state_dict().items()
-        if not name.startswith(prefix) or name.startswith(wanted)
-    }
+    tensors = plain_weights(
+        model, lambda name: not name.startswith(prefix) or name.startswith(wanted)
+    )
     tensors |= {
         f"{PREFIX}{name}": value for name, value in magnitudes.items() if name.startswith(wanted)
     }

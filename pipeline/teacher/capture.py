@@ -7,7 +7,7 @@ a segment. A capture that has nothing to do needs neither teacher nor torch, see
 
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -27,20 +27,28 @@ from pipeline.store.layout import Layout
 from pipeline.store.links import refuse_links
 from pipeline.store.lock import writer_lock
 from pipeline.store.plan import Plan
-from pipeline.store.planner import rows_digest, write_plan
+from pipeline.store.planner import Rows, rows_digest, write_plan
 from pipeline.store.reader import Segment, StoreReader
 from pipeline.store.records import Declaration
 from pipeline.store.shards import file_digest
 from pipeline.store.signals import Signal
-from pipeline.taps.check import TapReport, check_taps
-from pipeline.taps.inputs import model_columns
+from pipeline.taps.check import TapReport
 from pipeline.taps.magnitudes import input_magnitudes
 from pipeline.teacher.assets import BLOCKS, write_blocks, write_descriptions
+from pipeline.teacher.batch_size import (
+    Rehearsal,
+    known_batch_tokens,
+    named_memory,
+    settle_batch_tokens,
+)
+from pipeline.teacher.checked import check_signals
 from pipeline.teacher.declare import declarations, load_declaration
 from pipeline.teacher.finite import checked_batch
 from pipeline.teacher.forward import Batch, segment_batches
 from pipeline.teacher.load import load_teacher
+from pipeline.teacher.placement import input_device
 from pipeline.teacher.reference import TeacherReference
+from pipeline.teacher.reuse import Reuse
 from pipeline.teacher.rows import load_rows, longest_segment, plan_rows
 from pipeline.teacher.schedule import Runtime, run_here
 from pipeline.teacher.segments import SegmentJob
@@ -79,6 +87,8 @@ def capture(
         ResourceError: If disk space does not suffice, another process writes (`runtime.wait`
             false), or worker processes keep dying on a segment.
     """
+    # Workers have other working directories.
+    teacher, stores = teacher.absolute(), stores.absolute()
     token_set = TokenSet.load(tokens)
     meta = token_set.meta
     reference = TeacherReference.load(teacher)
@@ -90,42 +100,58 @@ def capture(
     load = partial(
         load_teacher,
         teacher,
-        reference,
+        reference.anywhere(),
         task=meta.task,
         device=torch.device(runtime.device),
         dtype=getattr(torch, options.dtype),
+        placement=runtime.placement,
     )
 
     with writer_lock(layout.lock, wait=runtime.wait), _swept(layout):
         rows = load_rows(token_set, plan)
         device = torch.device(runtime.device)
         run = _Capture(layout, plan, list(signals), list(blocks), options, nonfinite, device, meta)
+        description = run.description | {"spec": spec}
+        run.batch_tokens = known_batch_tokens(layout, options.batch_tokens)
+        run.reuse = Reuse(layout, plan, rows, description, takes_skipped=nonfinite == "skip")
 
         def lay_out() -> None:
             if not layout.plan.exists():
                 write_descriptions(layout, reference.config, token_set.tokenizer_path)
-            write_plan(layout, plan, rows, run.description | {"spec": spec})
+            write_plan(layout, plan, rows, description | run.found())
 
-        if layout.plan.exists():
+        if layout.plan.exists() and run.batch_tokens is not None:
+            run.reuse.keep_to(run.batch_tokens)
             lay_out()
             run.take_up()
+            run.take_over()
         if run.is_incomplete():
-            run.check_space(configured_sizes(reference.config))
+            run.check_space(configured_sizes(reference.config, signals, task=meta.task))
+            if runtime.is_cluster:
+                # Before the teacher is loaded, which may take long.
+                from pipeline.teacher.remote import refuse_unfit
+
+                refuse_unfit(runtime, layout)
             model = load()
+            run.device = input_device(model, device)
             report = run.check(model, longest_segment(plan, rows))
             run.check_space(measured_sizes(model, report))
+            run.settle_batches(model, report, rows)
             lay_out()
             run.declare(model, report)
+            if run.take_over():
+                run.check_space(measured_sizes(model, report), is_final=True)
             if todo := run.segments():
                 job = run.job(report)
-                if runtime.scheduler == "processes":
+                if runtime.scheduler == "processes" or runtime.is_cluster:
                     # Here, because nobody else needs Dask's servers, which take a second to import.
                     from pipeline.teacher.workers import run_in_workers
 
                     del model  # before the workers load theirs: one more might not fit
                     run_in_workers(job, load, todo, runtime)
                 else:
-                    run_here(job, model, todo, runtime)
+                    with named_memory(job.batch_tokens):
+                        run_here(job, model, todo, runtime)
         run.commit()
     return layout.root
 
@@ -185,6 +211,8 @@ class _Capture:
         self.writers: dict[str, SignalWriter] = {}
         self.missing: dict[str, list[int]] = {}
         self.undeclared = list(signals)
+        self.reuse: Reuse | None = None
+        self.batch_tokens: int | None = None
 
     def take_up(self) -> None:
         """Find what earlier captures left; hide from readers what turns out to be damaged."""
@@ -204,13 +232,27 @@ class _Capture:
         self.writers[name] = writer
         self.missing[name] = writer.missing()
 
+    def take_over(self) -> bool:
+        """Take what other stores have of the same rows; tell whether there are such stores."""
+        if not self.reuse:
+            return False
+        self.missing = self.reuse.take(self.writers, self.missing)
+        return True
+
     def is_incomplete(self) -> bool:
         """Tell whether the teacher must run."""
-        return bool(self.undeclared or any(self.missing.values()) or self._lacks_blocks())
+        return bool(
+            self.undeclared
+            or any(self.missing.values())
+            or self._lacks_blocks()
+            or self.batch_tokens is None
+        )
 
     def _lacks_blocks(self) -> bool:
         if not self.blocks:
             return False
+        if not self.layout.index.exists():
+            return True
         entry = read_index(self.layout)["assets"].get(BLOCKS)
         if entry is None or entry.get("layers") != self.blocks:
             return True
@@ -223,46 +265,57 @@ class _Capture:
     def check(self, model: PreTrainedModel, segment: Segment) -> TapReport:
         """Compare taps with the model's own outputs on the longest training examples."""
         batch = checked_batch(model, segment, CHECK_EXAMPLES, self.pad_id, self.device)
-        report = check_taps(
-            model,
-            model_columns(model, batch.inputs),
-            hidden=self._layers("hidden"),
-            attention=self._layers("attention", "qk"),
-            values=self._layers("value"),
-            below=self._layers("attention", "below"),
-            maps=self._layers("attention", "map"),
-            head=any(s.form.name == "head" for s in self.signals),
-            max_length=self.description["max_length"],
+        report = check_signals(
+            model, batch, self.signals, max_length=self.description["max_length"]
         )
         logger.info("taps agree with the teacher's own outputs on %d examples", len(batch.members))
         return report
 
-    def _layers(self, kind: str, form: str | None = None) -> list[int]:
-        """Return the layers asked for in a kind, and in one form of it."""
-        return sorted(
-            {
-                signal.layer
-                for signal in self.signals
-                if signal.layer is not None
-                and signal.kind == kind
-                and form in (None, signal.form.name)
-            }
+    def settle_batches(self, model: PreTrainedModel, report: TapReport, rows: Rows) -> None:
+        """See that batches fit into memory, or find which do, before anything is written."""
+        if self.batch_tokens is not None and not self.undeclared:
+            return  # whoever declared the signals has seen to it
+        wanted = [s for s in self.signals if s in self.undeclared or self.missing[s.name]]
+        rehearsal = Rehearsal(model, report, wanted, self.plan, rows, self.pad_id, self.device)
+        self.batch_tokens = settle_batch_tokens(
+            self.batch_tokens,
+            rehearsal.fits,
+            is_stored=self.layout.plan.exists(),
+            nearby=self.reuse.batch_tokens if self.reuse else None,
+            device=self.device,
+            longest=int(self.plan.length.max()),
         )
+        if self.reuse:
+            self.reuse.keep_to(self.batch_tokens)
 
-    def check_space(self, sizes: RowSizes) -> None:
-        """Refuse to start what the disk cannot hold, even if nothing compresses."""
-        needed = needed_bytes(self.plan, self.signals, self.missing, sizes)
+    def found(self) -> dict[str, Any]:
+        """Return what the plan's record says beyond its description."""
+        if self.options.batch_tokens != "auto":
+            return {}
+        return {"batch_tokens": self.batch_tokens}
+
+    def check_space(self, sizes: RowSizes, *, is_final: bool = False) -> None:
+        """Refuse to start what the disk cannot hold, even if nothing compresses.
+
+        Until it is final, what another store seems to have takes no room.
+        """
+        missing: Mapping[str, Sequence[int]] = self.missing
+        if self.reuse and not is_final:
+            missing = self.reuse.left_over(self.signals, missing)
+        needed = needed_bytes(self.plan, self.signals, missing, sizes)
         require_space(self.layout.root, needed)
 
     def declare(self, model: PreTrainedModel, report: TapReport) -> None:
         """Declare what is new, and write the assets and receipts that need no segment."""
         reader = StoreReader(self.layout.root)
-        options = self.options
+        options, batch_tokens = self.options, self.batch_tokens
+        assert batch_tokens is not None  # settled before
 
         def sample() -> Iterator[Batch]:
-            for number in reader.segments(TRAIN):
+            # Of the corpus as it was first: what is added later leaves the statistics alone.
+            for number in reader.segments(TRAIN, parts=1):
                 segment = reader.read_segment(number)
-                yield from segment_batches(segment, options.batch_tokens, self.pad_id, self.device)
+                yield from segment_batches(segment, batch_tokens, self.pad_id, self.device)
 
         for declared in declarations(self.layout, self.undeclared, model, report, sample):
             SignalWriter(self.layout, self.plan, options.chunk_tokens, declared).declare()
@@ -290,13 +343,14 @@ class _Capture:
 
     def job(self, report: TapReport) -> SegmentJob:
         """Return what a process needs to capture them."""
+        assert self.batch_tokens is not None  # settled before anything was declared
         wanted = [signal for signal in self.signals if self.missing[signal.name]]
         return SegmentJob(
             layout=self.layout,
             writers={signal.name: self.writers[signal.name] for signal in wanted},
             signals=wanted,
             report=report,
-            batch_tokens=self.options.batch_tokens,
+            batch_tokens=self.batch_tokens,
             pad_id=self.pad_id,
             device=self.device,
             nonfinite=self.nonfinite,

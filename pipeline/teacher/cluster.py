@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,16 @@ import dask.config
 from distributed import Client, LocalCluster
 from distributed.security import Security
 
-from pipeline.errors import ResourceError
+from pipeline.errors import ConfigError, ResourceError
 
+logger = logging.getLogger(__name__)
 NOISY = ("asyncio", "distributed", "tornado")
 QUIET = logging.CRITICAL + 1
 TRACKER = "ignore:resource_tracker"
 """Python's tracker of semaphores removes what a killed process leaves, and would warn of it."""
+
+PAGES = ("distributed.http.statics", "distributed.http.scheduler.info")
+"""What the pages of a dashboard ask for: styles, and the links to the workers."""
 
 SETTINGS = {
     # A forked worker has torch imported already, so one that died is replaced in a moment. The
@@ -37,8 +42,7 @@ SETTINGS = {
     "distributed.worker.memory.pause": False,
     "distributed.worker.profile.enabled": False,
     "distributed.diagnostics.nvml": False,
-    # Of the servers for a dashboard nothing is left to ask: they know no certificates.
-    "distributed.scheduler.http.routes": [],
+    # Of the workers' servers for a dashboard nothing is left to ask: they know no certificates.
     "distributed.worker.http.routes": [],
     # They would be set for this process.
     "distributed.nanny.pre-spawn-environ": {},
@@ -46,7 +50,27 @@ SETTINGS = {
 
 
 @contextmanager
-def local_workers(count: int, megabytes: int, directory: Path, *, preload: str) -> Iterator[Client]:
+def quiet_servers() -> Iterator[None]:
+    """Silence Dask's servers: what they say of a death, a user learns in one line."""
+    loggers = [
+        logging.getLogger(name)
+        for name in logging.root.manager.loggerDict
+        if name.partition(".")[0] in NOISY
+    ]
+    levels = [one.level for one in loggers]
+    for one in loggers:
+        one.setLevel(QUIET)
+    try:
+        yield
+    finally:
+        for one, level in zip(loggers, levels, strict=True):
+            one.setLevel(level)
+
+
+@contextmanager
+def local_workers(
+    count: int, megabytes: int, directory: Path, *, preload: str, dashboard: str = ""
+) -> Iterator[Client]:
     """Run worker processes of one thread each, that only this process can talk to.
 
     They listen on loopback. A task is a pickle, so whoever may send one runs code as this user:
@@ -58,41 +82,43 @@ def local_workers(count: int, megabytes: int, directory: Path, *, preload: str) 
         megabytes: Memory at which one is ended; 0 for no limit.
         directory: For Dask's own files.
         preload: The module that holds their tasks, imported once and forked with each.
+        dashboard: Where Dask's dashboard listens, for anybody there to read; empty for nowhere.
 
     Raises:
+        ConfigError: If a dashboard is asked for and bokeh is not installed.
         ResourceError: If they do not start.
     """
-    loggers = [
-        logging.getLogger(name)
-        for name in logging.root.manager.loggerDict
-        if name.partition(".")[0] in NOISY
-    ]
-    levels = [one.level for one in loggers]
-    for one in loggers:
-        one.setLevel(QUIET)
-    try:
-        scratch = {"temporary-directory": str(directory.resolve() / "dask")}
-        with dask.config.set({**SETTINGS, **scratch}):
-            start_fork_server(preload)
-            with ExitStack() as stack:
-                with _uninterrupted():
-                    cluster = stack.enter_context(_cluster(count, megabytes))
-                    client = stack.enter_context(Client(cluster))
-                    stack.push(partial(_kill_if_failed, cluster))
-                yield client
-    finally:
-        for one, level in zip(loggers, levels, strict=True):
-            one.setLevel(level)
+    if dashboard and find_spec("bokeh") is None:
+        raise ConfigError(
+            "dashboard: needs bokeh, which is not installed; install it, or set dashboard: false"
+        )
+    settings = {
+        **SETTINGS,
+        "temporary-directory": str(directory.resolve() / "dask"),
+        # Nothing is left to ask of the scheduler's own pages; those of the dashboard stay.
+        "distributed.scheduler.http.routes": list(PAGES) if dashboard else [],
+    }
+    with quiet_servers(), dask.config.set(settings):
+        start_fork_server(preload)
+        with ExitStack() as stack:
+            with uninterrupted():
+                cluster = stack.enter_context(_cluster(count, megabytes, dashboard))
+                client = stack.enter_context(Client(cluster))
+                stack.push(partial(_kill_if_failed, cluster))
+            if dashboard:
+                logger.info("dashboard %s", client.dashboard_link)
+            yield client
 
 
-def _cluster(count: int, megabytes: int) -> Any:
+def _cluster(count: int, megabytes: int, dashboard: str) -> Any:
     try:
         return LocalCluster(
             n_workers=count,
             threads_per_worker=1,
             host="127.0.0.1",
-            # Without an address it would listen on 8787.
-            dashboard_address="127.0.0.1:0",
+            # Without an address it would listen on 8787; and with bokeh it would show itself.
+            dashboard_address=dashboard or "127.0.0.1:0",
+            scheduler_kwargs={"dashboard": bool(dashboard)},
             worker_dashboard_address="127.0.0.1:0",
             security=Security.temporary(),
             memory_limit=megabytes * 2**20,
@@ -117,7 +143,7 @@ def _kill_if_failed(cluster: Any, kind: object, *_: object) -> None:
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
+def uninterrupted() -> Iterator[None]:
     """Answer Ctrl-C at the end of the block: half a cluster cannot be closed."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -16,7 +16,7 @@ from pipeline.store.sealed import read_record
 from pipeline.store.shards import file_digest
 from pipeline.store.signals import Signal
 from pipeline.taps.check import TapReport
-from pipeline.taps.head import head_parameters
+from pipeline.taps.head import linear_head
 from pipeline.teacher.assets import HEAD, query_key_name, write_head, write_query_key
 from pipeline.teacher.forward import Batch, TappedTeacher
 from pipeline.teacher.request import needs_of, splits_of
@@ -38,8 +38,8 @@ def geometry_of(signal: Signal, model: PreTrainedModel, report: TapReport) -> Ge
     if signal.form.name == "dense":
         return Geometry(vocab=int(model.config.num_labels or 0))
     if signal.kind == "logits":
-        rows, width = head_parameters(model)[0].shape
-        return Geometry(width=int(width), vocab=int(rows))
+        head = linear_head(model)
+        return Geometry(width=head.in_features, vocab=head.out_features)
     return Geometry(width=report.d_teacher)
 
 

@@ -65,17 +65,12 @@ def _is_finite(model: PreTrainedModel, batch: Batch) -> NDArray[np.bool_]:
     return found.cpu().numpy()
 
 
-def first_beyond(values: Mapping[str, Tensor], rows: NDArray[np.bool_]) -> str:
-    """Return, in words, the first value of some rows that cannot be stored.
+def first_beyond(values: Mapping[str, Tensor]) -> str:
+    """Return, in words, the first of some values that cannot be stored.
 
-    Args:
-        values: What the teacher said, the first axis the rows.
-        rows: Those of one example. If all in them is finite, the largest left the form's range.
+    If all is finite, it is the largest, which left the form's range.
     """
-    chosen = torch.from_numpy(rows)
-    found = torch.cat(
-        [value[chosen.to(value.device)].flatten().float() for value in values.values()]
-    )
+    found = torch.cat([value.flatten().float() for value in values.values()])
     beyond = found[~(found.abs() <= LARGEST)]
     if len(beyond):
         return f"{beyond[0].item():g}"

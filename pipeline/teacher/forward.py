@@ -1,32 +1,53 @@
-"""One batch through the tapped teacher: live rows of every signal, flat, in batch order."""
+"""One batch through the tapped teacher: live rows of every signal, flat, in batch order.
+
+Of what a pass leaves, only chosen layers exist at all, and each of them only until it was looked
+at; logits exist for some rows at a time.
+"""
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pipeline.axes import Axis
 from pipeline.store.plan import bucketed_batches
 from pipeline.store.reader import Segment
 from pipeline.store.signals import Signal
 from pipeline.taps.check import TapReport
 from pipeline.taps.eager import eager_maps
+from pipeline.taps.head import linear_head, run_head
 from pipeline.taps.inputs import model_columns, model_inputs, run_base
 from pipeline.taps.scores import Rule, visible_keys
 from pipeline.taps.tap import Record, tap
 
+LOGITS = {"cpu": 2**24, "cuda": 2**26}
+"""Logits that exist at once, by kind of device: enough rows for a matrix product at full speed."""
 
-def place_of(kind: str, form: str, layer: int | None) -> tuple[str, int | None]:
-    """Return where among a batch's values those of a signal are: the kind, as one axis, and layer.
+Place: TypeAlias = tuple[str, int | None]
+"""Where among a batch's values those of a signal are: the kind, as one axis, and layer."""
+Values: TypeAlias = dict[str, Tensor]
+"""Named tensors whose first axis is the rows of a batch, or of a piece of it."""
+
+
+def place_of(kind: str, form: str, layer: int | None) -> Place:
+    """Return the place of a signal.
 
     A map's rows are pairs, so it stands apart from query and key of the same layer.
     """
     return "map" if form == "map" else kind, layer
+
+
+def takes_logits(signal: Signal) -> bool:
+    """Tell whether a signal's form takes the logits of tokens, which a head's input gives too."""
+    form = signal.form
+    return signal.kind == "logits" and form.axis == Axis.TOKEN and form.name != "head"
 
 
 @dataclass(frozen=True)
@@ -35,17 +56,24 @@ class Batch:
 
     `members` are positions within the segment's examples, `rows` the rows of their live tokens in
     the segment, in the order of the padded batch's live positions; `inputs` is right-padded with
-    `attention_mask`.
+    `attention_mask`. `places` are the live positions of the flat padded batch, None if all are.
     """
 
     members: NDArray[np.int64]
     rows: NDArray[np.int64]
     inputs: dict[str, Tensor]
+    places: Int[Tensor, " tokens"] | None
 
     @property
     def live(self) -> Tensor:
         """True at real tokens of the padded batch."""
         return self.inputs["attention_mask"].bool()
+
+    def live_rows(self, values: Shaped[Tensor, "batch seq ..."]) -> Shaped[Tensor, "tokens ..."]:
+        """Return the values of live tokens, copied only where there is padding between them."""
+        rows = values.flatten(0, 1)
+        # By number: a boolean mask would be counted first, for which a GPU has to be waited for.
+        return rows if self.places is None else rows.index_select(0, self.places.to(rows.device))
 
 
 def collate(
@@ -63,7 +91,8 @@ def collate(
         padded = np.full(live.shape, pad_id if column == "input_ids" else 0, dtype=np.int64)
         padded[live] = values[rows]
         inputs[column] = torch.from_numpy(padded)
-    return Batch(members, rows, {key: value.to(device) for key, value in inputs.items()})
+    places = None if live.all() else torch.from_numpy(np.flatnonzero(live)).to(device)
+    return Batch(members, rows, {key: value.to(device) for key, value in inputs.items()}, places)
 
 
 def segment_batches(
@@ -91,36 +120,59 @@ class TappedTeacher:
         self._attention = _layers(s for s in signals if s.form.name == "qk")
         self._maps = _layers(s for s in signals if s.form.name == "map")
         self._values = _layers(s for s in signals if s.kind == "value")
-        self._logits = [s.form.name for s in signals if s.kind == "logits"]
+        logits = [s for s in signals if s.kind == "logits"]
+        self._head = any(s.form.name == "head" for s in logits)
+        self._classes = any(s.form.axis == Axis.EXAMPLE for s in logits)
+        self._logits = any(takes_logits(s) for s in logits)
+        # Where the check has proven a plain head, logits are made of its input, piece by piece.
+        self._is_chunked = self._logits and report.head is not None
 
     @torch.inference_mode()
-    def __call__(self, batch: Batch) -> dict[tuple[str, int | None], dict[str, Tensor]]:
-        """Return float values by `place_of` a signal, as its form takes them.
+    def values(self, batch: Batch) -> Iterator[tuple[Place, Values]]:
+        """Yield what the forms at a place take, in the teacher's dtype; `pieces` hands it to them.
 
         Token-axis values have one row a live token, example-axis values one row an example,
-        pair-axis values one row a visible pair.
+        pair-axis values one row a visible pair. What was yielded is no longer held here.
         """
-        live = batch.live
         columns = model_columns(self.model, batch.inputs)
         inputs = model_inputs(columns, is_causal=self.report.causal)
         # One model has one set of hooks, so tasks of a threaded scheduler take turns here.
         with self._turn:
-            record, output, pairs = self._passes(inputs, live)
-        values: dict[tuple[str, int | None], dict[str, Tensor]] = {}
+            record, output, pairs = self._passes(inputs, batch.live)
         for layer in self._hidden:
-            values["hidden", layer] = {"hidden": record.hidden[layer][live].float()}
+            yield ("hidden", layer), {"hidden": batch.live_rows(record.hidden.pop(layer))}
         for layer in self._attention:
-            values["attention", layer] = {
-                "query": record.query[layer].transpose(1, 2)[live].float(),
-                "key": record.key[layer].transpose(1, 2)[live].float(),
+            query, key = record.query.pop(layer), record.key.pop(layer)
+            found = {
+                "query": batch.live_rows(query.transpose(1, 2)),
+                "key": batch.live_rows(key.transpose(1, 2)),
             }
-        for layer, probability in pairs.items():
-            values["map", layer] = {"probability": probability}
+            del query, key
+            yield ("attention", layer), found
+        for layer in self._maps:
+            yield ("map", layer), {"probability": pairs.pop(layer)}
         for layer in self._values:
-            values["value", layer] = {"value": record.value[layer].transpose(1, 2)[live].float()}
-        if self._logits:
-            values["logits", None] = self._logit_values(record, output, live)
-        return values
+            value = record.value.pop(layer).transpose(1, 2)
+            yield ("value", layer), {"value": batch.live_rows(value)}
+        if self._head or self._logits or self._classes:
+            yield ("logits", None), self._logit_values(record, output, batch)
+
+    @torch.inference_mode()
+    def pieces(self, place: Place, values: Values) -> Iterator[Values]:
+        """Yield `values` as forms take them, in float32, in order; logits some rows at a time."""
+        if place[0] != "logits" or not (self._logits or self._classes):
+            yield {name: value.float() for name, value in values.items()}
+            return
+        first = next(iter(values.values()))
+        width = linear_head(self.model).out_features if self._is_chunked else first.shape[-1]
+        step = max(1, LOGITS.get(first.device.type, LOGITS["cpu"]) // width)
+        # Also of no rows there is one piece, from which forms learn their shapes.
+        for start in range(0, max(1, len(first)), step):
+            piece = {name: value[start : start + step] for name, value in values.items()}
+            if self._is_chunked:
+                assert self.report.head is not None
+                piece["logits"] = run_head(self.model, piece["head_input"], self.report.head)
+            yield {name: value.float() for name, value in piece.items()}
 
     def _passes(
         self, inputs: dict[str, Tensor], live: Tensor
@@ -128,16 +180,17 @@ class TappedTeacher:
         """Run the model as often as the signals need: tapped, for its own maps, or both."""
 
         def take(layer: int, attention: Tensor) -> Tensor:
-            return visible_pairs(attention, live, self.report.rule[layer])
+            return visible_pairs(attention, live.to(attention.device), self.report.rule[layer])
 
         record, output, pairs = Record(), None, {}
-        if self._hidden or self._attention or self._values or self._logits:
+        logits = self._head or self._logits or self._classes
+        if self._hidden or self._attention or self._values or logits:
             with tap(
                 self.model,
                 hidden=self._hidden,
                 attention=self._attention,
                 values=self._values,
-                head="head" in self._logits,
+                head=self._head or self._is_chunked,
             ) as record:
                 output = self._run(inputs)
         if self._maps:
@@ -145,25 +198,20 @@ class TappedTeacher:
         return record, output, pairs
 
     def _run(self, inputs: dict[str, Tensor]) -> Tensor | None:
-        # The form head needs only the head's input, which the tap records.
-        if not {"topk", "sampled", "dense"} & set(self._logits):
-            run_base(self.model, inputs)
-            return None
-        return self.model(**inputs).logits
+        # What is made of the head's input, which the tap records, needs no logits of the model.
+        if self._classes or (self._logits and not self._is_chunked):
+            return self.model(**inputs).logits
+        run_base(self.model, inputs)
+        return None
 
-    def _logit_values(
-        self, record: Record, logits: Tensor | None, live: Tensor
-    ) -> dict[str, Tensor]:
+    def _logit_values(self, record: Record, logits: Tensor | None, batch: Batch) -> Values:
         values = {}
-        if "head" in self._logits:
+        if self._head or self._is_chunked:
             assert record.head_input is not None
-            values["head_input"] = record.head_input[live].float()
-        if {"topk", "sampled"} & set(self._logits):
-            assert logits is not None
-            values["logits"] = logits[live].float()
-        if "dense" in self._logits:
-            assert logits is not None
-            values["logits"] = logits.float()
+            values["head_input"] = batch.live_rows(record.head_input)
+            record.head_input = None
+        if logits is not None:
+            values["logits"] = logits if self._classes else batch.live_rows(logits)
         return values
 
 

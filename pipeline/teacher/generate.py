@@ -31,6 +31,7 @@ from pipeline.generation.generate import (
 from pipeline.provenance import fingerprint, read_json, write_json
 from pipeline.tasks import generates
 from pipeline.teacher.load import load_teacher
+from pipeline.teacher.placement import Placement, input_device
 from pipeline.teacher.reference import TeacherReference
 from pipeline.training.checkpoints import checkpoint_lock
 
@@ -49,6 +50,7 @@ def generate(
     work: Path,
     options: GenerationOptions,
     device: str,
+    placement: Placement | None = None,
 ) -> None:
     """Let a teacher continue every training prompt, and write the token set that comes of it.
 
@@ -60,6 +62,7 @@ def generate(
         work: Directory for finished batches; they are removed when all is written.
         options: How to continue a prompt.
         device: A torch device.
+        placement: How the teacher is spread over devices.
 
     Raises:
         ConfigError: If the task has no prompts, or the teacher cannot be found.
@@ -83,7 +86,9 @@ def generate(
         for start, count in zip(train.offsets[:-1], train.prompt_tokens, strict=True)
     ]
     # The teacher's context holds max_length tokens: teach has seen to it.
-    batches = plan_batches([len(ids) for ids in prompts], options, limit=meta.max_length)
+    batches = plan_batches(
+        [len(ids) for ids in prompts], options, limit=meta.max_length, parts=meta.parts
+    )
     identity = fingerprint(
         {
             "version": VERSION,
@@ -104,15 +109,22 @@ def generate(
                 logger.info("%s: going on after %d of %d batches", name, len(found), len(batches))
             place = torch.device(device)
             model = load_teacher(
-                teacher, reference, task=meta.task, device=place, dtype=torch.float32
+                teacher,
+                reference,
+                task=meta.task,
+                device=place,
+                dtype=torch.float32,
+                placement=placement,
             )
+            place = input_device(model, place)
             for batch, continuations in generate_batches(
                 model,
                 prompts,
                 batches,
                 options=options,
                 pad_id=meta.pad_id,
-                eos_ids=end_ids(model, tokenizer, _rows(train)),
+                # Of the corpus itself: what is added to it does not change what was written.
+                eos_ids=end_ids(model, tokenizer, _rows(train)[: meta.first_rows]),
                 device=place,
                 description=f"generate {name}",
                 done=frozenset(found),

@@ -1,7 +1,7 @@
 """Loads a teacher for inference, or refuses it before anything expensive."""
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,18 @@ from transformers import (
     PreTrainedModel,
 )
 
-from pipeline.errors import ConfigError, IncompatibleError
+from pipeline.errors import ConfigError, IncompatibleError, ResourceError, in_short
 from pipeline.tasks import models_language, outputs_of
+from pipeline.teacher.memory import is_out_of_memory
+from pipeline.teacher.placement import Placement, remove_with
+from pipeline.teacher.quantization import Quantization
 from pipeline.teacher.reference import TeacherReference
 from pipeline.teacher.weights import weights_sha256
 from pipeline.training.own_code import code_sha256, own_code
 
 logger = logging.getLogger(__name__)
+SIZES = "ignore_mismatched_sizes"
+"""What the library names when weights are of other sizes."""
 PROBLEM_TYPES = {
     "classification": "single_label_classification",
     "multi-label": "multi_label_classification",
@@ -56,8 +61,9 @@ def load_pretrained(
     classes: tuple[str, ...] = (),
     new_head: bool = False,
     seed: int = 0,
+    options: Mapping[str, Any] | None = None,
 ) -> PreTrainedModel:
-    """Load a pretrained model with the head of a task.
+    """Load a pretrained model with the head of a task, each weight once and in its dtype.
 
     Args:
         model: A directory, or a hub id.
@@ -68,10 +74,13 @@ def load_pretrained(
         classes: Names of the classes, for a head of as many.
         new_head: Draw the head anew where the stored one is of another size.
         seed: Of what the weights on disk do not bring.
+        options: What else `from_pretrained` takes, as the places of weights.
 
     Raises:
-        ConfigError: If it cannot be found or needs remote code that was not asked for.
+        ConfigError: If it cannot be found, needs remote code that was not asked for or a package
+            that is not there, or has no place as `options` say.
         IncompatibleError: If the architecture has no such head.
+        ResourceError: If the weights do not fit into memory.
     """
     if not trust_remote_code and own_code(model, revision):
         raise _needs_code(model)  # also where it was put there after the teach stage
@@ -97,6 +106,7 @@ def load_pretrained(
                 ignore_mismatched_sizes=new_head,
                 output_loading_info=True,
                 **keywords,
+                **(options or {}),
             )
     except OSError as error:
         reason = str(error).splitlines()[0]
@@ -104,20 +114,44 @@ def load_pretrained(
             f"teacher {model}: cannot be loaded ({reason}); expected a directory with config.json "
             "and safetensors weights, or a hub id in the local cache"
         ) from error
+    except ImportError as error:
+        raise ConfigError(
+            f"teacher {model}: needs a package that is not installed ({in_short(error)}); install "
+            "it, or use another model"
+        ) from error
     except ValueError as error:
         reason = str(error).splitlines()[0]
         if "trust_remote_code" in str(error):
             raise _needs_code(model) from error
+        _refuse_places(error, options)
         raise IncompatibleError(f"teacher {model}: no {task} model ({reason})") from error
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise ResourceError(
+                f"teacher {model}: its weights do not fit into memory ({in_short(error)}); give "
+                "device_map: auto in runtime.yaml, a narrower capture.dtype or quantization"
+            ) from error
+        if SIZES not in str(error):
+            _refuse_places(error, options)
         raise IncompatibleError(
             f"teacher {model}: weights of other sizes than its configuration says "
-            f"({' '.join(str(error).split())[:300]}); expected a directory that save_pretrained "
+            f"({in_short(error)}); expected a directory that save_pretrained "
             "wrote"
         ) from error
     if not new_head:
         _refuse_missing(model, task, info["missing_keys"])
     return loaded
+
+
+def _refuse_places(error: Exception, options: Mapping[str, Any] | None) -> None:
+    """Say that a map of devices, if there is one, does not fit the model or the machine."""
+    places = (options or {}).get("device_map")
+    # Of one device the machine has been asked before.
+    if isinstance(places, str) or (places and "" not in places):
+        raise ConfigError(
+            f"runtime device_map {places}: {in_short(error)}; expected a device of this machine, "
+            "cpu or disk for every module, or auto"
+        ) from error
 
 
 def _needs_code(model: str) -> ConfigError:
@@ -163,27 +197,47 @@ def load_teacher(
     task: str,
     device: torch.device,
     dtype: torch.dtype,
+    placement: Placement | None = None,
 ) -> PreTrainedModel:
     """Load the teacher for capture or evaluation: evaluation mode, no gradients, no KV cache.
 
+    Args:
+        directory: The teacher's directory.
+        reference: What is in it.
+        task: What its head is for.
+        device: Where it runs, unless it is spread.
+        dtype: Of its weights.
+        placement: How it is spread over devices; see `input_device` for where its inputs go.
+
     Raises:
-        ConfigError: If it cannot be found.
+        ConfigError: If it cannot be found, or what it needs is not there.
         IncompatibleError: If its weights or its code are not those of the reference.
     """
     location = reference.location(directory)
     _check_weights(location, reference)
+    options = (placement or Placement()).options(device)
+    quantization = Quantization.of(reference.quantization)
+    if quantization is not None:
+        quantization.require(f"teacher {location}")
+        options["quantization_config"] = quantization.config(dtype)
+    if quantization is not None or "quantization_config" in reference.config:
+        # Without a place such weights go to whatever GPU there is.
+        options.setdefault("device_map", {"": device})
     model = load_pretrained(
         location,
         task=task,
         revision=None if Path(location).is_dir() else reference.revision,
         trust_remote_code=reference.trust_remote_code,
         dtype=dtype,
+        options=options,
     )
+    remove_with(model, options)
     model.config.use_cache = False
     if not models_language(task):
         # A decoder that classifies looks for the last token that is not padding.
         model.config.pad_token_id = reference.config.get("pad_token_id")
-    model.to(device)  # pyright: ignore[reportArgumentType]
+    if "device_map" not in options:
+        model.to(device)  # pyright: ignore[reportArgumentType]
     return model.eval().requires_grad_(False)
 
 

@@ -6,7 +6,7 @@ torch.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ class TeacherReference:
     `revision` is that of a hub id; of a directory whose code may run, the digest of that code.
     `layers` is its depth in blocks. `config` is the Hugging Face configuration. `made_of` has the
     digests of the `tokenizer` and the `tokens` that it was trained on here; None where it was not.
+    `quantization` says how weights are packed when they are loaded; None where they stay as stored.
     """
 
     model: str
@@ -34,6 +35,7 @@ class TeacherReference:
     config: dict[str, Any]
     trained: bool
     made_of: dict[str, str] | None = None
+    quantization: dict[str, Any] | None = None
 
     @classmethod
     def load(cls, directory: Path) -> "TeacherReference":
@@ -53,13 +55,21 @@ class TeacherReference:
         """Write `teacher.json` into `directory`."""
         write_json(directory / "teacher.json", asdict(self))
 
+    def anywhere(self) -> "TeacherReference":
+        """Return the same for a process with another working directory."""
+        if self.trained or not Path(self.model).is_dir():
+            return self
+        return replace(self, model=str(Path(self.model).absolute()))
+
     def location(self, directory: Path) -> str:
         """Return what `from_pretrained` takes: a directory or a hub id."""
         return str(directory / self.model) if self.trained else self.model
 
     def identity(self) -> dict[str, Any]:
         """Return what enters a store's fingerprint: weights and configuration, not their place."""
-        return {
+        # Only where there is one: stores of teachers as they are keep their names.
+        packed = {} if self.quantization is None else {"quantization": self.quantization}
+        return packed | {
             "weights_sha256": self.weights_sha256,
             "config": fingerprint(self.config),
             "revision": self.revision if self.trust_remote_code else None,

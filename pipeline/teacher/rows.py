@@ -25,6 +25,7 @@ def plan_rows(token_set: TokenSet, options: SegmentOptions) -> Plan:
         seed=options.seed,
         fraction=options.fraction,
         limit=options.limit,
+        parts=token_set.meta.parts,
     )
 
 
@@ -61,7 +62,11 @@ def load_rows(token_set: TokenSet, plan: Plan) -> Rows:
 def longest_segment(plan: Plan, rows: Rows) -> Segment:
     """Return the segment with the longest training example, before anything of it is stored."""
     train = np.flatnonzero(plan.split == SPLITS.index(TRAIN))
-    number = int(plan.segment[train[np.argmax(plan.length[train])]])
+    return planned_segment(plan, rows, int(plan.segment[train[np.argmax(plan.length[train])]]))
+
+
+def planned_segment(plan: Plan, rows: Rows, number: int) -> Segment:
+    """Return a segment as a reader of the store will, before anything of it is stored."""
     place = plan.in_segment(number)
     return Segment(
         number,

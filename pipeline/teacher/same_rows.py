@@ -114,6 +114,7 @@ def _settings(reader: StoreReader, corpus: TokenSet) -> list[str]:
         "task": (plan["task"], meta.task),
         "classes": (list(plan["classes"]), list(meta.classes)),
         "pad_id": (plan["pad_id"], meta.pad_id),
+        "parts": (plan["spec"].get("parts", []), list(meta.parts)),
     }
     return [
         f"{key}: {stored} in the store, {found} in the corpus"

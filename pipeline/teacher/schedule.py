@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
 
 from dask.base import compute
 from dask.callbacks import Callback
@@ -12,24 +12,47 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from pipeline.store.background import BackgroundWriter
+from pipeline.teacher.devices import WORKERS
+from pipeline.teacher.placement import Placement
 from pipeline.teacher.segments import CapturedSegment, SegmentCapture, SegmentJob
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """Files in PEM by which the members of a cluster know each other; all three, or none."""
+
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
 
 
 @dataclass(frozen=True)
 class Runtime:
     """How, not what: none of this changes a stored value on the same hardware.
 
-    Of `processes` this holds as far as torch computes the same with fewer threads: they are divided
-    among the workers. `worker_megabytes` is the memory at which a worker process is ended, 0 for no
-    limit.
+    `scheduler` is `synchronous`, `threads` or `processes`, or the address of a running cluster. Of
+    the latter two this holds as far as torch computes the same with other threads: those of this
+    process are divided among `processes`, and a cluster's workers have `threads`, or with 0 what
+    they were started with. `workers` 0 takes a process a GPU. `worker_megabytes` is the memory at
+    which a worker process is ended, 0 for no limit. `dashboard` is where that of `processes`
+    listens; empty for nowhere.
     """
 
     device: str = "cpu"
-    scheduler: Literal["synchronous", "threads", "processes"] = "synchronous"
+    scheduler: str = "synchronous"
     workers: int = 1
     worker_megabytes: int = 0
     writers: int = 1
+    threads: int = 0
     wait: bool = True
+    placement: Placement | None = None
+    tls: Certificates = Certificates()
+    dashboard: str = ""
+
+    @property
+    def is_cluster(self) -> bool:
+        """Tell whether the scheduler is one that runs already, somewhere."""
+        return "://" in self.scheduler
 
 
 def run_here(
@@ -65,7 +88,7 @@ def run_here(
             compute(
                 *tasks,
                 scheduler=runtime.scheduler,
-                num_workers=min(runtime.workers, os.cpu_count() or 1),
+                num_workers=min(runtime.workers or WORKERS, os.cpu_count() or 1),
             )
 
 

@@ -16,15 +16,16 @@ from pipeline.axes import SPLITS
 from pipeline.errors import IntegrityError
 from pipeline.store.commit import SignalWriter
 from pipeline.store.extent import first_rows
-from pipeline.store.forms.form import Channels, Form
+from pipeline.store.forms.form import Channels
 from pipeline.store.layout import Layout
 from pipeline.store.planner import rows_digest
 from pipeline.store.reader import StoreReader
 from pipeline.store.records import Declaration
 from pipeline.store.signals import Signal
 from pipeline.taps.check import TapReport
-from pipeline.teacher.finite import LARGEST, first_beyond
-from pipeline.teacher.forward import TappedTeacher, place_of, segment_batches
+from pipeline.teacher.arrival import Arrival, Arrivals
+from pipeline.teacher.encode import BatchEncoder, Encoded
+from pipeline.teacher.forward import Batch, segment_batches
 
 logger = logging.getLogger(__name__)
 
@@ -60,15 +61,10 @@ class SegmentCapture:
     """Captures segments with one loaded teacher; threads may share it."""
 
     def __init__(self, job: SegmentJob, model: PreTrainedModel) -> None:
-        self._teacher = TappedTeacher(model, job.report, job.signals)
+        channels = {name: _channels(job, one.declared) for name, one in job.writers.items()}
+        self._encoder = BatchEncoder(model, job.report, job.signals, channels)
         self._reader = StoreReader(job.layout.root)
         self._writers = job.writers
-        self._forms: dict[str, Form] = {
-            name: writer.declared.build_form() for name, writer in job.writers.items()
-        }
-        self._channels = {
-            name: _channels(job, writer.declared) for name, writer in job.writers.items()
-        }
         self._batch_tokens = job.batch_tokens
         self._pad_id = job.pad_id
         self._device = job.device
@@ -83,18 +79,28 @@ class SegmentCapture:
         segment = self._reader.read_segment(number)
         buffers = {name: self._writers[name].buffers() for name in signals}
         skipped: dict[str, set[int]] = {name: set() for name in signals}
-        for batch in segment_batches(segment, self._batch_tokens, self._pad_id, self._device):
-            values = self._teacher(batch)
+        arrivals = Arrivals()
+
+        def store(batch: Batch, arrival: Arrival) -> None:
             slots = segment.slot[batch.members]
+            arrays = arrival.wait()
             for name in signals:
-                declared = self._writers[name].declared
                 rows, owners = self._places(name, number, slots)
-                found = values[place_of(declared.kind, declared.form, declared.layer)]
-                bad = self._encode(name, found, buffers[name], rows, owners)
+                bad = _store(name, arrays, buffers[name], rows, owners)
                 if len(bad):
-                    first = first_beyond(found, owners == bad[0])
+                    first = self._encoder.first_beyond(batch, name, owners == bad[0])
                     self._refuse(name, number, [int(slots[i]) for i in bad], first)
                     skipped[name].update(int(slots[i]) for i in bad)
+
+        on_the_way: tuple[Batch, Arrival] | None = None
+        for batch in segment_batches(segment, self._batch_tokens, self._pad_id, self._device):
+            arrival = arrivals.send(_named(self._encoder(batch, signals)))
+            # A batch behind, so that a GPU that has its work does not wait for this process.
+            if on_the_way is not None:
+                store(*on_the_way)
+            on_the_way = batch, arrival
+        if on_the_way is not None:
+            store(*on_the_way)
         rows = rows_digest(self._reader.examples["digest"][self._reader.examples_in(number)])
         return CapturedSegment(
             number, rows, buffers, {name: tuple(sorted(slots)) for name, slots in skipped.items()}
@@ -113,29 +119,6 @@ class SegmentCapture:
         within = np.arange(len(owners)) - first_rows(counts)[owners]
         return first[owners] + within, owners
 
-    def _encode(
-        self,
-        name: str,
-        values: Mapping[str, Tensor],
-        buffers: dict[str, NDArray[Any]],
-        rows: NDArray[np.int64],
-        owners: NDArray[np.int64],
-    ) -> NDArray[np.int64]:
-        """Encode a batch into its rows of the buffers; return the examples that were not finite."""
-        encoded = self._forms[name].encode(values, self._channels[name])
-        finite = torch.ones(len(rows), dtype=torch.bool, device=self._device)
-        # NaN compares false, so one comparison finds it and both infinities.
-        tests = [value.abs() <= LARGEST for value in values.values()]
-        # Finite values may still leave the range of the form, as 65,504 in float16.
-        tests += [value.isfinite() for value in encoded.values() if value.is_floating_point()]
-        for test in tests:
-            finite &= test.reshape(len(rows), -1).all(-1)
-        bad = np.unique(owners[~finite.cpu().numpy()])
-        keep = ~np.isin(owners, bad)
-        for part, value in encoded.items():
-            buffers[part][rows[keep]] = value.cpu().numpy()[keep]
-        return bad
-
     def _refuse(self, name: str, number: int, slots: list[int], first: str) -> None:
         table = self._reader.examples
         members = self._reader.examples_in(number)
@@ -151,6 +134,34 @@ class SegmentCapture:
             "%s segment %d: skipped slots %s, not finite (the first %s, in %s)",
             *(name, number, slots, first, place),
         )
+
+
+def _named(encoded: Mapping[str, Encoded]) -> dict[str, Tensor]:
+    """Return all tensors of a batch by signal and part, and by signal whether rows are finite."""
+    found = {name: signal.finite for name, signal in encoded.items()}
+    for name, signal in encoded.items():
+        found |= {f"{name}/{part}": value for part, value in signal.parts.items()}
+    return found
+
+
+def _store(
+    name: str,
+    arrays: Mapping[str, NDArray[Any]],
+    buffers: dict[str, NDArray[Any]],
+    rows: NDArray[np.int64],
+    owners: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """Put a batch into its rows of the buffers; return the examples left out, not being finite."""
+    finite = arrays[name]
+    if finite.all():
+        for part, buffer in buffers.items():
+            buffer[rows] = arrays[f"{name}/{part}"]
+        return np.empty(0, np.int64)
+    bad = np.unique(owners[~finite])
+    keep = ~np.isin(owners, bad)
+    for part, buffer in buffers.items():
+        buffer[rows[keep]] = arrays[f"{name}/{part}"][keep]
+    return bad
 
 
 def _channels(job: SegmentJob, declared: Declaration) -> Channels | None:

@@ -1,61 +1,71 @@
 """How much a capture writes at most, told before the teacher is loaded and again by the teacher.
 
-A configuration says sizes by its family's names for them. What it does not say counts as nothing
-here, so the first estimate refuses only what the second would.
+The first time its sizes are those of its outline on the meta device. What that does not show counts
+as nothing, so the first estimate refuses only what the second would.
 """
 
+import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from transformers import PreTrainedModel
 
 from pipeline.axes import SPLITS
-from pipeline.errors import IncompatibleError, ResourceError
+from pipeline.errors import ConfigError, IncompatibleError, ResourceError
 from pipeline.store.extent import example_rows
-from pipeline.store.forms.form import Geometry
 from pipeline.store.plan import Plan
 from pipeline.store.signals import Signal
 from pipeline.taps.check import TapReport
 from pipeline.teacher.declare import geometry_of, row_bytes
+from pipeline.teacher.outline import known_config, outline, outlined_report
 from pipeline.teacher.request import splits_of
+
+logger = logging.getLogger(__name__)
 
 DISK_RESERVE_BYTES = 64 * 2**20
 """Left for records, assets and whatever else the machine does meanwhile."""
-WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
-HEADS = ("num_attention_heads", "n_head", "n_heads")
 
 RowSizes: TypeAlias = Callable[[Signal], tuple[int, str]]
 """The bytes of one row of a signal before compression, and the rule of its pairs."""
 
 
-def configured_sizes(config: Mapping[str, Any]) -> RowSizes:
-    """Return what a teacher's `config.json` says of its signals."""
-    text = config.get("text_config") or config
-    width, heads = _size(text, *WIDTHS), _size(text, *HEADS)
-    geometry = {
-        "heads": heads,
-        "kv_heads": _size(text, "num_key_value_heads") or heads,
-        "d_head": _size(text, "head_dim") or (width // heads if heads else 0),
-    }
+def configured_sizes(
+    config: Mapping[str, Any], signals: Sequence[Signal], *, task: str
+) -> RowSizes:
+    """Return what a teacher's `config.json` says of its signals.
+
+    Pairs are counted as of a causal teacher, which has the fewest. Nothing is told of a teacher
+    that brings its own code: that code does not run before it was compared with what was pinned.
+
+    Args:
+        config: The configuration as JSON values.
+        signals: What will be asked for.
+        task: What the teacher's head is for.
+    """
+    if config.get("auto_map"):
+        return _nothing
+    try:
+        model = outline(known_config(config), task=task, dtype=torch.float32)
+        found = measured_sizes(model, outlined_report(model, signals))
+    except (ConfigError, IncompatibleError) as error:
+        logger.debug("no sizes from the configuration: %s", error)
+        return _nothing  # said better once the teacher is there
 
     def sizes(signal: Signal) -> tuple[int, str]:
-        classes = len(config.get("id2label") or ()) or _size(config, "num_labels")
-        vocab = classes if signal.form.name == "dense" else _size(text, "vocab_size")
         try:
-            found = row_bytes(signal, Geometry(width=width, vocab=vocab, **geometry))
+            return found(signal)[0], "causal"
         except IncompatibleError:
-            return 0, "causal"  # said better once the teacher is there
-        return found, "causal"
+            return 0, "causal"
 
     return sizes
 
 
-def _size(config: Mapping[str, Any], *names: str) -> int:
-    """Return the first of these keys that is a number, else 0."""
-    return next((n for name in names if isinstance(n := config.get(name), int) and n > 0), 0)
+def _nothing(signal: Signal) -> tuple[int, str]:
+    return 0, "causal"
 
 
 def measured_sizes(model: PreTrainedModel, report: TapReport) -> RowSizes:
@@ -99,5 +109,5 @@ def require_space(root: Path, needed: int) -> None:
     if needed > free:
         raise ResourceError(
             f"{root}: {free:,} bytes free, the missing features need up to {needed:,} bytes; free "
-            "space, capture fewer layers, or a smaller fraction"
+            "space, or let `decant plan TEACHER --budget SIZE` say what of them fits"
         )

@@ -22,11 +22,21 @@ from pipeline.store.reader import Segment, StoreReader
 from pipeline.store.records import Declaration
 from pipeline.store.signals import Signal
 from pipeline.taps.check import check_taps
-from pipeline.taps.comparison import BOUNDS, FLOAT32_BOUND
+from pipeline.taps.comparison import bound_of
 from pipeline.taps.inputs import model_columns
-from pipeline.teacher.forward import Batch, TappedTeacher, collate, place_of, segment_batches
+from pipeline.teacher.forward import (
+    Batch,
+    Place,
+    TappedTeacher,
+    collate,
+    place_of,
+    segment_batches,
+    takes_logits,
+)
 from pipeline.teacher.load import load_teacher
+from pipeline.teacher.placement import Placement, input_device
 from pipeline.teacher.reference import TeacherReference
+from pipeline.teacher.spec import planned_batch_tokens
 
 CHECK_EXAMPLES = 4
 SEGMENTS = 2
@@ -53,7 +63,12 @@ class SpotCheck:
 
 
 def spot_check(
-    reader: StoreReader, directory: Path, names: Sequence[str], *, device: torch.device
+    reader: StoreReader,
+    directory: Path,
+    names: Sequence[str],
+    *,
+    device: torch.device,
+    placement: Placement | None = None,
 ) -> list[SpotCheck]:
     """Run the teacher on a sample of the store's rows and compare each signal with its form's word.
 
@@ -62,6 +77,7 @@ def spot_check(
         directory: The teacher's directory, with its `teacher.json`.
         names: Signals to compare; those without arrays say nothing.
         device: Where the teacher runs.
+        placement: How it is spread over devices.
 
     Raises:
         ConfigError: If the teacher cannot be found.
@@ -81,7 +97,9 @@ def spot_check(
         task=reader.plan["task"],
         device=device,
         dtype=getattr(torch, spec["segments"]["dtype"]),
+        placement=placement,
     )
+    device = input_device(model, device)
     declared = {name: reader.signal(name).declaration for name in names}
     declared = {name: one for name, one in declared.items() if one.parts()}
     signals = [Signal(one.kind, one.layer, one.build_form()) for one in declared.values()]
@@ -94,24 +112,35 @@ def spot_check(
         stored = reader.read_segment(number, here)
         batches = list(
             segment_batches(
-                segment, spec["segments"]["batch_tokens"], reader.plan["pad_id"], device
+                segment, planned_batch_tokens(reader.plan), reader.plan["pad_id"], device
             )
         )
         # Longest examples first: the first batch and the last one are the extremes.
         for batch in {id(b): b for b in (batches[0], batches[-1])}.values():
-            values = teacher(batch)
-            for name in here:
-                one = declared[name]
-                share = _share(
-                    one,
-                    values[place_of(one.kind, one.form, one.layer)],
-                    stored.features[name],
-                    _rows(
-                        reader, one, segment, batch, reader.signal(name).receipts[number].skipped
-                    ),
-                    _on(reader.channels(name), device),
-                    BOUNDS.get(model.dtype, FLOAT32_BOUND),
-                )
+            found = dict.fromkeys(here, 0.0)
+            for place, values in teacher.values(batch):
+                at = [n for n in here if _place(declared[n]) == place]
+                rows = {
+                    name: _rows(
+                        *(reader, declared[name], segment, batch),
+                        reader.signal(name).receipts[number].skipped,
+                    )
+                    for name in at
+                }
+                first = 0
+                for piece in teacher.pieces(place, values):
+                    for name in at:
+                        share = _share(
+                            declared[name],
+                            piece,
+                            stored.features[name],
+                            _within(rows[name], first, len(next(iter(piece.values())))),
+                            reader.channels(name),
+                            bound_of(model),
+                        )
+                        found[name] = max(found[name], share)
+                    first += len(next(iter(piece.values())))
+            for name, share in found.items():
                 before = worst.get(name, SpotCheck(name, 0, 0.0, number))
                 examples = before.examples + len(batch.members)
                 largest, where = max((before.share, before.segment), (share, number))
@@ -144,6 +173,7 @@ def _taps(signals: Sequence[Signal], reader: StoreReader) -> dict[str, Any]:
         "values": layers("value"),
         "maps": layers("attention", "map"),
         "head": any(s.form.name == "head" for s in signals),
+        "logits": any(takes_logits(s) for s in signals),
         "max_length": reader.plan["max_length"],
     }
 
@@ -175,6 +205,19 @@ def _rows(
     return (first[owners] + within)[usable], np.flatnonzero(usable)
 
 
+def _place(declared: Declaration) -> Place:
+    return place_of(declared.kind, declared.form, declared.layer)
+
+
+def _within(
+    rows: tuple[np.ndarray, np.ndarray], first: int, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return those of some rows that are in a piece of the batch, counted from its first."""
+    in_segment, in_batch = rows
+    here = (in_batch >= first) & (in_batch < first + count)
+    return in_segment[here], in_batch[here] - first
+
+
 def _on(channels: Channels | None, device: torch.device) -> Channels | None:
     if channels is None:
         return None
@@ -196,14 +239,15 @@ def _share(
         return 0.0
     form = declared.build_form()
     device = next(iter(values.values())).device
+    of = _on(channels, device)
     true = {key: value[torch.from_numpy(in_batch).to(device)] for key, value in values.items()}
     stored = {
         key: torch.from_numpy(np.ascontiguousarray(value[in_segment])).to(device)
         for key, value in parts.items()
     }
-    decoded = form.decode(stored, channels)
+    decoded = form.decode(stored, of)
     worst = 0.0
-    for name, error in form.errors(true, decoded, channels).items():
+    for name, error in form.errors(true, decoded, of).items():
         # The teacher's own rounding goes with the size of a channel; of log-probabilities with 1.
         size = torch.as_tensor(true.get(name, error.found)).abs().amax(0, keepdim=True)
         allowed = error.stated + bound * size.clamp(min=1.0)

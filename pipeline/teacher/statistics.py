@@ -4,6 +4,7 @@ They standardise the feature loss and the int8 form: raw hidden states have outl
 would own both.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from pipeline.errors import IntegrityError
 from pipeline.provenance import write_bytes_atomically
 from pipeline.store.signals import Signal
-from pipeline.teacher.forward import Batch, TappedTeacher
+from pipeline.teacher.forward import Batch, Place, TappedTeacher
 
 SAMPLE_TOKENS = 8192
 """Tokens of the first training segments that the statistics are taken of."""
@@ -48,17 +49,20 @@ def measure_channels(
         IntegrityError: If the sample holds values that are not finite.
     """
     sums: dict[str, tuple[int, Tensor, Tensor]] = {}
+    wanted: defaultdict[Place, list[Signal]] = defaultdict(list)
+    for signal in signals:
+        wanted[signal.kind, signal.layer].append(signal)
     for batch in sample_batches(batches):
-        values = teacher(batch)
-        for signal in signals:
-            rows = values[signal.kind, signal.layer][value_name(signal)].double()
-            rows = rows[torch.isfinite(rows).all(dim=-1)]
-            count, total, square = sums.get(signal.name, (0, torch.zeros(()), torch.zeros(())))
-            sums[signal.name] = (
-                count + len(rows),
-                total.to(rows) + rows.sum(0),
-                square.to(rows) + rows.square().sum(0),
-            )
+        for place, values in teacher.values(batch):
+            for signal in wanted[place]:
+                rows = values[value_name(signal)].double()
+                rows = rows[torch.isfinite(rows).all(dim=-1)]
+                count, total, square = sums.get(signal.name, (0, torch.zeros(()), torch.zeros(())))
+                sums[signal.name] = (
+                    count + len(rows),
+                    total.to(rows) + rows.sum(0),
+                    square.to(rows) + rows.square().sum(0),
+                )
     result = {}
     for name, (count, total, square) in sums.items():
         mean = total / count

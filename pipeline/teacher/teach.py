@@ -8,15 +8,14 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import (
-    AutoConfig,
     AutoTokenizer,
     PreTrainedModel,
     PrinterCallback,
@@ -26,13 +25,15 @@ from transformers.utils.hub import cached_file
 
 from pipeline.axes import TRAIN
 from pipeline.corpus.tokens import TokenMeta, TokenSet
-from pipeline.errors import ConfigError, IncompatibleError
+from pipeline.errors import ConfigError, IncompatibleError, in_short
 from pipeline.provenance import fingerprint, needing_room, replace_directory
 from pipeline.taps.anatomy import find_anatomy
 from pipeline.taps.inputs import model_columns
 from pipeline.tasks import models_language, outputs_of
-from pipeline.teacher.load import auto_class, head_options, load_config, load_pretrained
+from pipeline.teacher.load import auto_class, load_config, load_pretrained
+from pipeline.teacher.quantization import Quantization, check_packed, check_quantization
 from pipeline.teacher.reference import TeacherReference
+from pipeline.teacher.scratch import scratch_config
 from pipeline.teacher.weights import weights_sha256
 from pipeline.training.arguments import training_arguments
 from pipeline.training.checkpoints import (
@@ -62,6 +63,7 @@ def teach(
     trust_remote_code: bool,
     fit: TrainOptions | None,
     device: str,
+    quantization: Quantization | None = None,
 ) -> TeacherReference:
     """Write a teacher's reference, and its weights only if they were trained here.
 
@@ -77,9 +79,11 @@ def teach(
         fit: How to train; needed for `scratch`, fine-tuning for `path`, None to leave weights
             alone.
         device: A torch device.
+        quantization: How later stages pack the weights; of a pretrained model without `fit`.
 
     Raises:
-        ConfigError: If the model cannot be found or the configuration is not one.
+        ConfigError: If the model cannot be found or the configuration is not one, or it cannot be
+            quantised or trained as asked.
         IncompatibleError: If model and tokenizer do not fit, or the rows are longer than its
             context.
     """
@@ -87,6 +91,8 @@ def teach(
     meta = token_set.meta
     if path is None and fit is None:
         raise ConfigError(f"teachers.{name}.fit: missing; a teacher from scratch must be trained")
+    key, is_trained = f"teachers.{name}", fit is not None
+    check_quantization(quantization, key=key, path=path, is_trained=is_trained)
     if path is not None:
         _check_code(path, revision, name, is_trusted=trust_remote_code)
         config = load_config(path, revision=revision, trust_remote_code=trust_remote_code)
@@ -95,6 +101,7 @@ def teach(
                 f"teachers.{name}.model.revision: missing; {path} is a hub id, whose weights may "
                 "change: pin a revision"
             )
+        check_packed(config, quantization, key=key, is_trained=is_trained)
         if not models_language(meta.task) and fit is None:
             _refuse_untrained_head(config, meta, name)
         model = load_pretrained(
@@ -105,6 +112,8 @@ def teach(
             classes=meta.classes,
             new_head=fit is not None,
             seed=0 if fit is None else fit.seed,
+            # To look at sizes and names needs no memory.
+            options={"device_map": {"": "meta"}} if fit is None else None,
         )
     else:
         model = _scratch(scratch or {}, meta, name, seed=fit.seed if fit else 0)
@@ -147,6 +156,7 @@ def teach(
         made_of=None
         if fit is None
         else {"tokenizer": meta.tokenizer_digest, "tokens": meta.digest},
+        quantization=None if quantization is None else asdict(quantization),
     )
     reference.save(output)
     if checkpoints is not None:
@@ -193,41 +203,23 @@ def _save(model: PreTrainedModel, tokenizer: Path, target: Path) -> None:
 def _scratch(
     scratch: Mapping[str, Any], meta: TokenMeta, name: str, *, seed: int
 ) -> PreTrainedModel:
-    tokenizer_ids = {"pad_token_id": meta.pad_id}
-    known = {key: value for key, value in scratch.items() if key != "model_type"}
-    try:
-        config = AutoConfig.for_model(
-            scratch["model_type"],
-            vocab_size=meta.vocab,
-            **{"bos_token_id": None, "eos_token_id": None, **tokenizer_ids, **known},
-        )
-    except (KeyError, ValueError, TypeError, StrictDataclassError) as error:
-        raise ConfigError(
-            f"teachers.{name}.model.scratch: no configuration ({_short(error)}); expected "
-            "model_type and its Hugging Face keys"
-        ) from error
-    plain = type(config)().to_dict()
-    for key in known:
-        if key not in plain and key not in config.attribute_map:
-            raise ConfigError(
-                f"teachers.{name}.model.scratch.{key}: {type(config).__name__} has no such key; "
-                "remove it"
-            )
-    for key, value in head_options(meta.task, meta.classes).items():
-        setattr(config, key, value)
+    config = scratch_config(
+        scratch,
+        task=meta.task,
+        classes=meta.classes,
+        vocab=meta.vocab,
+        pad_id=meta.pad_id,
+        key=f"teachers.{name}",
+    )
     try:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             return auto_class(meta.task).from_config(config)
     except (ValueError, RuntimeError, AssertionError) as error:
         raise ConfigError(
-            f"teachers.{name}.model.scratch: no {meta.task} model comes of it ({_short(error)}); "
+            f"teachers.{name}.model.scratch: no {meta.task} model comes of it ({in_short(error)}); "
             "change the key it names"
         ) from error
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def _directory(path: str, revision: str | None) -> Path:
@@ -328,10 +320,12 @@ def _fit(
     directory: Path,
     device: str,
 ) -> None:
+    rows = token_set.split(TRAIN).with_format(None)
     trainer = Trainer(
         model=model,
         args=training_arguments(fit, directory, device),
-        train_dataset=token_set.split(TRAIN).with_format(None),
+        # Text that was added to the corpus leaves the teacher what it was, and its features too.
+        train_dataset=rows.select(range(token_set.meta.first_rows)),
         data_collator=PaddedRows(token_set.meta, model),
         callbacks=[CompletionMarker(), Progress(f"teach {name}")],
     )

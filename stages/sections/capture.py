@@ -87,7 +87,7 @@ class CaptureParams(Section):
     limit: Positive | None = None
     segment_tokens: Positive = 16384
     chunk_tokens: Positive = 256
-    batch_tokens: Positive = 8192
+    batch_tokens: Positive | Literal["auto"] = 8192
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     seed: Annotated[int, Field(ge=0)] = 0
     nonfinite: Literal["stop", "skip"] = "stop"

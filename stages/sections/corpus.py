@@ -15,6 +15,7 @@ class CorpusParams(Section):
     """Section `corpus`: where text comes from, what task it is for, and how splits are dealt."""
 
     source: CorpusSource
+    added: tuple[CorpusSource, ...] = ()
     task: Task
     classes: list[str] | None = None
     validation_share: Share = 0.05

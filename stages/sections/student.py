@@ -20,3 +20,4 @@ class StudentParams(Section):
     train: TrainOptions = Field(default_factory=TrainOptions)
     pool_segments: Annotated[int, Field(ge=1)] = 4
     gradient_norms: bool = False
+    parts: Annotated[int, Field(ge=1)] | None = None

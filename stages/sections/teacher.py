@@ -2,13 +2,25 @@
 
 import re
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
+from pipeline.teacher.quantization import Quantization
 from stages.parameters import Section
 
 COMMIT = r"[0-9a-f]{40}"
+
+
+class QuantizationIn(Section):
+    """How a pretrained teacher's matrices are packed when it is loaded."""
+
+    method: Literal["bitsandbytes"] = "bitsandbytes"
+    bits: Literal[8, 4]
+
+    def build(self) -> Quantization:
+        """Return the library's words for it."""
+        return Quantization(self.method, self.bits)
 
 
 class TeacherModel(Section):
@@ -18,6 +30,7 @@ class TeacherModel(Section):
     revision: str | None = None
     trust_remote_code: bool = False
     scratch: dict[str, Any] | None = None
+    quantization: QuantizationIn | None = None
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -25,6 +38,8 @@ class TeacherModel(Section):
             raise ValueError("expected exactly one of path and scratch; add or remove one")
         if self.scratch is not None and "model_type" not in self.scratch:
             raise ValueError("scratch has no model_type; add one, for example llama")
+        if self.scratch is not None and self.quantization is not None:
+            raise ValueError("quantization is for a pretrained path, not for scratch; remove it")
         if self.path is not None and self.trust_remote_code and not Path(self.path).is_dir():
             self._check_pinned()
         return self

@@ -2,7 +2,7 @@
 
 import csv
 import gzip
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -57,6 +57,7 @@ def prepare(tmp_path) -> Callable[..., CorpusMeta]:
         seed: int = 0,
         output: str = "text",
         share: float = 0.1,
+        added: Sequence[CorpusSource] = (),
     ) -> CorpusMeta:
         return prepare_corpus(
             source=source,
@@ -67,6 +68,7 @@ def prepare(tmp_path) -> Callable[..., CorpusMeta]:
             test_share=share,
             output=tmp_path / output,
             root=tmp_path,
+            added=added,
         )
 
     return run

@@ -22,7 +22,7 @@ from stages.sections.capture import CaptureParams
 from stages.sections.corpus import CorpusParams
 from stages.sections.evaluate import EvaluateParams
 from stages.sections.student import StudentParams
-from stages.sections.teacher import TeacherModel
+from stages.sections.teacher import QuantizationIn, TeacherModel
 from stages.sections.tokens import TeacherText, TokenParams
 from tests.docs.pages import PAGES, ROOT, Fence, anchor, fences, tables
 
@@ -33,6 +33,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "`teachers.T.tokens`": TokenParams,
     "`teachers.T.tokens.generation`": TeacherText,
     "`teachers.T.model`": TeacherModel,
+    "`teachers.T.model.quantization`": QuantizationIn,
     "`teachers.T.capture`": CaptureParams,
     "`students.S`": StudentParams,
     "`students.S.model`": StudentModel,

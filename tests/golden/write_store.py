@@ -30,11 +30,11 @@ def decoded(store: Path) -> dict[str, np.ndarray]:
     return found | {f"examples:{key}": column for key, column in reader.examples.items()}
 
 
-def forms(store: Path) -> set[tuple[str, str]]:
-    """Kind and name of every form in a store."""
+def forms(store: Path) -> set[tuple[str, str, int]]:
+    """Kind, name and version of every form in a store."""
     reader = StoreReader(store)
     declared = [reader.signal(name).declaration for name in reader.signals]
-    return {(one.kind, one.form) for one in declared}
+    return {(one.kind, one.form, one.form_version) for one in declared}
 
 
 def main(path: Path) -> None:
@@ -42,7 +42,9 @@ def main(path: Path) -> None:
     if path.exists():
         raise SystemExit(f"{path}: is there; a golden store is written once")
     kept = {form for other in path.parent.glob("store_v*/") for form in forms(other)}
-    new = tuple(name for name, s in SIGNALS.items() if (s.kind, s.form.name) not in kept)
+    new = tuple(
+        name for name, s in SIGNALS.items() if (s.kind, s.form.name, s.form.version) not in kept
+    )
     Synthetic(path).run(new)
     # What readers do not need.
     shutil.rmtree(path / "receipts")

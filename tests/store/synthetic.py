@@ -21,6 +21,7 @@ from pipeline.store.forms.dense import Dense
 from pipeline.store.forms.float16 import Float16
 from pipeline.store.forms.form import Channels, Geometry
 from pipeline.store.forms.head import Head
+from pipeline.store.forms.int4 import Int4
 from pipeline.store.forms.int8 import Int8
 from pipeline.store.forms.map import Map
 from pipeline.store.forms.qk import QueryKey
@@ -50,6 +51,7 @@ SIGNALS = {
         Signal("hidden", 1, Float16()),
         Signal("hidden", 1, BFloat16()),
         Signal("hidden", 2, Int8()),
+        Signal("hidden", 3, Int4()),
         Signal("attention", 1, QueryKey()),
         Signal("attention", 2, QueryKey()),
         Signal("attention", 2, Map()),

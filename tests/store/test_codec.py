@@ -164,3 +164,11 @@ def test_metadata_is_mended_and_left_alone_when_right(tmp_path: Path):
     path.write_text("{}")
     create_array(tmp_path, "a", spec)
     assert path.read_bytes() == spec.metadata()
+
+
+def test_bytes_of_normal_levels_take_little_more_than_their_entropy():
+    """Which bit planes would hide: 6.4 bits a level here, and all 8 shuffled."""
+    random = np.random.default_rng(0)
+    levels = np.round(random.standard_normal((2048, 128)) * 20).astype(np.int8)
+    entropy_bytes = np.log2(20 * np.sqrt(2 * np.pi * np.e)) / 8
+    assert len(encode_shard(levels, 256)) < 1.03 * entropy_bytes * levels.size

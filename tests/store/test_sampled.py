@@ -23,6 +23,11 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return shifted / shifted.sum(-1, keepdims=True)
 
 
+def drawn(form: Sampled, logits: np.ndarray) -> np.ndarray:
+    """The ids that the form's stored bytes say."""
+    return form.decode(form.encode({"logits": logits}, None), None)["samples"]
+
+
 def counts_of(ids: np.ndarray) -> np.ndarray:
     return np.stack([np.bincount(row, minlength=VOCAB) for row in ids.astype(np.int64)])
 
@@ -30,7 +35,7 @@ def counts_of(ids: np.ndarray) -> np.ndarray:
 @settings(max_examples=40)
 @given(LOGITS, st.integers(1, 40))
 def test_an_id_is_drawn_within_one_of_its_share(logits, n):
-    ids = Sampled(n).encode({"logits": logits}, None)["ids"]
+    ids = drawn(Sampled(n), logits)
     assert ids.shape == (len(logits), n)
     assert (np.diff(ids.astype(np.int64), axis=-1) >= 0).all()
     assert (np.abs(counts_of(ids) - n * softmax(logits)) < 1 + 1e-9).all()
@@ -52,7 +57,7 @@ def test_over_many_rows_the_samples_are_unbiased():
     """Rows that differ a little: their offsets are hashes, and as good as independent."""
     random = np.random.default_rng(0)
     logits = random.standard_normal(VOCAB) * 2 + random.standard_normal((8000, VOCAB)) * 1e-3
-    ids = Sampled(2).encode({"logits": logits.astype(np.float32)}, None)["ids"]
+    ids = drawn(Sampled(2), logits.astype(np.float32))
     found = counts_of(ids).mean(0) / 2
     np.testing.assert_allclose(found, softmax(logits).mean(0), atol=0.02)
 
@@ -77,7 +82,7 @@ def test_numpy_and_torch_draw_the_same(logits, n):
     form = Sampled(n)
     from_numpy = form.encode({"logits": logits}, None)
     from_torch = form.encode({"logits": torch.from_numpy(logits)}, None)
-    np.testing.assert_array_equal(from_numpy["ids"], from_torch["ids"].numpy(), strict=True)
+    np.testing.assert_array_equal(from_numpy["id_gaps"], from_torch["id_gaps"].numpy(), strict=True)
     decoded = form.decode(from_torch, None)["samples"]
     assert decoded.dtype == torch.int64
     np.testing.assert_array_equal(form.decode(from_numpy, None)["samples"], decoded.numpy())
@@ -85,26 +90,26 @@ def test_numpy_and_torch_draw_the_same(logits, n):
 
 def test_a_row_draws_the_same_in_any_batch(monkeypatch):
     logits = np.random.default_rng(1).standard_normal((9, VOCAB)).astype(np.float32)
-    together = Sampled(8).encode({"logits": logits}, None)["ids"]
-    alone = [Sampled(8).encode({"logits": row[None]}, None)["ids"][0] for row in logits[::-1]]
+    together = drawn(Sampled(8), logits)
+    alone = [drawn(Sampled(8), row[None])[0] for row in logits[::-1]]
     np.testing.assert_array_equal(together, np.stack(alone)[::-1])
     monkeypatch.setattr("pipeline.store.forms.sampled.CHUNK_LOGITS", 2 * VOCAB)
-    np.testing.assert_array_equal(together, Sampled(8).encode({"logits": logits}, None)["ids"])
+    np.testing.assert_array_equal(together, drawn(Sampled(8), logits))
 
 
 def test_a_row_that_is_not_finite_stops_nobody():
     logits = np.zeros((3, VOCAB), np.float32)
     logits[1, 4] = np.nan
-    ids = Sampled(6).encode({"logits": logits}, None)["ids"]
+    ids = drawn(Sampled(6), logits)
     np.testing.assert_array_equal(ids[0], ids[2])
-    assert Sampled(6).encode({"logits": logits[:0]}, None)["ids"].shape == (0, 6)
+    assert drawn(Sampled(6), logits[:0]).shape == (0, 6)
 
 
 @pytest.mark.parametrize(("vocab", "dtype"), [(2**16, "uint16"), (2**16 + 1, "uint32")])
 def test_ids_fit_their_vocabulary(vocab, dtype):
-    assert Sampled(3).parts(Geometry(vocab=vocab)) == {"ids": Part(dtype, (3,))}
+    assert Sampled(3).parts(Geometry(vocab=vocab)) == {"id_gaps": Part(dtype, (3,))}
     logits = np.zeros((1, vocab), np.float32)
     logits[0, -1] = 100
-    ids = Sampled(3).encode({"logits": logits}, None)["ids"]
-    assert ids.dtype == dtype
-    assert ids.tolist() == [[vocab - 1] * 3]
+    encoded = Sampled(3).encode({"logits": logits}, None)
+    assert encoded["id_gaps"].dtype == dtype
+    assert Sampled(3).decode(encoded, None)["samples"].tolist() == [[vocab - 1] * 3]

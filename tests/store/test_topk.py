@@ -81,7 +81,7 @@ def test_torch_agrees_with_numpy(scale):
     logits = logits_of(0, scale, tokens=8)
     by_numpy = form.encode({"logits": logits}, None)
     by_torch = form.encode({"logits": torch.from_numpy(logits)}, None)
-    np.testing.assert_array_equal(by_numpy["ids"], by_torch["ids"].numpy())
+    np.testing.assert_array_equal(by_numpy["id_gaps"], by_torch["id_gaps"].numpy())
     for key in ("log_probs", "log_normalizer"):
         assert by_numpy[key].dtype == by_torch[key].numpy().dtype
         # `exp` and `log` of the two libraries differ in the last bit.
@@ -98,8 +98,8 @@ def test_ids_of_large_vocabularies_survive(vocab, dtype, library):
     logits[0, [0, vocab - 1]] = 5.0
     form = TopK(k=2)
     encoded = form.encode({"logits": library(logits)}, None)
-    assert str(np.asarray(encoded["ids"]).dtype) == dtype
-    assert form.parts(Geometry(vocab=vocab))["ids"].dtype == dtype
+    assert str(np.asarray(encoded["id_gaps"]).dtype) == dtype
+    assert form.parts(Geometry(vocab=vocab))["id_gaps"].dtype == dtype
     assert np.asarray(form.decode(encoded, None)["ids"]).tolist() == [[0, vocab - 1]]
 
 

@@ -32,19 +32,31 @@ LOGITS = [
 def test_the_configuration_says_the_sizes_that_the_teacher_has(kind):
     model = tiny_model(kind)
     is_classifier = kind in ("bert", "distilbert")
-    logits = [signal("logits", None, "dense")] if is_classifier else LOGITS
+    signals = SIGNALS + ([signal("logits", None, "dense")] if is_classifier else LOGITS)
     report = check_taps(
         model, tiny_batch([5, 3]), hidden=[1], attention=[1], values=[1], maps=[1],
         head=not is_classifier,
     )  # fmt: skip
-    told, found = configured_sizes(model.config.to_dict()), measured_sizes(model, report)
-    for one in [*SIGNALS, *logits]:
+    task = "classification" if is_classifier else "causal-lm"
+    told = configured_sizes(model.config.to_dict(), signals, task=task)
+    found = measured_sizes(model, report)
+    for one in signals:
         assert told(one)[0] == found(one)[0] > 0, one.name
 
 
-def test_what_a_configuration_does_not_say_counts_as_nothing():
-    sizes = configured_sizes({"model_type": "foreign"})
+@pytest.mark.parametrize(
+    "config",
+    [{"model_type": "foreign"}, {"model_type": "llama", "auto_map": {"AutoModel": "code.Model"}}],
+)
+def test_what_a_configuration_does_not_say_counts_as_nothing(config):
+    sizes = configured_sizes(config, LOGITS, task="causal-lm")
     assert [sizes(one)[0] for one in LOGITS[:1]] == [0]
+
+
+def test_a_form_that_does_not_fit_counts_as_nothing_until_the_teacher_says_why():
+    large = signal("logits", None, "topk", k=1000)
+    sizes = configured_sizes(tiny_model("llama").config.to_dict(), [large], task="causal-lm")
+    assert sizes(large) == (0, "causal")
 
 
 def test_the_reserve_counts_too(tmp_path, monkeypatch):
@@ -53,4 +65,6 @@ def test_the_reserve_counts_too(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
     require_space(tmp_path, 7)
     with pytest.raises(ResourceError, match=f"{free.free:,} bytes free.* up to {free.free + 1:,}"):
+        require_space(tmp_path, 8)
+    with pytest.raises(ResourceError, match="decant plan TEACHER --budget SIZE"):
         require_space(tmp_path, 8)

@@ -5,10 +5,10 @@ import shutil
 import pytest
 import torch
 
-from pipeline.errors import IntegrityError, ResourceError
+from pipeline.errors import ConfigError, IntegrityError, ResourceError
 from pipeline.store.index import read_index
 from pipeline.teacher import cluster
-from pipeline.teacher import workers as module
+from pipeline.teacher.worker import is_out_of_memory
 from tests.captured import Captured, copied, prepared, signal
 from tests.teacher.test_capture import break_teacher, rare_token
 
@@ -70,9 +70,16 @@ def test_workers_that_do_not_start_are_no_traceback(store, monkeypatch):
         store.capture(SIGNALS, **PROCESSES)
 
 
+def test_a_dashboard_needs_bokeh(store, monkeypatch):
+    shutil.rmtree(store.stores)
+    monkeypatch.setattr(cluster, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match="dashboard: needs bokeh, which is not installed"):
+        store.capture(SIGNALS, **PROCESSES, dashboard="127.0.0.1:0")
+
+
 def test_memory_that_torch_does_not_get_counts_as_a_death():
     with pytest.raises(RuntimeError) as refused:
         torch.empty(2**50)
-    assert module._is_out_of_memory(refused.value)
-    assert module._is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
-    assert not module._is_out_of_memory(RuntimeError("shape mismatch"))
+    assert is_out_of_memory(refused.value)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not is_out_of_memory(RuntimeError("shape mismatch"))

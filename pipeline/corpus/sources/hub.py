@@ -19,7 +19,7 @@ from datasets.exceptions import DatasetsError
 from pipeline.corpus.examples import SPLITS, Example, Split
 from pipeline.corpus.sources.base import Reading
 from pipeline.corpus.sources.columns import ColumnSource
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, in_short
 from pipeline.provenance import canonical_json
 from pipeline.tasks import Task
 
@@ -163,7 +163,7 @@ class HubSource(ColumnSource):
         try:
             yield
         except (OSError, ValueError, RuntimeError, DatasetsError, pa.ArrowException) as error:
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = in_short(error)
             raise ConfigError(
                 f"corpus.source: {self.id} cannot be read ({reason}); expected a directory, or a "
                 "data set of the hub or the local cache: correct id, config or revision"

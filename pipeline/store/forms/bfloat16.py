@@ -22,6 +22,7 @@ class BFloat16:
     kind: ClassVar[str] = "hidden"
     axis: ClassVar[Axis] = Axis.TOKEN
     needs_channels: ClassVar[bool] = False
+    shows_nonfinite: ClassVar[bool] = False
 
     def parts(self, geometry: Geometry) -> dict[str, Part]:
         """One uint16 array of `width` channels."""

@@ -19,6 +19,7 @@ class Dense:
     kind: ClassVar[str] = "logits"
     axis: ClassVar[Axis] = Axis.EXAMPLE
     needs_channels: ClassVar[bool] = False
+    shows_nonfinite: ClassVar[bool] = True
 
     def parts(self, geometry: Geometry) -> dict[str, Part]:
         """One float32 row of `vocab` (here: classes) logits an example."""

@@ -24,6 +24,7 @@ class Float16:
     kind: ClassVar[str] = "hidden"
     axis: ClassVar[Axis] = Axis.TOKEN
     needs_channels: ClassVar[bool] = False
+    shows_nonfinite: ClassVar[bool] = True
 
     def parts(self, geometry: Geometry) -> dict[str, Part]:
         """One float16 array of `width` channels."""

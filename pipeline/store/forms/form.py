@@ -5,7 +5,8 @@ decode numpy arrays and torch tensors, on any device. It quantises in plain inte
 every Zarr reader knows; compression is the store's business.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
@@ -14,6 +15,22 @@ from pipeline.provenance import fingerprint
 
 Array: TypeAlias = Any
 """A numpy array or a torch tensor; forms never ask which."""
+BLOCK_VALUES = 2**16
+"""256 KiB of float32: with a temporary or two of that size it stays in a core's cache."""
+
+
+def row_blocks(values: Array, block_values: int = BLOCK_VALUES) -> Iterator[slice]:
+    """Yield rows in blocks that a CPU's cache holds; all at once on another device.
+
+    A step of arithmetic is a pass over memory, and that is most of what quantising costs. What is
+    computed row by row does not depend on the blocks. Of no rows there is one block.
+    """
+    rows = values.shape[0]
+    step = max(1, block_values // max(1, math.prod(values.shape[1:])))
+    if str(values.device) != "cpu":
+        step = max(1, rows)
+    for first in range(0, max(1, rows), step):
+        yield slice(first, min(rows, first + step))
 
 
 @dataclass(frozen=True)
@@ -56,7 +73,9 @@ class Form(Protocol):
     """A frozen dataclass whose fields are the user's options; they enter the signal's identity.
 
     `version` rises whenever the stored bytes of the same values change. `encode` takes and `decode`
-    returns named arrays whose first axis is the form's `axis`.
+    returns named arrays whose first axis is the form's `axis`. A form may say `shows_nonfinite =
+    True`: a row of values that are not finite then has a stored float that is not, so that the
+    capture need not look through the values themselves.
     """
 
     name: ClassVar[str]

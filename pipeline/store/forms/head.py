@@ -12,10 +12,14 @@ from typing import ClassVar, Literal
 from pipeline.axes import Axis
 from pipeline.store.forms.bfloat16 import BFloat16
 from pipeline.store.forms.float16 import Float16
-from pipeline.store.forms.form import Array, Channels, Error, Form, Geometry, Part
+from pipeline.store.forms.form import Array, Channels, Error, Geometry, Part
 from pipeline.store.forms.int8 import Int8
 
-INNER: dict[str, type[Form]] = {"int8": Int8, "bfloat16": BFloat16, "float16": Float16}
+INNER: dict[str, type[Float16 | BFloat16 | Int8]] = {
+    "int8": Int8,
+    "bfloat16": BFloat16,
+    "float16": Float16,
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,11 @@ class Head:
     kind: ClassVar[str] = "logits"
     axis: ClassVar[Axis] = Axis.TOKEN
     needs_channels: ClassVar[bool] = True
+
+    @property
+    def shows_nonfinite(self) -> bool:
+        """As the inner form does."""
+        return INNER[self.values].shows_nonfinite
 
     def parts(self, geometry: Geometry) -> dict[str, Part]:
         """The arrays of the inner form."""

@@ -14,27 +14,40 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from pipeline.axes import Axis
-from pipeline.store.forms.form import Array, Channels, Error, Geometry, Part
+from pipeline.store.forms.form import Array, Channels, Error, Geometry, Part, row_blocks
 
 LEVELS = 127
 SMALLEST = 2.0**-24
 """The smallest float16: added to a scale, it keeps rows of zeros or subnormals decodable."""
 
 
-def quantise_rows(values: Array) -> tuple[Array, Array]:
+def quantise_rows(values: Array, channels: Channels | None = None) -> tuple[Array, Array]:
     """Quantise along the last axis: int8 levels and one float16 scale a row.
 
     The scale is widened before it is rounded to float16, so that no level is clipped. A row whose
-    scale exceeds 65,504 gets an infinite one, which the capture refuses.
+    scale exceeds 65,504 gets an infinite one, which the capture refuses; a row with a NaN gets NaN.
+
+    Args:
+        values: Rows along the last axis, in blocks along the first.
+        channels: What standardises them first.
     """
     xp = array_namespace(values)
-    values = xp.astype(values, xp.float32)
-    largest = xp.max(xp.abs(values), axis=-1)
-    # Widened by 2^-10 where float16 rounds by 2^-11, and by a whole step where it is subnormal.
-    with np.errstate(over="ignore"):
-        scale = xp.astype(largest * ((1 + 2.0**-10) / LEVELS) + SMALLEST, xp.float16)
-    levels = xp.round(values / xp.astype(scale, xp.float32)[..., None])
-    return xp.astype(xp.clip(levels, -LEVELS, LEVELS), xp.int8), scale
+    place = {"device": values.device}
+    levels = xp.empty(values.shape, dtype=xp.int8, **place)
+    scale = xp.empty(values.shape[:-1], dtype=xp.float16, **place)
+    # Rows that are not finite have levels of no meaning.
+    with np.errstate(over="ignore", invalid="ignore"):
+        for block in row_blocks(values):
+            rows = xp.astype(values[block], xp.float32, copy=False)
+            if channels is not None:
+                rows = rows - channels.mean
+                rows /= channels.deviation
+            largest = xp.max(xp.abs(rows), axis=-1)
+            # Widened by 2^-10 where float16 rounds by 2^-11, and by a step where it is subnormal.
+            step = xp.astype(largest * ((1 + 2.0**-10) / LEVELS) + SMALLEST, xp.float16)
+            scale[block] = step
+            levels[block] = xp.round(rows / xp.astype(step, xp.float32)[..., None])
+    return levels, scale
 
 
 def widen_rows(levels: Array, scale: Array) -> Array:
@@ -58,6 +71,7 @@ class Int8:
     kind: ClassVar[str] = "hidden"
     axis: ClassVar[Axis] = Axis.TOKEN
     needs_channels: ClassVar[bool] = True
+    shows_nonfinite: ClassVar[bool] = True
 
     def parts(self, geometry: Geometry) -> dict[str, Part]:
         """Levels of `width` channels and one scale a token."""
@@ -66,8 +80,7 @@ class Int8:
     def encode(self, values: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
         """Standardise, then quantise every token by its own scale."""
         assert channels is not None
-        standardised = (values["hidden"] - channels.mean) / channels.deviation
-        levels, scale = quantise_rows(standardised)
+        levels, scale = quantise_rows(values["hidden"], channels)
         return {"levels": levels, "scale": scale}
 
     def decode(self, parts: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:

@@ -28,6 +28,7 @@ class Map:
     kind: ClassVar[str] = "attention"
     axis: ClassVar[Axis] = Axis.PAIR
     needs_channels: ClassVar[bool] = False
+    shows_nonfinite: ClassVar[bool] = False
 
     def parts(self, geometry: Geometry) -> dict[str, Part]:
         """One level a head."""

@@ -26,6 +26,7 @@ class QueryKey:
     kind: ClassVar[str] = "attention"
     axis: ClassVar[Axis] = Axis.TOKEN
     needs_channels: ClassVar[bool] = False
+    shows_nonfinite: ClassVar[bool] = True
 
     def parts(self, geometry: Geometry) -> dict[str, Part]:
         """Levels and one scale a head, for queries and for (possibly fewer) keys."""

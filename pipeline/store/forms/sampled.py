@@ -3,7 +3,8 @@
 Sparse Logit Sampling (arXiv 2503.16870): where the top k distort the gradient, the mean over
 samples has the full distribution's as its expectation. Drawn systematically, one offset a row and
 points (offset + j) / n through the inverse CDF, an id with probability p is drawn within one of
-n·p times, which independent draws are not; and the ids come out sorted, which compresses them.
+n·p times, which independent draws are not; and the ids come out sorted, so the gaps between them
+are stored, which compress.
 The offset is a hash of the row's own logits: whoever captures the row, in whatever batch and after
 whatever interruption, draws the same ids.
 """
@@ -18,6 +19,7 @@ from pydantic import Field
 
 from pipeline.axes import Axis
 from pipeline.store.forms.form import Array, Channels, Error, Geometry, Part
+from pipeline.store.forms.ids import gap_part, gaps_of, ids_of
 from pipeline.store.forms.topk import log_softmax
 
 CHUNK_LOGITS = 2**22
@@ -75,14 +77,15 @@ class Sampled:
     n: Annotated[int, Field(ge=1)] = 64
 
     name: ClassVar[str] = "sampled"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     kind: ClassVar[str] = "logits"
     axis: ClassVar[Axis] = Axis.TOKEN
     needs_channels: ClassVar[bool] = False
+    shows_nonfinite: ClassVar[bool] = False
 
     def parts(self, geometry: Geometry) -> dict[str, Part]:
-        """The ids drawn, one as often as it was."""
-        return {"ids": Part("uint16" if geometry.vocab <= 2**16 else "uint32", (self.n,))}
+        """The ids drawn, one as often as it was, as the gaps between them."""
+        return {"id_gaps": gap_part(geometry.vocab, self.n)}
 
     def encode(self, values: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
         """Draw from `logits` (tokens, vocab); a row that is not finite gives ids of no meaning."""
@@ -94,12 +97,11 @@ class Sampled:
         rows = max(1, CHUNK_LOGITS // logits.shape[-1])
         pieces = [logits[first : first + rows] for first in range(0, len(logits), rows)]
         drawn = xp.concat([draw(piece, self.n) for piece in pieces or [logits]], axis=0)
-        return {"ids": xp.astype(drawn, xp.uint16 if logits.shape[-1] <= 2**16 else xp.uint32)}
+        return {"id_gaps": gaps_of(drawn, logits.shape[-1])}
 
     def decode(self, parts: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
         """Return `samples` (int64)."""
-        xp = array_namespace(parts["ids"])
-        return {"samples": xp.astype(parts["ids"], xp.int64)}
+        return {"samples": ids_of(parts["id_gaps"])}
 
     def errors(
         self, values: Mapping[str, Array], decoded: Mapping[str, Array], channels: Channels | None

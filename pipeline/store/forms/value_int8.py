@@ -24,6 +24,7 @@ class ValueInt8:
     kind: ClassVar[str] = "value"
     axis: ClassVar[Axis] = Axis.TOKEN
     needs_channels: ClassVar[bool] = False
+    shows_nonfinite: ClassVar[bool] = True
 
     def parts(self, geometry: Geometry) -> dict[str, Part]:
         """Levels and one scale a key head."""

@@ -73,9 +73,13 @@ def is_store(path: Path) -> bool:
 
 
 def store_bytes(path: Path) -> int:
-    """Return the bytes of all files below a directory; links count as nothing."""
-    found = (e for e in entries_below(path) if e.is_file(follow_symlinks=False))
-    return sum(entry.stat(follow_symlinks=False).st_size for entry in found)
+    """Return the bytes of all files below a directory; links count as nothing.
+
+    So do hard links: removing a shard that another store has too frees nothing.
+    """
+    entries = (e for e in entries_below(path) if e.is_file(follow_symlinks=False))
+    found = (entry.stat(follow_symlinks=False) for entry in entries)
+    return sum(status.st_size for status in found if status.st_nlink == 1)
 
 
 def bytes_of(path: Path) -> int:

@@ -11,7 +11,8 @@ import numpy as np
 from pipeline.errors import IntegrityError
 from pipeline.store.commit import content_digest
 from pipeline.store.extent import example_rows
-from pipeline.store.reader import StoredSignal, StoreReader
+from pipeline.store.reader import StoreReader
+from pipeline.store.records import StoredSignal
 from pipeline.store.upkeep.findings import Damage
 
 

@@ -1,0 +1,157 @@
+"""Takes segments over from another store that has the same rows: what is there is not computed.
+
+A shard is a file that is never changed in place, so two stores may share one by a hard link; where
+the file system has none, or the stores lie on two of them, it is copied. What is taken is checked
+as what is read: every byte of it, and of a link the very file that this store will have.
+"""
+
+import logging
+import os
+from dataclasses import replace
+
+from pipeline.errors import IncompatibleError, IntegrityError
+from pipeline.provenance import refused, write_file
+from pipeline.store.commit import WITHIN, SignalWriter, trusted_receipt
+from pipeline.store.extent import Extent, segment_extent
+from pipeline.store.reader import StoreReader
+from pipeline.store.records import Receipt
+from pipeline.store.shards import ArraySpec, check_file, matches, read_shard
+
+logger = logging.getLogger(__name__)
+
+
+def receipts_by_rows(reader: StoreReader, signal: str, declaration: str) -> dict[str, Receipt]:
+    """Return what a store has of a signal, whole or not: receipts by the identity of their rows.
+
+    Their files are there in their sizes; nobody has compared checksums.
+
+    Args:
+        reader: The store.
+        signal: The signal's name.
+        declaration: Digest of the declaration that the receipts must be of.
+    """
+    found: dict[str, Receipt] = {}
+    for number in range(len(reader.plan["segments"])):
+        receipt = trusted_receipt(reader.layout, signal, number, verify=False)
+        if receipt is not None and receipt.declaration == declaration:
+            found[receipt.rows] = receipt
+    return found
+
+
+class Adoption:
+    """Takes segments of one signal from another store; for the holder of the writer's lock alone.
+
+    The other store is only read: it may be written, or removed, meanwhile.
+    """
+
+    def __init__(self, writer: SignalWriter, reader: StoreReader) -> None:
+        """Look at how the other store cuts the signal.
+
+        Args:
+            writer: The signal here.
+            reader: The other store, which has declared it alike.
+
+        Raises:
+            IntegrityError: If its table of examples is missing or altered.
+        """
+        self._writer = writer
+        self._reader = reader
+        declared = writer.declared
+        extent = segment_extent(
+            declared.axis,
+            reader.plan,
+            length=reader.examples["length"],
+            segment=reader.examples["segment"],
+            rule=declared.rule,
+        )
+        self._is_alike = extent == Extent(writer.shard_rows, writer.chunk_rows)
+        rows = len(reader.plan["segments"]) * extent.shard_rows
+        self._specs = {
+            part: ArraySpec(found, rows, extent.shard_rows, extent.chunk_rows)
+            for part, found in declared.parts().items()
+        }
+
+    def take(self, segment: int, receipt: Receipt) -> bool:
+        """Make a segment durable here from what a receipt there speaks of; tell whether it was.
+
+        Args:
+            segment: The segment here.
+            receipt: One of the other store, of the same rows.
+
+        Raises:
+            ResourceError: If the file system refuses.
+        """
+        layout = self._writer.layout
+        try:
+            layout.attempt(WITHIN).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise refused(layout.attempt(WITHIN), error) from error
+        try:
+            found = (self._link if self._is_alike else self._encode)(segment, receipt)
+        except (IntegrityError, IncompatibleError) as error:
+            logger.warning(
+                "%s segment %d of store %s is not taken over: %s",
+                self._writer.declared.signal, receipt.segment, self._reader.layout.root.name, error,
+            )  # fmt: skip
+            return False
+        self._writer.publish_segment(found, attempt=WITHIN)
+        return True
+
+    def _files(self, receipt: Receipt) -> dict[str, str]:
+        """Return the name of each part's shard in the other store."""
+        found = self._writer.shards(receipt.segment)
+        if set(receipt.files) != set(found.values()):
+            raise IntegrityError(f"its receipt names other files than {', '.join(found.values())}")
+        return found
+
+    def _link(self, segment: int, receipt: Receipt) -> Receipt:
+        """Stage the shards as they are."""
+        files: dict[str, dict[str, int]] = {}
+        theirs = self._files(receipt)
+        for part, name in self._writer.shards(segment).items():
+            entry = files[name] = receipt.files[theirs[part]]
+            self._stage(theirs[part], name, entry)
+        return replace(receipt, segment=segment, files=files)
+
+    def _stage(self, theirs: str, name: str, entry: dict[str, int]) -> None:
+        layout, other = self._writer.layout, self._reader.layout.root
+        path, source = layout.staged(WITHIN, name, entry["xxh3"]), other / theirs
+        # Here, as no link of a directory leads out of the other store then.
+        is_there = matches(source, other, entry, verify=False)
+        try:
+            # A rename between two names of one file leaves both: this one may still be there.
+            path.unlink(missing_ok=True)
+            if is_there:
+                os.link(source, path, follow_symlinks=False)
+        except OSError as error:
+            logger.debug("%s: no hard link (%s), so it is copied", source, error)
+            data = check_file(source, other, entry)
+            try:
+                write_file(path, data, aside=path.parent)
+            except OSError as reason:
+                raise refused(path, reason, len(data)) from reason
+        if not matches(path, layout.root, entry, verify=True):
+            path.unlink(missing_ok=True)
+            raise IntegrityError(f"{source}: missing or altered, expected checksum {entry['xxh3']}")
+
+    def _encode(self, segment: int, receipt: Receipt) -> Receipt:
+        """Stage the values in shards of another size: room is made for the fullest segment."""
+        writer, reader = self._writer, self._reader
+        theirs = self._files(receipt)
+        buffers = writer.buffers()
+        live = int(writer.example_rows(segment).sum())
+        for part, spec in self._specs.items():
+            array = reader.layout.features / writer.declared.signal / part
+            entry = receipt.files[theirs[part]]
+            if live > spec.shard_rows:
+                raise IntegrityError(f"it has {spec.shard_rows} rows, its examples have {live}")
+            values = read_shard(array, reader.layout.root, spec, receipt.segment, entry)
+            buffers[part][:live] = values[:live]
+        found = writer.stage_segment(
+            segment, buffers, rows=receipt.rows, skipped=receipt.skipped, attempt=WITHIN
+        )
+        if found.content != receipt.content:
+            raise IntegrityError(
+                f"its values have digest {found.content[:16]}, expected {receipt.content[:16]}"
+            )
+        return found

@@ -1,0 +1,1 @@
+"""What `decant plan` is made of: parameters, the capture they ask for, what of it fits."""

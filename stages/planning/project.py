@@ -1,0 +1,175 @@
+"""The sections of `params.yaml` that a plan reads, and the tokens of the corpus they name."""
+
+import dataclasses
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.corpus.examples import read_corpus_meta
+from pipeline.corpus.files import open_text
+from pipeline.corpus.prepare import prepare_corpus
+from pipeline.corpus.tokens import TokenSet
+from pipeline.corpus.transfer import RECORD, transfer_tokens
+from pipeline.errors import ConfigError
+from pipeline.store.signals import Signal
+from pipeline.student.needs import depth_of
+from pipeline.teacher.reference import TeacherReference
+from pipeline.teacher.request import resolve_layers, resolve_signals
+from pipeline.teacher.spec import SegmentOptions
+from stages.parameters import section
+from stages.project import DATA
+from stages.sections.capture import CaptureParams, plain_layers
+from stages.sections.corpus import CorpusParams
+from stages.sections.student import StudentParams
+from stages.sections.teacher import TeacherModel
+from stages.sections.tokens import TokenParams
+
+if TYPE_CHECKING:
+    from pipeline.teacher.token_count import TokenCount
+
+
+@dataclass(frozen=True)
+class Project:
+    """What `params.yaml` says of one teacher and its students.
+
+    `seen` is the file as it was read; `is_fit` says whether the teacher is trained here.
+    """
+
+    params: Path
+    seen: bytes
+    name: str
+    model: TeacherModel
+    is_fit: bool
+    tokens: TokenParams
+    capture: CaptureParams
+    students: dict[str, StudentParams]
+
+    @classmethod
+    def read(cls, params: Path, name: str) -> "Project":
+        """Read the sections, and refuse what is known to be wrong before any text is read.
+
+        Raises:
+            ConfigError: If a key is wrong, or a layer asked for is not there.
+        """
+        key = f"teachers.{name}"
+        capture = section(params, f"{key}.capture", CaptureParams)
+        students = section(params, "students", dict[str, StudentParams])
+        found = cls(
+            params=params,
+            seen=params.read_bytes(),
+            name=name,
+            model=section(params, f"{key}.model", TeacherModel),
+            is_fit=section(params, key, dict[str, Any]).get("fit") is not None,
+            tokens=section(params, f"{key}.tokens", TokenParams),
+            capture=capture,
+            students={s: one for s, one in students.items() if one.teacher == name},
+        )
+        task = section(params, "corpus", CorpusParams).task
+        depth = depth_of(found.model.scratch or {})
+        if depth is not None:
+            found.signals(depth, task)
+        return found
+
+    @property
+    def key(self) -> str:
+        """The section that a plan is about."""
+        return f"teachers.{self.name}.capture"
+
+    @property
+    def options(self) -> SegmentOptions:
+        """How the corpus is cut."""
+        names = [field.name for field in dataclasses.fields(SegmentOptions)]
+        return SegmentOptions(**{name: getattr(self.capture, name) for name in names})
+
+    @cached_property
+    def reference(self) -> TeacherReference | None:
+        """What the teach stage wrote, if it has run."""
+        directory = DATA / "teachers" / self.name
+        there = (directory / "teacher.json").is_file()
+        return TeacherReference.load(directory) if there else None
+
+    def signals(self, depth: int, task: str) -> list[Signal]:
+        """Return the signals asked for."""
+        return resolve_signals(
+            self.capture.requests(), self.capture.logits_form(), depth=depth, task=task,
+            key=self.key,
+        )  # fmt: skip
+
+    def blocks(self, depth: int) -> list[int]:
+        """Return the blocks kept for students to start from."""
+        if self.capture.blocks is None:
+            return []
+        layers = plain_layers(self.capture.blocks)
+        return resolve_layers(layers, first=1, depth=depth, key=f"{self.key}.blocks")
+
+    def count(self, scratch: Path) -> "TokenCount":
+        """Count the tokens where they are; tokenise a sample where they are not."""
+        from pipeline.teacher.token_count import counted
+
+        corpus = DATA / "corpus"
+        tokens, transfer = corpus / "tokens" / self.name, corpus / "transfer" / self.name
+        if (tokens / "tokens.json").is_file():
+            has_transfer = (transfer / RECORD).is_file()
+            found = counted(transfer_tokens(transfer, tokens) if has_transfer else tokens)
+        else:
+            found = self._sample(corpus / "text", scratch)
+        if self.tokens.targets == "teacher" and not (transfer / RECORD).is_file():
+            note = "; the corpus's own targets, which the teacher's text will replace"
+            found = replace(found, is_exact=False, origin=found.origin + note)
+        return found
+
+    def _sample(self, text: Path, scratch: Path) -> "TokenCount":
+        from pipeline.corpus.tokenize import tokenize_corpus, training_texts
+        from pipeline.corpus.tokenizer import load_tokenizer, train_tokenizer
+        from pipeline.teacher.token_count import sampled, write_sample
+
+        origin = f"texts of {text}"
+        if not (text / "corpus.json").is_file():
+            text, origin = scratch / "text", "texts read for this"
+            corpus = section(self.params, "corpus", CorpusParams)
+            names = {name: getattr(corpus, name) for name in type(corpus).model_fields}
+            prepare_corpus(**names, output=text, root=Path())
+        sample = write_sample(text, scratch / "sample")
+        options, chat_template = self.tokens, None
+        if options.chat_template is not None:
+            with open_text(Path(options.chat_template)) as file:
+                chat_template = file.read()
+        form: dict[str, Any] = {
+            "template": options.template,
+            "chat_template": chat_template,
+            "chat_date": options.chat_date,
+        }
+        source = options.tokenizer or self.model.path
+        if options.vocab is not None:
+            tokenizer = train_tokenizer(training_texts(sample, **form), vocab=options.vocab)
+            if sample != text:
+                origin += ", with a tokenizer trained on the sample"
+        elif source is not None:
+            is_teachers = options.tokenizer is None
+            tokenizer = load_tokenizer(
+                source,
+                revision=self.model.revision if is_teachers else None,
+                trust_remote_code=is_teachers and self.model.trust_remote_code,
+            )
+        else:
+            raise ConfigError(
+                f"{self.params}: teachers.{self.name}.tokens: no tokenizer; give vocab to train "
+                "one, or tokenizer with a directory or hub id"
+            )
+        meta = tokenize_corpus(
+            corpus=sample,
+            tokenizer=tokenizer,
+            max_length=options.max_length,
+            overlong=options.overlong,
+            output=scratch / "tokens",
+            **form,
+        )
+        usual = "split" if meta.task == "causal-lm" else "truncate"
+        return sampled(
+            TokenSet.load(scratch / "tokens"),
+            read_corpus_meta(text),
+            read_corpus_meta(sample),
+            splits_rows=(options.overlong or usual) == "split",
+            origin=origin,
+        )

@@ -1,0 +1,67 @@
+"""Would students find what they need, if capture wrote what it is asked for?
+
+They select their signals from manifests as capture will write them, before there are any.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from pipeline.provenance import write_json
+from pipeline.store.signals import Signal, dotted
+from pipeline.student.needs import select_signals
+from pipeline.teacher.request import needs_of
+from stages.sections.student import StudentParams
+
+
+def rehearse(
+    name: str,
+    student: StudentParams,
+    signals: Sequence[Signal],
+    blocks: Sequence[int],
+    *,
+    depth: int,
+    config: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return what the select stage would write for a student.
+
+    Args:
+        name: The student's name.
+        student: Its section.
+        signals: What is captured.
+        blocks: Blocks that are kept for students to start from.
+        depth: Blocks of the teacher.
+        config: The teacher's configuration.
+
+    Raises:
+        ConfigError: If several forms fit and none is named.
+        IncompatibleError: If a signal that the student needs is not among them.
+    """
+    records: dict[str, Any] = {"store": {"store": "", "layers": depth, "config": dict(config)}}
+    for signal in signals:
+        records[dotted(signal.name)] = {
+            "signal": signal.name,
+            "kind": signal.kind,
+            "layer": signal.layer,
+            "form": signal.form.name,
+            "digest": "",
+        }
+        if needs := needs_of(signal):
+            records[dotted(signal.name)]["needs"] = needs
+    if blocks:
+        records["blocks"] = {"signal": "blocks", "layers": list(blocks), "digest": ""}
+    with TemporaryDirectory() as directory:
+        for record, values in records.items():
+            write_json(Path(directory) / f"{record}.json", values)
+        return select_signals(
+            Path(directory),
+            name=name,
+            objective=student.loss,
+            align=student.align,
+            architecture=student.model.architecture,
+            checkpoint=student.model.checkpoint,
+            revision=student.model.revision,
+            init=student.model.init,
+            blocks=student.model.blocks,
+        )

@@ -1,0 +1,64 @@
+"""A teacher in half precision is captured as it is: what it says, its head, its own rounding."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.teacher.load import load_teacher
+from pipeline.teacher.reference import TeacherReference
+from pipeline.teacher.spot_check import spot_check
+from tests.captured import OPTIONS, prepared, signal
+
+CPU = torch.device("cpu")
+SIGNALS = [
+    signal("hidden", 0, "int8"),
+    signal("hidden", 2, "bfloat16"),
+    signal("attention", 1, "below"),
+    signal("attention", 2, "qk"),
+    signal("attention", 3, "map"),
+    signal("logits", None, "head"),
+    signal("logits", None, "topk", k=8),
+]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_teacher_in_half_precision_says_what_it_says_by_itself(tmp_path, dtype):
+    own = prepared(tmp_path, "llama", options=replace(OPTIONS, dtype=dtype))
+    own.capture(SIGNALS, blocks=[1])
+    half = getattr(torch, dtype)
+    for name in ("lm_head", "blocks"):
+        stored = load_file(own.store / "assets" / f"{name}.safetensors")
+        weights = {key: value for key, value in stored.items() if not key.startswith("input_rms")}
+        assert {value.dtype for value in weights.values()} == {half}
+    (hidden,) = (s.name for s in SIGNALS if s.kind == "hidden" and s.form.name == "bfloat16")
+    teacher = own.load_teacher(attention="sdpa", dtype=half)
+    segment = own.reader.read_segment(0, [hidden])
+    for first, count in zip(segment.offset, segment.length, strict=True):
+        ids = torch.from_numpy(segment.tokens["input_ids"][first : first + count]).long()
+        expected = teacher(input_ids=ids[None], output_hidden_states=True).hidden_states[2][0]
+        (stored,) = segment.features[hidden].values()
+        found = torch.from_numpy(stored[first : first + count]).view(torch.bfloat16).float()
+        # Alone and in a batch, half precision rounds differently by its own last bit or two.
+        torch.testing.assert_close(found, expected.float(), rtol=0.02, atol=0.05)
+    for found in spot_check(own.reader, own.teacher, sorted(own.digests()), device=CPU):
+        assert found.is_within, found
+
+
+def test_weights_are_loaded_once_and_in_their_dtype(tmp_path, monkeypatch):
+    """In its life no parameter is float32: a teacher of 7 B would need twice its memory."""
+    own = prepared(tmp_path, "llama", layers=1)
+    seen: set[torch.dtype] = set()
+    register = torch.nn.Module.register_parameter
+
+    def watch(self: torch.nn.Module, name: str, value: torch.nn.Parameter | None) -> None:
+        if value is not None and not value.is_meta:
+            seen.add(value.dtype)
+        register(self, name, value)
+
+    monkeypatch.setattr(torch.nn.Module, "register_parameter", watch)
+    reference = TeacherReference.load(own.teacher)
+    model = load_teacher(own.teacher, reference, task="causal-lm", device=CPU, dtype=torch.bfloat16)
+    assert {value.dtype for value in model.parameters()} == {torch.bfloat16}
+    assert seen <= {torch.bfloat16}
