@@ -1,6 +1,7 @@
 """Loads a teacher for inference, or refuses it before anything expensive."""
 
 import logging
+import threading
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from pipeline.teacher.weights import weights_sha256
 from pipeline.training.own_code import code_sha256, own_code
 
 logger = logging.getLogger(__name__)
+_LOADING = threading.Lock()
+"""transformers swaps methods of its classes while it loads; two threads at once leave them so."""
 SIZES = "ignore_mismatched_sizes"
 """What the library names when weights are of other sizes."""
 PROBLEM_TYPES = {
@@ -90,7 +93,7 @@ def load_pretrained(
         keywords |= {"num_labels": len(classes), "id2label": names}
         keywords["label2id"] = {name: i for i, name in names.items()}
     try:
-        with torch.random.fork_rng():
+        with _LOADING, torch.random.fork_rng():
             torch.manual_seed(seed)
             if new_head and not models_language(task):
                 # A checkpoint of another task would bring that task's loss along, and the library
