@@ -30,8 +30,7 @@ repro: git $(STAMP)
 
 # Two processes of tests, each of one thread.
 test: check
-	python -m pytest -n 2 --dist loadfile
-	python -m pytest -n 2 --dist loadfile -m "slow or e2e"
+	python -m pytest -n 2 --dist loadfile -m "not gpu"
 
 # Every fault many times, the slow ones too; the table of faults comes last.
 faults: $(STAMP)

@@ -52,6 +52,7 @@ class Adoption:
             reader: The other store, which has declared it alike.
 
         Raises:
+            IncompatibleError: If that table would take more memory than readers allow.
             IntegrityError: If its table of examples is missing or altered.
         """
         self._writer = writer

@@ -253,6 +253,8 @@ def _found_head(
         return None
     try:
         return _check_head(model, record, logits, comparison)
+    except torch.OutOfMemoryError:
+        raise  # says nothing of the head, and which way logits are made must not hang on it
     except (IncompatibleError, RuntimeError, ValueError) as error:
         logger.info("logits are the model's own, all tokens at once: %s", error)
         return None

@@ -6,11 +6,13 @@ at; logits exist for some rows at a time.
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 import torch
+from accelerate.utils import has_offloaded_params
 from jaxtyping import Bool, Float, Int, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
@@ -166,12 +168,20 @@ class TappedTeacher:
         first = next(iter(values.values()))
         width = linear_head(self.model).out_features if self._is_chunked else first.shape[-1]
         step = max(1, LOGITS.get(first.device.type, LOGITS["cpu"]) // width)
+        # The weight of an offloaded head comes for a product and goes after it: not amid another's.
+        is_shared = self._is_chunked and has_offloaded_params(linear_head(self.model))
+        turn = self._turn if is_shared else nullcontext()
         # Also of no rows there is one piece, from which forms learn their shapes.
         for start in range(0, max(1, len(first)), step):
             piece = {name: value[start : start + step] for name, value in values.items()}
             if self._is_chunked:
                 assert self.report.head is not None
-                piece["logits"] = run_head(self.model, piece["head_input"], self.report.head)
+                with turn:
+                    logits = run_head(self.model, piece["head_input"], self.report.head)
+                # A head that is tied to the embeddings may lie on another device than the last
+                # block; forms take what is on one.
+                piece = {name: value.to(logits.device) for name, value in piece.items()}
+                piece["logits"] = logits
             yield {name: value.float() for name, value in piece.items()}
 
     def _passes(

@@ -2,8 +2,9 @@
 
 import torch
 
-WORDS = ("allocate memory", "not enough memory")
-"""How torch says on a CPU that memory is not to be had, by a plain RuntimeError."""
+WORDS = ("allocate memory", "not enough memory", "out of memory", "STATUS_ALLOC_FAILED")
+"""How torch says by a plain RuntimeError that memory is not to be had: on a CPU, pinned for a GPU,
+and for the handles of cuBLAS and cuDNN, which its own allocator does not give."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

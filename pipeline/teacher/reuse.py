@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.axes import SPLITS
-from pipeline.errors import DecantError, IntegrityError
+from pipeline.errors import DecantError, IncompatibleError, IntegrityError
 from pipeline.store.adopt import Adoption, receipts_by_rows
 from pipeline.store.commit import SignalWriter
 from pipeline.store.layout import Layout
@@ -157,7 +157,7 @@ class Reuse:
             return set()
         try:
             adoption = Adoption(writer, reader)
-        except IntegrityError as error:
+        except (IntegrityError, IncompatibleError) as error:
             logger.warning("%s: nothing is taken over from it: %s", reader.layout.root.name, error)
             return set()
         return {number for number, receipt in offered.items() if adoption.take(number, receipt)}
@@ -177,13 +177,16 @@ class Reuse:
 def _stores_beside(layout: Layout, wanted: Mapping[str, Any]) -> Iterator[StoreReader]:
     """Yield the stores of the same teacher, computed alike, whatever their rows."""
     for path in sorted(layout.root.parent.iterdir()):
-        if path.name.startswith(".") or path == layout.root or not path.is_dir():
+        if path.name.startswith(".") or path == layout.root:
             continue
         try:
+            # It may be one that this user may not read.
+            if not path.is_dir():
+                continue
             reader = StoreReader(path)
             if _comparable(reader.plan) == wanted:
                 yield reader
-        except (DecantError, KeyError, AttributeError) as error:
+        except (DecantError, OSError, KeyError, AttributeError) as error:
             logger.debug("%s: not to be taken from: %s", path, error)
 
 

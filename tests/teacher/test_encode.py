@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +115,14 @@ def test_a_head_that_is_not_plain_leaves_logits_to_the_model(monkeypatch):
     monkeypatch.setattr(check, "apply_head", other)
     report = report_of(model)
     assert report.head is None
+
+    def full(*args: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(check, "apply_head", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            report_of(model)
     monkeypatch.setattr(forward, "LOGITS", {"cpu": 3 * VOCAB})
     whole = BatchEncoder(model, report, [TOPK], {})(batch)[TOPK.name]
     for part, values in whole.parts.items():
@@ -167,6 +177,34 @@ def test_only_chosen_layers_stay_and_each_until_it_was_looked_at():
     command = [sys.executable, "-c", LAYERS_THAT_STAY]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[:3] == ["[3]", "[]", "[]"]
+
+
+@pytest.mark.parametrize("is_offloaded", [True, False])
+def test_threads_take_turns_at_a_head_whose_weight_comes_and_goes(is_offloaded, monkeypatch):
+    """While one thread multiplies, the other would take the weight away from under it."""
+    model, batch = tiny_model("llama"), batch_of([9, 4])
+    encoder = encoder_of(model, [TOPK])
+    monkeypatch.setattr(forward, "has_offloaded_params", lambda _: is_offloaded)
+    inside, met = [0], threading.Event()
+
+    def enter(*_: Any) -> None:
+        inside[0] += 1
+        if inside[0] > 1:
+            met.set()
+        met.wait(0.2)
+
+    def leave(*_: Any) -> None:
+        inside[0] -= 1
+
+    handles = [
+        linear_head(model).register_forward_pre_hook(enter),
+        linear_head(model).register_forward_hook(leave),
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(encoder, [batch, batch]))
+    for handle in handles:
+        handle.remove()
+    assert met.is_set() != is_offloaded
 
 
 def test_no_logits_of_all_tokens_at_once(monkeypatch):

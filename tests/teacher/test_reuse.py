@@ -17,9 +17,10 @@ from pipeline.store.index import read_index
 from pipeline.store.layout import Layout
 from pipeline.store.reader import StoreReader
 from pipeline.store.schema import check_plan
-from pipeline.store.upkeep.gc import remove_store, store_bytes
+from pipeline.store.upkeep.gc import freed_bytes, remove_store, store_bytes
 from pipeline.teacher import capture as module
 from pipeline.teacher import schedule, space, statistics
+from pipeline.teacher.reuse import _stores_beside
 from tests.captured import DAMAGES, OPTIONS, Captured, prepared, signal, write_teacher
 from tests.faults.forked import start, until_operation
 from tests.grown import digests_of, grown
@@ -140,8 +141,8 @@ def test_shards_are_shared_by_hard_links_and_outlive_the_old_store(larger, afres
     linked = [path for path in shards(store, INT8) if path.stat().st_nlink == 2]
     assert len(linked) == len(shards(before, INT8))
     alone = sum(p.stat().st_size for p in before.rglob("*") if p.is_file())
-    assert store_bytes(before) < alone
-    remove_store(before)
+    assert freed_bytes(before) < store_bytes(before) == alone
+    assert remove_store(before) < alone
     assert all(path.stat().st_nlink == 1 for path in shards(store, INT8))
     reader = StoreReader(store)
     for number in reader.signal(INT8.name).receipts:
@@ -178,6 +179,23 @@ def test_a_damaged_shard_of_the_old_store_is_not_taken(damage, larger, afresh, r
     store = larger.capture([INT8])
     assert segments_of(ran) == [1, *new_segments(store)]
     assert digests_of(store)[INT8.name] == digests_of(afresh.store)[INT8.name]
+
+
+@pytest.mark.parametrize("unreadable", ["directory", "index"])
+def test_a_store_that_this_user_may_not_read_is_passed_over(unreadable, tmp_path, monkeypatch):
+    """As another user's is below a directory that they share; the tests may run as root."""
+    other = tmp_path / "stores" / "theirs"
+    other.mkdir(parents=True)
+    closed = other if unreadable == "directory" else Layout(other).index
+    plain = Path.stat
+
+    def stat(self: Path, **keywords: Any) -> os.stat_result:
+        if self == closed:
+            raise PermissionError(13, "Permission denied", str(self))
+        return plain(self, **keywords)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    assert not list(_stores_beside(Layout(tmp_path / "stores" / "ours"), {}))
 
 
 def test_another_teacher_shares_nothing(larger, ran):

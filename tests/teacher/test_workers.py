@@ -82,4 +82,9 @@ def test_memory_that_torch_does_not_get_counts_as_a_death():
         torch.empty(2**50)
     assert is_out_of_memory(refused.value)
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    for words in (
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling",
+    ):
+        assert is_out_of_memory(RuntimeError(words))
     assert not is_out_of_memory(RuntimeError("shape mismatch"))

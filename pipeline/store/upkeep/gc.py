@@ -6,7 +6,7 @@ Everything is done under the store's lock; what another process is writing is no
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -73,24 +73,33 @@ def is_store(path: Path) -> bool:
 
 
 def store_bytes(path: Path) -> int:
-    """Return the bytes of all files below a directory; links count as nothing.
+    """Return the bytes of all files below a directory; links count as nothing."""
+    return sum(status.st_size for status in _files_below(path))
 
-    So do hard links: removing a shard that another store has too frees nothing.
+
+def freed_bytes(path: Path) -> int:
+    """Return the bytes that removing a directory frees.
+
+    That of a shard which another store has too, by a hard link, frees nothing.
     """
-    entries = (e for e in entries_below(path) if e.is_file(follow_symlinks=False))
-    found = (entry.stat(follow_symlinks=False) for entry in entries)
-    return sum(status.st_size for status in found if status.st_nlink == 1)
+    return sum(status.st_size for status in _files_below(path) if status.st_nlink == 1)
+
+
+def _files_below(path: Path) -> Iterator[os.stat_result]:
+    for entry in entries_below(path):
+        if entry.is_file(follow_symlinks=False):
+            yield entry.stat(follow_symlinks=False)
 
 
 def bytes_of(path: Path) -> int:
-    """Return the bytes of a file, or of all files below a directory."""
+    """Return the bytes that removing a file, or all files below a directory, frees."""
     if path.is_dir() and not path.is_symlink():
-        return store_bytes(path)
+        return freed_bytes(path)
     return path.lstat().st_size if path.is_file() else 0
 
 
 def remove_store(path: Path) -> int:
-    """Delete a store; return the bytes that its files had.
+    """Delete a store; return the bytes that this freed.
 
     The index goes first and the directory is renamed before anything in it is deleted, so a reader
     or a new capture never sees half a store.
@@ -100,7 +109,7 @@ def remove_store(path: Path) -> int:
         ResourceError: If another process is writing it.
     """
     _check_store(path)
-    size = store_bytes(path)
+    size = freed_bytes(path)
     layout = Layout(path)
     with writer_lock(layout.lock, wait=False):
         with suppress(IsADirectoryError):
@@ -114,7 +123,7 @@ def remove_store(path: Path) -> int:
 
 
 def remove_signal(store: Path, name: str) -> int:
-    """Delete one signal of a store, whole or not, or one asset; return the bytes of its files.
+    """Delete one signal of a store, whole or not, or one asset; return the bytes that this freed.
 
     The index's entry goes first, then manifest, receipts and arrays, then the statistics and assets
     that no other signal names. Cut short, it leaves a store in which the signal is not whole;

@@ -20,11 +20,11 @@ from pipeline.store.upkeep.gc import (
     REMOVED,
     bytes_of,
     declarations_of,
+    freed_bytes,
     is_store,
     places_of,
     remove_signal,
     remove_store,
-    store_bytes,
 )
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def _unneeded_of(path: Path, named: Set[str] | None) -> list[Unneeded]:
     holder = holder_of(layout.lock)
     if named is None:
         reason = "left of a removal" if path.name.startswith(REMOVED) else "no revision names it"
-        return [Unneeded(path, None, store_bytes(path), reason, holder)]
+        return [Unneeded(path, None, freed_bytes(path), reason, holder)]
     return [
         Unneeded(path, name, sum(map(bytes_of, places_of(layout, name))), reason, holder)
         for name, reason in _unneeded_in(layout, named).items()
