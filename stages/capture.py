@@ -9,7 +9,7 @@ from pipeline.corpus.transfer import transfer_tokens
 from pipeline.store.layout import Layout
 from pipeline.teacher.reference import TeacherReference
 from pipeline.teacher.request import resolve_layers, resolve_signals
-from pipeline.teacher.spec import SegmentOptions, store_fingerprint, store_spec
+from pipeline.teacher.spec import store_fingerprint, store_spec
 from pipeline.teacher.whole import is_whole, write_manifests
 from stages.command import params_option, stage
 from stages.parameters import section
@@ -53,15 +53,7 @@ def capture(teacher: str, params: Path, no_wait: bool, verify: bool) -> None:
             plain_layers(options.blocks), first=1, depth=reference.layers, key=f"{key}.blocks"
         )
     )
-    segments = SegmentOptions(
-        fraction=options.fraction,
-        limit=options.limit,
-        segment_tokens=options.segment_tokens,
-        chunk_tokens=options.chunk_tokens,
-        batch_tokens=options.batch_tokens,
-        dtype=options.dtype,
-        seed=options.seed,
-    )
+    segments = options.segments()
     layout = Layout(stores() / store_fingerprint(store_spec(meta, reference, segments)))
     if verify or not is_whole(layout, signals, blocks):
         from pipeline.teacher.capture import Runtime

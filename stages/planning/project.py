@@ -1,6 +1,5 @@
 """The sections of `params.yaml` that a plan reads, and the tokens of the corpus they name."""
 
-import dataclasses
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -79,8 +78,7 @@ class Project:
     @property
     def options(self) -> SegmentOptions:
         """How the corpus is cut."""
-        names = [field.name for field in dataclasses.fields(SegmentOptions)]
-        return SegmentOptions(**{name: getattr(self.capture, name) for name in names})
+        return self.capture.segments()
 
     @cached_property
     def reference(self) -> TeacherReference | None:

@@ -10,6 +10,7 @@ from pipeline.provenance import canonical_json
 from pipeline.store.forms.form import Form
 from pipeline.store.forms.registry import FORMS
 from pipeline.teacher.request import LayerRequest
+from pipeline.teacher.spec import SegmentOptions
 from stages.parameters import Section
 
 Positive = Annotated[int, Field(ge=1)]
@@ -113,6 +114,11 @@ class CaptureParams(Section):
             *(one.request("attention") for one in attention),
             *([] if self.value is None else [self.value.request("value")]),
         ]
+
+    def segments(self) -> SegmentOptions:
+        """Return how the corpus is cut."""
+        names = [field.name for field in dataclasses.fields(SegmentOptions)]
+        return SegmentOptions(**{name: getattr(self, name) for name in names})
 
     def logits_form(self) -> Form | None:
         """Return the form of the logits, if they are asked for."""
