@@ -5,7 +5,6 @@ from typing import Any
 
 import click
 
-from pipeline.corpus.files import open_text
 from pipeline.errors import ConfigError
 from stages.command import params_option, stage
 from stages.parameters import section
@@ -30,15 +29,7 @@ def tokenize(teacher: str, params: Path) -> None:
     from pipeline.corpus.tokenizer import load_tokenizer, train_tokenizer
 
     corpus = DATA / "corpus" / "text"
-    chat_template = None
-    if options.chat_template is not None:
-        with open_text(Path(options.chat_template)) as file:
-            chat_template = file.read()
-    form: dict[str, Any] = {
-        "template": options.template,
-        "chat_template": chat_template,
-        "chat_date": options.chat_date,
-    }
+    form = options.rendering()
     if options.vocab is not None:
         tokenizer = train_tokenizer(training_texts(corpus, **form), vocab=options.vocab)
     else:

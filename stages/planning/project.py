@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.corpus.examples import read_corpus_meta
-from pipeline.corpus.files import open_text
 from pipeline.corpus.prepare import prepare_corpus
 from pipeline.corpus.tokens import TokenSet
 from pipeline.corpus.transfer import RECORD, transfer_tokens
@@ -129,15 +128,8 @@ class Project:
             names = {name: getattr(corpus, name) for name in type(corpus).model_fields}
             prepare_corpus(**names, output=text, root=Path())
         sample = write_sample(text, scratch / "sample")
-        options, chat_template = self.tokens, None
-        if options.chat_template is not None:
-            with open_text(Path(options.chat_template)) as file:
-                chat_template = file.read()
-        form: dict[str, Any] = {
-            "template": options.template,
-            "chat_template": chat_template,
-            "chat_date": options.chat_date,
-        }
+        options = self.tokens
+        form = options.rendering()
         source = options.tokenizer or self.model.path
         if options.vocab is not None:
             tokenizer = train_tokenizer(training_texts(sample, **form), vocab=options.vocab)

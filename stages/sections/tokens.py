@@ -1,9 +1,11 @@
 """Section `teachers.T.tokens`: how text becomes ids, and whose text it is."""
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.corpus.files import open_text
 from stages.parameters import Section
 
 Positive = Annotated[int, Field(ge=1)]
@@ -46,3 +48,19 @@ class TokenParams(Section):
         if self.generation is not None and self.targets == "corpus":
             raise ValueError("generation: needs targets: teacher, for the corpus generates nothing")
         return self
+
+    def rendering(self) -> dict[str, Any]:
+        """Return how text becomes rows: `template`, `chat_template` as text, and `chat_date`.
+
+        Raises:
+            ConfigError: If the chat template cannot be read.
+        """
+        chat_template = None
+        if self.chat_template is not None:
+            with open_text(Path(self.chat_template)) as file:
+                chat_template = file.read()
+        return {
+            "template": self.template,
+            "chat_template": chat_template,
+            "chat_date": self.chat_date,
+        }
