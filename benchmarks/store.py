@@ -32,7 +32,8 @@ from pipeline.axes import TRAIN, Axis
 from pipeline.store.layout import Layout
 from pipeline.store.reader import StoreReader
 from pipeline.store.signals import Signal
-from pipeline.student.stream import BatchOrder, StoreDataset
+from pipeline.student.order import BatchOrder
+from pipeline.student.stream import StoreDataset
 from pipeline.taps.inputs import model_inputs
 from pipeline.teacher.capture import Runtime, capture
 from pipeline.teacher.forward import segment_batches

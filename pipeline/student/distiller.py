@@ -5,7 +5,7 @@ its value is right under gradient accumulation and on several ranks.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool
@@ -33,6 +33,13 @@ from pipeline.tasks import models_language
 CHUNK_LOGITS = 2**24
 """Logits alive at once in the output and label terms: 64 MiB in float32, a side."""
 LayerMap = Mapping[int, int | Sequence[int]]
+
+
+class Losses(NamedTuple):
+    """The loss of a batch, with its graph, and each term it is made of."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
 
 
 def term_counts(
@@ -131,13 +138,22 @@ class Distiller(nn.Module):
             )
         check_output_loss(declared, self.objective.output)
 
-    def forward(self, batch: Mapping[str, Any], counts: Mapping[str, Count]) -> dict[str, Tensor]:
-        """Return each term of a batch that has a count, divided by it.
+    def forward(
+        self,
+        batch: Mapping[str, Any],
+        counts: Mapping[str, Count],
+        factors: Mapping[str, float | Tensor] | None = None,
+        *,
+        apart: bool = False,
+    ) -> Losses:
+        """Return each term of a batch that has a count, divided by it, and their sum.
 
         Args:
             batch: What `StoreDataset` gives, on the student's device.
             counts: Units of each term over all accumulation steps and ranks, see `term_counts`. An
                 active term without one is not computed.
+            factors: What each term is multiplied by in the sum; None: 1.
+            apart: Give each term a graph of its own. Without it only the sum is sure to have one.
         """
         live = batch["attention_mask"].bool()
         inputs = model_inputs(model_columns(self.student, batch), is_causal=self._is_causal)
@@ -162,7 +178,8 @@ class Distiller(nn.Module):
                 lambda teacher: match.against(teacher, record, batch, live, counts["attention"]),
             )
         terms |= self._outputs(output, batch, live, counts)
-        return terms
+        weighted = [value if factors is None else factors[t] * value for t, value in terms.items()]
+        return Losses(torch.stack(weighted).sum(), terms)
 
     def _feature(
         self,

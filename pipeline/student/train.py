@@ -24,8 +24,9 @@ from pipeline.student.distiller import TERMS, Distiller
 from pipeline.student.features import TeacherFeatures
 from pipeline.student.lora import merge_adapters
 from pipeline.student.objective import Objective
+from pipeline.student.order import BatchOrder
 from pipeline.student.origin import LoraOptions, checkpoint_digest
-from pipeline.student.stream import BatchOrder, StoreDataset
+from pipeline.student.stream import StoreDataset
 from pipeline.student.trainer import DistillationTrainer
 from pipeline.student.vocabulary import Vocabulary, VocabularyDataset, corpus_vocabulary
 from pipeline.tasks import models_language

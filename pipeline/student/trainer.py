@@ -6,7 +6,8 @@ order of batches is known before anything is read, so resuming skips without dec
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from itertools import islice
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ from transformers import (
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from pipeline.student.distiller import Distiller, term_counts
-from pipeline.student.stream import BatchOrder, StoreDataset
+from pipeline.student.feed import Feed
+from pipeline.student.order import BatchOrder
+from pipeline.student.stream import StoreDataset
 from pipeline.training.checkpoints import CompletionMarker, Progress
 
 logger = logging.getLogger(__name__)
@@ -63,9 +66,14 @@ class DistillationTrainer(Trainer):
         self.distiller = distiller
         self._order = order
         self._dataset = dataset
+        self._feed = Feed(
+            dataset,
+            args.device,
+            partial(term_counts, objective=distiller.objective, task=distiller.task),
+        )
         self._gradient_norms = gradient_norms
         self._weights: dict[str, float] = {}
-        self._micro_batches = 0
+        self._pieces_to_come = 0
         self._is_measured = False
         self._sums: dict[str, Tensor] = {}
         self._steps: dict[str, int] = {}
@@ -110,45 +118,56 @@ class DistillationTrainer(Trainer):
         return found.lr_lambdas[0]
 
     def get_train_dataloader(self) -> DataLoader:
-        """Return the loader; its batch sampler lets `accelerate` skip without decoding.
+        """Return a loader of which examples run together; the feed looks them up.
 
-        `accelerate` does not prepare it: its way of sharding drops or repeats examples when a
-        short batch is not the last one, and `BatchOrder` knows the ranks.
+        So `Trainer` skips what a resumed run has seen without reading it. `accelerate` does not
+        prepare it: its way of sharding drops or repeats examples when a short batch is not the last
+        one, and `BatchOrder` knows the ranks.
         """
-        return DataLoader(
-            self._dataset,
-            batch_sampler=self._order,
-            collate_fn=_as_it_is,
-            pin_memory=self.args.dataloader_pin_memory,
-        )
+        members: Any = range(len(self._dataset))
+        return DataLoader(members, batch_sampler=self._order, collate_fn=_as_it_is)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
-        """Return the micro-batches of one step with the counts of their terms, over all ranks.
+        """Return the batches of one step with the counts of their terms, over all ranks.
 
         A term whose weight is 0 at this step has no count, so it is not computed.
         """
-        samples = list(islice(epoch_iterator, num_batches))
+        samples = self._feed.take(epoch_iterator, num_batches)
         objective, balance = self.distiller.objective, self.distiller.balance
         self._weights = objective.weights_at(self.state.global_step, self.state.max_steps)
         # A step without any term still needs a graph to go backward through.
         self._weights = self._weights or dict.fromkeys(self.distiller.terms, 0.0)
-        self._micro_batches = len(samples)
+        self._pieces_to_come = sum(len(sample.pieces) for sample in samples)
         self._is_measured = balance is not None and (
             self.state.global_step % objective.balance_every == 0
             or balance.lacks(list(self._weights))
         )
-        totals = {term: 0 for term in self.distiller.terms if term in self._weights}
-        for sample in samples:
-            found = term_counts(sample, objective, task=self.distiller.task, terms=totals)
-            for term in totals:
-                totals[term] += found[term]
-        for term in totals:
+        on = [term for term in self.distiller.terms if term in self._weights]
+        for term in on:
             self._steps[term] = self._steps.get(term, 0) + bool(samples)
-        counts = torch.tensor(list(totals.values()), device=device)
-        counts = self.accelerator.reduce(counts, reduction="sum")
-        return samples, dict(zip(totals, counts, strict=True))
+        sums = [sum(sample.counts[term] for sample in samples) for term in on]
+        counts = self.accelerator.reduce(torch.tensor(sums, device=device), reduction="sum")
+        return samples, dict(zip(on, counts, strict=True))
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Return 0: `Trainer` counts by a model's inputs, and here a batch is in pieces."""
+        return 0
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: Any,  # a Fed
+        num_items_in_batch: Any = None,
+    ) -> Tensor:
+        """Add the gradients of a batch, micro-batch by micro-batch; return its loss."""
+        losses = []
+        for i, piece in enumerate(inputs.pieces):
+            is_last = i == len(inputs.pieces) - 1
+            with nullcontext() if is_last else self.accelerator.no_sync(model):
+                losses.append(super().training_step(model, piece, num_items_in_batch))
+        return torch.stack(losses).sum()
 
     def compute_loss(
         self,
@@ -162,23 +181,23 @@ class DistillationTrainer(Trainer):
         On several ranks it is multiplied by their number, because gradients are averaged over ranks
         while the counts are already those of all.
         """
-        terms = model(inputs, num_items_in_batch)
         factors: dict[str, Any] = dict(self._weights)
         if self.distiller.balance is not None:
             factors = {t: w * self.distiller.balance.factor(t) for t, w in factors.items()}
-        weighted = {term: factors[term] * value for term, value in terms.items()}
         is_logged = self._gradient_norms and (
             (self.state.global_step + 1) % self.args.logging_steps == 0
         )
-        if is_logged or self._is_measured:
-            self._add_gradients(terms, factors, is_logged=is_logged)
-        for term, value in terms.items():
+        is_apart = is_logged or self._is_measured
+        losses = model(inputs, num_items_in_batch, factors, apart=is_apart)
+        if is_apart:
+            self._add_gradients(losses.terms, factors, is_logged=is_logged)
+        for term, value in losses.terms.items():
             self._sums[term] = self._sums.get(term, 0) + value.detach()
-        total = torch.stack(list(weighted.values())).sum() * self.accelerator.num_processes
-        self._micro_batches -= 1
-        if self._is_measured and self._micro_batches == 0:
+        total = losses.total * self.accelerator.num_processes
+        self._pieces_to_come -= 1
+        if self._is_measured and self._pieces_to_come == 0:
             self._rebalance()
-        return (total, terms) if return_outputs else total
+        return (total, losses.terms) if return_outputs else total
 
     def _add_gradients(
         self, terms: Mapping[str, Tensor], factors: Mapping[str, Any], *, is_logged: bool

@@ -211,9 +211,9 @@ def test_composition_and_padding_of_a_batch_change_nothing(attention, captured):
     rows = [0, 5, 9, 13, 2]
     whole = dataset.__getitems__(rows)
     counts = term_counts(whole, distiller.objective, task=store.task)
-    expected, parameters = distiller(whole, counts), list(distiller.parameters())
+    expected, parameters = distiller(whole, counts).terms, list(distiller.parameters())
     for parts in ([[i] for i in rows], [[13, 5], [2, 0, 9]]):
-        pieces = [distiller(padded(dataset.__getitems__(part), 3), counts) for part in parts]
+        pieces = [distiller(padded(dataset.__getitems__(part), 3), counts).terms for part in parts]
         for term, value in expected.items():
             total = torch.stack([piece[term] for piece in pieces]).sum()
             torch.testing.assert_close(total, value, rtol=1e-5, atol=1e-7)
@@ -362,4 +362,4 @@ def test_a_term_without_a_count_is_not_computed(captured):
     distiller = build(store, signals, student_of("llama", None), sections, maps)
     batch = StoreDataset(store.pinned(signals), [one.name for one in signals]).__getitems__([1, 4])
     batch["features"] = {}  # nothing of the teacher is looked at
-    assert list(distiller(batch, {"labels": 5})) == ["labels"]
+    assert list(distiller(batch, {"labels": 5}).terms) == ["labels"]

@@ -158,7 +158,7 @@ def train_rows(captured: Captured) -> list[dict[str, Tensor]]:
 
 def stored_terms(distiller: Distiller, batch: dict) -> tuple[dict[str, Tensor], list]:
     counts = term_counts(batch, distiller.objective, task=distiller.task)
-    terms = distiller(batch, counts)
+    terms = distiller(batch, counts).terms
     return terms, [*distiller.student.parameters(), *distiller.projectors.parameters()]
 
 
@@ -246,13 +246,13 @@ def test_composition_order_and_padding_of_a_batch_change_nothing(kind, task, cap
     rows = [0, 5, 9, 13, 2]
     whole = dataset.__getitems__(rows)
     counts = term_counts(whole, distiller.objective, task=store.task)
-    expected, parameters = distiller(whole, counts), list(distiller.parameters())
+    expected, parameters = distiller(whole, counts).terms, list(distiller.parameters())
     wanted = {term: gradients(value, parameters) for term, value in expected.items()}
     for parts in ([[i] for i in rows], [[13, 5], [2, 0, 9]]):
         batches = [padded(dataset.__getitems__(part), 3) for part in parts]
         per_part = [term_counts(batch, distiller.objective, task=store.task) for batch in batches]
         assert counts == {term: sum(found[term] for found in per_part) for term in counts}
-        pieces = [distiller(batch, counts) for batch in batches]
+        pieces = [distiller(batch, counts).terms for batch in batches]
         for term in counts:
             total = torch.stack([piece[term] for piece in pieces]).sum()
             torch.testing.assert_close(total, expected[term], rtol=1e-5, atol=1e-7)
@@ -331,13 +331,13 @@ def test_the_first_token_is_left_out_of_features_on_request(captured):
     distiller = distiller_of(store, signals, student_of("llama", None), goal)
     counts = term_counts(batch, goal, task="causal-lm")
     assert counts == {"feature": int(batch["attention_mask"].sum()) - len(batch["input_ids"])}
-    before = distiller(batch, counts)["feature"]
+    before = distiller(batch, counts).terms["feature"]
     lengths = batch["attention_mask"].sum(-1)
     firsts = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)[:-1]])
     for name, parts in batch["features"].items():
         if name.startswith("hidden"):
             parts["values_bits"].view(torch.int16)[firsts] = 0
-    assert torch.equal(distiller(batch, counts)["feature"], before)
+    assert torch.equal(distiller(batch, counts).terms["feature"], before)
 
 
 def test_a_term_that_is_off_costs_and_needs_nothing(captured):

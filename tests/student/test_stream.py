@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
-from pipeline.student.stream import WINDOW_BATCHES, BatchOrder, StoreDataset, target_positions
+from pipeline.student.order import WINDOW_BATCHES, BatchOrder
+from pipeline.student.stream import StoreDataset, target_positions
 from tests.captured import prepared, signal
 
 segment_sizes = st.lists(st.integers(1, 30), min_size=1, max_size=12)

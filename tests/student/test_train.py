@@ -16,7 +16,7 @@ from pipeline.evaluate.agreement import agreement
 from pipeline.provenance import fingerprint
 from pipeline.student.needs import select_signals
 from pipeline.student.objective import Alignment, Objective
-from pipeline.student.stream import BatchOrder
+from pipeline.student.order import BatchOrder
 from pipeline.student.train import write_curve
 from pipeline.training.checkpoints import MARKER, last_complete_checkpoint
 from tests.captured import Captured, copied, prepared, signal
