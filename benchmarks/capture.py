@@ -7,12 +7,8 @@ head, for the form `head` needs no logits, and the whole model, for `topk`.
 
 import json
 import logging
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +20,9 @@ from rich.table import Table
 
 from benchmarks.capture_arms import TOP, Setting
 from benchmarks.codecs import codec_rows
+from benchmarks.results import results_option, write
 from benchmarks.synthetic import machine, quiet, write_corpus, write_teacher
+from benchmarks.turns import Laps, Process, interleaved, over, spread
 from pipeline.store.codec import encode_shard
 from pipeline.store.forms.registry import build_form
 from pipeline.store.reader import StoreReader
@@ -44,40 +42,6 @@ LIMIT = {"ours_head": "base"}
 HEADS = 12
 LENGTH = 256
 LARGE_VOCAB = 131_072
-
-
-class Process:
-    """An arm in a process of its own."""
-
-    def __init__(self, name: str, setting: Setting) -> None:
-        command = [sys.executable, "-m", "benchmarks.capture_arms", name]
-        self._process = subprocess.Popen(
-            [*command, json.dumps(asdict(setting))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=os.environ | {"TQDM_DISABLE": "1"},
-        )
-
-    def read(self) -> dict[str, Any]:
-        """Wait for an answer; the first says that the arm is ready."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise click.ClickException(f"{self._process.args}: ended with {self._process.wait()}")
-        return json.loads(line)
-
-    def lap(self) -> dict[str, Any]:
-        """Run the arm once."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("lap\n")
-        self._process.stdin.flush()
-        return self.read()
-
-    def end(self) -> None:
-        """Let the process end."""
-        self._process.communicate()
 
 
 def lay_out(
@@ -130,37 +94,12 @@ def large_vocabulary_share(rows: int = 256) -> float:
     return stored / (2 * LARGE_VOCAB * rows)
 
 
-def interleaved(processes: dict[str, Process], laps: int) -> dict[str, list[dict[str, Any]]]:
-    """Let the arms take turns, each the first in its turn once; a first round does not count."""
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in processes}
-    for turn in range(laps + 1):
-        names = list(processes)
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            lap = processes[name].lap()
-            if turn:
-                found[name].append(lap)
-    return found
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Return median, least and most."""
-    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
-
-
-def ratios(laps: dict[str, list[dict[str, Any]]], key: str) -> dict[str, dict[str, float]]:
+def ratios(laps: Laps, key: str) -> dict[str, dict[str, float]]:
     """Return each arm over its forward pass, turn by turn."""
-    return {
-        name: spread(
-            [
-                own[key] / base[key]
-                for own, base in zip(laps[name], laps[LIMIT.get(name, "full")], strict=True)
-            ]
-        )
-        for name in laps
-    }
+    return {name: over(laps, name, LIMIT.get(name, "full"), key) for name in laps}
 
 
-def table(laps: dict[str, list[dict[str, Any]]], tokens: int) -> Table:
+def table(laps: Laps, tokens: int) -> Table:
     """Lay the arms out for people."""
     shown = Table(box=None, header_style="bold")
     for heading in ("", "us/token", "CPU us", "wall ratio", "CPU ratio", "B/token", "peak MB"):
@@ -181,7 +120,7 @@ def table(laps: dict[str, list[dict[str, Any]]], tokens: int) -> Table:
     return shown
 
 
-def figures(laps: dict[str, list[dict[str, Any]]], tokens: int) -> dict[str, Any]:
+def figures(laps: Laps, tokens: int) -> dict[str, Any]:
     """Return the numbers: ratios of the per-token part, and what a capture costs once."""
     wall, cpu = ratios(laps, "seconds"), ratios(laps, "cpu_seconds")
     ours = ("ours_head", "ours_topk")
@@ -219,7 +158,16 @@ def figures(laps: dict[str, list[dict[str, Any]]], tokens: int) -> dict[str, Any
 @click.option("--vocab", default=32_000, show_default=True, help="Entries of its vocabulary.")
 @click.option("--laps", default=5, show_default=True, help="Counted runs of each arm.")
 @click.option("--quick", is_flag=True, help="Within four minutes on two cores: 8,192 tokens.")
-def main(tokens: int, layers: int, width: int, vocab: int, laps: int, quick: bool) -> None:
+@results_option
+def main(
+    tokens: int,
+    layers: int,
+    width: int,
+    vocab: int,
+    laps: int,
+    quick: bool,
+    results: Path | None,
+) -> None:
     """Measure what capturing costs on random data."""
     logging.basicConfig(level="WARNING")
     quiet()
@@ -229,7 +177,9 @@ def main(tokens: int, layers: int, width: int, vocab: int, laps: int, quick: boo
         root = Path(directory)
         setting = Setting(directory, kept, 4096 if not quick else 2048, 4096 if not quick else 2048)
         ran = lay_out(root, setting, tokens=tokens, layers=layers, width=width, vocab=vocab)
-        processes = {name: Process(name, setting) for name in ARMS}
+        processes = {
+            name: Process("benchmarks.capture_arms", name, asdict(setting)) for name in ARMS
+        }
         for process in processes.values():
             process.read()
         laps_found = interleaved(processes, laps)
@@ -261,6 +211,8 @@ def main(tokens: int, layers: int, width: int, vocab: int, laps: int, quick: boo
             row["name"], *(f"{row[k]:.1f}" for k in ("ms", "cpu_ms")), f"{row['bytes']:.3f}"
         )
     console.print(shown)
+    if results is not None:
+        write("capture", found, results)
     click.echo(json.dumps({"figures": found, "machine": machine()}))
 
 

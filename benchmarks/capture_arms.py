@@ -5,12 +5,10 @@ the arms take turns and none has a quiet machine to itself.
 """
 
 import json
-import resource
 import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks.synthetic import quiet, stopwatch
+from benchmarks.turns import serve
 from pipeline.store.forms.registry import build_form
 from pipeline.store.reader import StoreReader
 from pipeline.store.signals import Signal
@@ -220,33 +219,8 @@ def batches_of(root: Path, setting: Setting) -> Sequence[Batch]:
     ]
 
 
-def peak_bytes() -> int:
-    """Return the most memory that this process has had since it was counted anew."""
-    (line,) = (
-        one for one in Path("/proc/self/status").read_text().splitlines() if one[:6] == "VmHWM:"
-    )
-    return int(line.split()[1]) * 1024
-
-
-def resident_bytes() -> int:
-    """Return the memory that this process has now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
-def serve(name: str, setting: Setting) -> None:
-    """Answer each line of standard input with one lap; first of all say what loading took."""
-    quiet()
-    arm = Arm(name, setting)
-    # Loading has a peak of its own; from here on Linux counts anew.
-    Path("/proc/self/clear_refs").write_text("5")
-    before = resident_bytes()
-    for order in chain(["ready"], sys.stdin):
-        found: dict[str, Any] = {}
-        if order != "ready":
-            found |= asdict(arm.lap()) | {"peak_bytes": peak_bytes(), "loaded_bytes": before}
-        print(json.dumps(found), flush=True)
-
-
 if __name__ == "__main__":
     given = json.loads(sys.argv[2])
-    serve(sys.argv[1], Setting(**{**given, "layers": tuple(given["layers"])}))
+    quiet()
+    arm = Arm(sys.argv[1], Setting(**{**given, "layers": tuple(given["layers"])}))
+    serve(lambda order: asdict(arm.lap()))

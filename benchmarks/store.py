@@ -90,7 +90,7 @@ def read_epoch(reader: StoreReader, signals: Sequence[str]) -> tuple[Stopwatch, 
             pool_segments=POOL_SEGMENTS,
             seed=0,
         )
-        dataset.read_ahead(order.segment_order())
+        dataset.follow(order.timetable())
         batches = list(order)
         for members in batches:
             dataset.__getitems__(members)

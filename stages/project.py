@@ -3,9 +3,9 @@
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from pipeline.errors import ConfigError
 from stages.parameters import Section, read_yaml, validate
@@ -35,8 +35,17 @@ def _known_scheduler(value: str) -> str:
     )
 
 
+def _listed(value: Any) -> Any:
+    """Read `a,b` as a list of two: a variable of the environment has no other lists."""
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    return tuple(value) if isinstance(value, list) else value
+
+
 class Runtime(Section):
-    """How this machine runs stages: `runtime.yaml` (not in git), `DECANT_*`; no result changes.
+    """How this machine runs stages: `runtime.yaml` (not in git), `DECANT_*`.
+
+    No result changes, but by `processes`, which multiply the batch.
 
     Attributes:
         device: A torch device; `auto` takes CUDA where there is one.
@@ -53,7 +62,11 @@ class Runtime(Section):
         workers: Segments captured at once by `threads` or `processes`; 0: one a GPU, else 2.
         worker_megabytes: Memory at which a worker process is ended; 0 sets no limit.
         writers: Threads that compress and write shards.
-        threads: Threads of torch; 0 leaves its choice.
+        threads: Threads of torch, in each process; 0 leaves its choice.
+        micro_batch_size: Examples of a student's batch that run at once; 0: all of them; `auto`:
+            what fits, found before the first step.
+        processes: Processes that train one student, each with a batch of its own.
+        report_to: Services that are told of each logged step, as `transformers.Trainer` names them.
     """
 
     device: str = "auto"
@@ -69,6 +82,9 @@ class Runtime(Section):
     worker_megabytes: Annotated[int, Field(ge=0)] = 0
     writers: Annotated[int, Field(ge=1)] = 1
     threads: Annotated[int, Field(ge=0)] = 0
+    micro_batch_size: Annotated[int, Field(ge=0)] | Literal["auto"] = 0
+    processes: Annotated[int, Field(ge=1)] = 1
+    report_to: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
 
 
 def runtime() -> Runtime:

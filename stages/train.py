@@ -1,6 +1,10 @@
-"""train@S: student S learns from the store alone."""
+"""train@S: student S learns from the store alone; or several do, from one read of it."""
 
+import logging
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -8,35 +12,95 @@ from pipeline.errors import ConfigError
 from pipeline.provenance import read_json
 from stages.command import params_option, stage
 from stages.parameters import section
-from stages.project import DATA, prepare_torch, runtime, stores, work
+from stages.project import DATA, Runtime, prepare_torch, runtime, stores, work
+from stages.ranks import LOST_CODE, check_gpus, is_first, is_lost_peer, is_rank, run_ranks
 from stages.sections.student import StudentParams
+
+if TYPE_CHECKING:
+    from pipeline.student.training import Training
 
 
 @click.command()
 @click.argument("student", required=False)
 @click.option("--student", "named", metavar="NAME", help="The same as the argument.")
+@click.option(
+    "--students",
+    metavar="NAMES",
+    help="Several of one store, with commas between them: what they learn from is read once.",
+)
 @params_option
 @stage
-def train(student: str | None, named: str | None, params: Path) -> None:
+def train(student: str | None, named: str | None, students: str | None, params: Path) -> None:
     """Train STUDENT from the store into data/students/STUDENT. The teacher is not loaded.
+
+    Each of several --students becomes what it becomes alone, and all are in memory at once. They
+    are trained beside DVC; `dvc commit -f train@A train@B` tells it that they are done.
 
     \b
     Example:
       decant train aligned
+      decant train --students small,aligned,soft
     """
-    if (student is None) == (named is None):
-        raise ConfigError("train: expected one student; give STUDENT, or --student NAME")
-    student = str(student or named)
+    names = _names(student, named, students)
+    options = {name: section(params, f"students.{name}", StudentParams) for name in names}
+    settings = runtime()
+    if len(names) > 1 and settings.processes > 1:
+        raise ConfigError(
+            f"runtime processes: found {settings.processes}, expected 1 for --students, which take "
+            "turns in one process; set it to 1, or train one student at a time"
+        )
+    if settings.processes > 1 and not is_rank():
+        arguments = [names[0], "--params", str(params)]
+        code = run_ranks(
+            "stages.train", arguments, processes=settings.processes, threads=settings.threads
+        )
+        if code:
+            sys.exit(code)
+        return
+    if not is_first():
+        logging.getLogger().setLevel(logging.WARNING)
+    device = prepare_torch(settings)
+    check_gpus(device)
+    try:
+        _train([_training(name, options[name], settings, device) for name in names])
+    except RuntimeError as error:
+        if not is_lost_peer(error):
+            raise
+        sys.exit(LOST_CODE)
 
-    options = section(params, f"students.{student}", StudentParams)
-    from pipeline.student.train import train_student
 
-    train_student(
-        name=student,
-        selected=read_json(DATA / "selected" / f"{student}.json"),
+def _names(student: str | None, named: str | None, students: str | None) -> list[str]:
+    """Return which students are asked for.
+
+    Raises:
+        ConfigError: If none is, or one twice, or by two ways.
+    """
+    given = [way for way in (student, named, students) if way is not None]
+    if len(given) != 1:
+        raise ConfigError(
+            "train: expected one student, or several of one store; give STUDENT, or --student "
+            "NAME, or --students NAME,NAME"
+        )
+    if students is None:
+        return given
+    names = [name.strip() for name in students.split(",")]
+    if "" in names or len(set(names)) < len(names):
+        raise ConfigError(
+            f"--students: found {students!r}, expected each name once, with commas between them; "
+            "correct it"
+        )
+    return names
+
+
+def _training(name: str, options: StudentParams, settings: Runtime, device: str) -> "Training":
+    from pipeline.student.training import Training
+
+    return Training(
+        name=name,
+        selected=read_json(DATA / "selected" / f"{name}.json"),
         stores=stores(),
-        output=DATA / "students" / student,
-        curve=DATA / "metrics" / "curves" / f"{student}.csv",
+        output=DATA / "students" / name,
+        curve=DATA / "metrics" / "curves" / f"{name}.csv",
         work=work(),
         architecture=options.model.architecture,
         checkpoint=options.model.checkpoint,
@@ -45,12 +109,26 @@ def train(student: str | None, named: str | None, params: Path) -> None:
         options=options.train,
         pool_segments=options.pool_segments,
         gradient_norms=options.gradient_norms,
-        device=prepare_torch(runtime()),
+        device=device,
         revision=options.model.revision,
         vocabulary=options.model.vocabulary,
         lora=options.model.lora,
         parts=options.parts,
+        micro_batch_size=settings.micro_batch_size,
+        report_to=settings.report_to,
     )
+
+
+def _train(trainings: "Sequence[Training]") -> None:
+    if len(trainings) > 1:
+        from pipeline.student.together import train_together
+
+        train_together(trainings)
+        return
+    from pipeline.student.train import StudentRun
+
+    run = StudentRun(trainings[0])
+    run.train(run.trainer())
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What holds in every test: no network, one thread, the same examples from hypothesis each time."""
 
+import gc
 import os
 import socket
 from pathlib import Path
@@ -34,6 +35,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="few",
         help="How often faults are injected: `few` for every day, `many` for `make faults`.",
     )
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: every training collects garbage, in all that is not frozen."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_configure() -> None:

@@ -9,6 +9,7 @@ sizes with a crc32c. Any Zarr reader opens the result.
 import json
 import math
 import struct
+from functools import lru_cache
 from typing import Any
 
 import google_crc32c
@@ -38,6 +39,7 @@ def group_metadata() -> bytes:
     return _json({"zarr_format": 3, "node_type": "group", "attributes": {}})
 
 
+@lru_cache(maxsize=1024)
 def array_metadata(part: Part, *, rows: int, shard_rows: int, chunk_rows: int) -> bytes:
     """Return the `zarr.json` of an array; equal arguments give equal bytes."""
     little = {"name": "bytes", "configuration": {"endian": "little"}}

@@ -96,7 +96,7 @@ def row_digest(
     for column in sorted(tokens):
         values = np.ascontiguousarray(tokens[column], dtype=TOKEN_DTYPES[column])
         digest.update(f"{column}:{len(values)};".encode())
-        digest.update(values.tobytes())
+        digest.update(values.data)
     digest.update(f"{label};{source_row};{piece}".encode())
     if targets is not None:
         digest.update(f";targets:{len(targets)};".encode())

@@ -26,11 +26,11 @@ from pipeline.store.planner import (
     TOKEN_DTYPES,
     rows_digest,
 )
-from pipeline.store.records import StoredSignal, of_manifest, signal_digest
+from pipeline.store.records import Declaration, StoredSignal, of_manifest, signal_digest
 from pipeline.store.schema import check_plan
 from pipeline.store.sealed import read_record
 from pipeline.store.shards import ArraySpec, read_shard, shard_name
-from pipeline.store.table import check_ids, check_row, check_table, count_ids
+from pipeline.store.table import check_ids, check_rows, check_table, count_ids
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ class StoreReader:
             self._check_pin(signal, digest)
         self._signals: dict[str, StoredSignal] = {}
         self._checked_rows: set[int] = set()
+        self._specs: dict[str, dict[str, ArraySpec]] = {}
 
     def _check_pin(self, signal: str, digest: str) -> None:
         found = self.index["signals"].get(signal)
@@ -298,23 +299,9 @@ class StoreReader:
                     f"expected {identity[:12]}; capture this store again"
                 )
             declared = stored.declaration
-            extent = segment_extent(
-                declared.axis,
-                self.plan,
-                length=self.examples["length"],
-                segment=self.examples["segment"],
-                rule=declared.rule,
-            )
             features[name] = {
-                part_name: self._read(
-                    f"{name}/{part_name}",
-                    ArraySpec(
-                        part, count * extent.shard_rows, extent.shard_rows, extent.chunk_rows
-                    ),
-                    segment,
-                    receipt.files,
-                )
-                for part_name, part in declared.parts().items()
+                part_name: self._read(f"{name}/{part_name}", spec, segment, receipt.files)
+                for part_name, spec in self._arrays(declared).items()
             }
             rows = example_rows(declared.axis, length, declared.rule)
             spans[name] = np.stack([first_rows(rows), np.cumsum(rows)], axis=-1)
@@ -332,6 +319,25 @@ class StoreReader:
             {name: span[usable] for name, span in spans.items()},
         )
 
+    def _arrays(self, declared: Declaration) -> dict[str, ArraySpec]:
+        """Return the arrays of a signal; once, for the room of pairs is found in all examples."""
+        if declared.signal not in self._specs:
+            count = len(self.plan["segments"])
+            extent = segment_extent(
+                declared.axis,
+                self.plan,
+                length=self.examples["length"],
+                segment=self.examples["segment"],
+                rule=declared.rule,
+            )
+            self._specs[declared.signal] = {
+                name: ArraySpec(
+                    part, count * extent.shard_rows, extent.shard_rows, extent.chunk_rows
+                )
+                for name, part in declared.parts().items()
+            }
+        return self._specs[declared.signal]
+
     def _check_rows(
         self,
         segment: int,
@@ -344,9 +350,8 @@ class StoreReader:
         if segment in self._checked_rows:
             return
         check_ids(tokens["input_ids"], self._ids, f"{self.layout.features}: segment {segment}")
-        for i, start, count in zip(members.tolist(), offset.tolist(), length.tolist(), strict=True):
-            row = {column: values[start : start + count] for column, values in tokens.items()}
-            check_row(self.examples, self.targets, i, row, self.layout.features)
+        spans = np.stack([offset, offset + length])
+        check_rows(self.examples, self.targets, members, tokens, spans, self.layout.features)
         self._checked_rows.add(segment)
 
     def channels(self, signal: str) -> Channels | None:

@@ -43,7 +43,8 @@ def _plain_path(name: str) -> str:
     # Not by pathlib: a large store has a million of them.
     parts = name.split("/")
     is_plain = name.isprintable() and {"", ".", ".."}.isdisjoint(parts)
-    if not is_plain or any(len(part.encode()) > MAX_NAME_BYTES for part in parts):
+    is_long = len(name.encode()) > MAX_NAME_BYTES
+    if not is_plain or (is_long and any(len(part.encode()) > MAX_NAME_BYTES for part in parts)):
         raise ValueError("expected a plain path inside the store")
     return name
 

@@ -69,30 +69,43 @@ def check_lengths(
     _check(path, "length", length, (length >= 1) & (length <= capacity))
 
 
-def check_row(
+def check_rows(
     table: Mapping[str, NDArray[Any]],
     targets: NDArray[np.float32] | None,
-    example: int,
-    tokens: dict[str, NDArray[Any]],
+    members: NDArray[np.int64],
+    tokens: Mapping[str, NDArray[Any]],
+    spans: NDArray[np.int64],
     path: Path,
 ) -> None:
-    """Compare an example's identity with what its tokens, label and targets say.
+    """Compare the identity of a segment's examples with what their tokens, labels and targets say.
+
+    Args:
+        table: The columns of the example table.
+        targets: What a regression or multi-label model is asked for, [examples, outputs].
+        members: The segment's examples, [members].
+        tokens: The segment's columns.
+        spans: First token of each member in them, and the one after its last, [2, members].
+        path: The store's arrays, for the message.
 
     Raises:
-        IntegrityError: If it is another row.
+        IntegrityError: If one is another row.
     """
-    found = row_digest(
-        tokens,
-        int(table["label"][example]),
-        int(table["source_row"][example]),
-        int(table["piece"][example]),
-        None if targets is None else targets[example],
-    )
-    if found != table["digest"][example].tobytes():
-        raise IntegrityError(
-            f"{path}: example {example} of segment {int(table['segment'][example])} is not the row "
-            "that was planned; the store was altered: delete it and capture again"
+    numbers = (table[key][members].tolist() for key in ("label", "source_row", "piece"))
+    digests = table["digest"][members].tobytes()
+    rows = zip(members.tolist(), *spans.tolist(), *numbers, strict=True)
+    for place, (example, start, stop, label, source_row, piece) in enumerate(rows):
+        found = row_digest(
+            {column: values[start:stop] for column, values in tokens.items()},
+            label,
+            source_row,
+            piece,
+            None if targets is None else targets[example],
         )
+        if found != digests[place * ROW_DIGEST_BYTES : (place + 1) * ROW_DIGEST_BYTES]:
+            raise IntegrityError(
+                f"{path}: example {example} of segment {int(table['segment'][example])} is not the "
+                "row that was planned; the store was altered: delete it and capture again"
+            )
 
 
 def count_ids(plan: Mapping[str, Any], config: Mapping[str, Any]) -> int:

@@ -5,18 +5,21 @@ from functools import reduce
 from math import gcd
 from typing import Any
 
+import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from pipeline.errors import IncompatibleError
 from pipeline.store.records import Declaration
 from pipeline.student.features import TeacherFeatures
+from pipeline.student.losses.attention_relations import Vectors, relation_vectors
+from pipeline.student.losses.chunked_maps import chunked_map_loss
 from pipeline.student.losses.counting import Count
 from pipeline.student.losses.registry import ATTENTION, find_loss
 from pipeline.student.objective import AttentionTerm
 from pipeline.student.transport import Compare
 from pipeline.taps.anatomy import Anatomy
-from pipeline.taps.scores import attention_log_probs, visible_keys
+from pipeline.taps.scores import MapRows, rows_of_vectors
 from pipeline.taps.tap import Record
 
 VECTORS = {"qq": "query", "kk": "key", "vv": "value"}
@@ -116,40 +119,60 @@ class AttentionMatch:
     ) -> Compare:
         """Decode one teacher layer and return the loss of student layers against it.
 
+        What is decoded is no larger than the student's query and key; maps of either side exist
+        for some rows at a time.
+
         Args:
             teacher: The teacher layer.
             record: What the student's forward pass left, of the layers `tapped`.
             batch: The batch with its stored features.
             live: Where tokens are.
-            count: Query rows to divide by.
+            count: Query rows to divide by; not None.
         """
-        rule = self._declaration(teacher).info["rule"]
-        visible = visible_keys(live.sum(-1), live.shape[1], rule)
-        if self._relations:
-            theirs = self._teacher_vectors(teacher, batch, live)
-
-            def relate(student: int) -> Tensor:
-                ours = {r: getattr(record, VECTORS[r])[student] for r in self._relations}
-                return self._loss(ours, theirs, live, visible, self.relation_heads, count)
-
-            return relate
-        maps = self._features.attention_log_probs(teacher, batch["features"], live)
+        declared = self._declaration(teacher)
+        theirs, heads = self._teacher_maps(teacher, batch, live)
 
         def compare(student: int) -> Tensor:
-            ours = attention_log_probs(
-                record.query[student], record.key[student], record.scaling[student], visible
-            )
-            return self._loss(ours, maps, live, visible, count)
+            losses = [
+                chunked_map_loss(
+                    self._loss,
+                    *ours,
+                    told,
+                    live,
+                    declared.info["rule"],
+                    count=count,
+                    teacher_heads=heads,
+                )
+                for ours, told in zip(self._student_vectors(student, record), theirs, strict=True)
+            ]
+            return torch.stack(losses).mean()
 
         return compare
 
-    def _teacher_vectors(
+    def _student_vectors(self, student: int, record: Record) -> list[Vectors]:
+        if not self._relations:
+            query, key = record.query[student], record.key[student]
+            return [Vectors(query, key, record.scaling[student])]
+        return [
+            relation_vectors(getattr(record, VECTORS[relation])[student], self.relation_heads)
+            for relation in self._relations
+        ]
+
+    def _teacher_maps(
         self, teacher: int, batch: Mapping[str, Any], live: Bool[Tensor, "batch seq"]
-    ) -> dict[str, Tensor]:
+    ) -> tuple[list[MapRows], int]:
+        """Return what gives rows of each of the teacher's maps, and how many heads these have."""
         stored = batch["features"]
+        if not self._relations:
+            geometry = self._declaration(teacher).geometry
+            return [self._features.attention_rows(teacher, stored, live)], geometry.heads
         found: dict[str, Tensor] = {}
         if self.needs_maps:
             found |= self._features.attention_vectors(teacher, stored, live)
         if "vv" in self._relations:
             found["value"] = self._features.values(teacher, stored, live)
-        return {relation: found[VECTORS[relation]] for relation in self._relations}
+        vectors = [
+            relation_vectors(found[VECTORS[relation]], self.relation_heads)
+            for relation in self._relations
+        ]
+        return [rows_of_vectors(*one) for one in vectors], self.relation_heads

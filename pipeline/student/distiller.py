@@ -12,26 +12,21 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pipeline.errors import IncompatibleError
 from pipeline.student.attention import AttentionMatch
 from pipeline.student.balance import Balance
 from pipeline.student.features import TeacherFeatures
-from pipeline.student.losses.chunked import chunked_rows
 from pipeline.student.losses.counting import Count
-from pipeline.student.losses.registry import FEATURE, OUTPUT, find_loss, label_loss
+from pipeline.student.losses.registry import FEATURE, find_loss
 from pipeline.student.objective import TERMS, Objective, active_terms, check_task
-from pipeline.student.outputs import check_output_loss
+from pipeline.student.output_terms import OutputTerms
 from pipeline.student.projectors import Projectors
 from pipeline.student.stream import target_positions
 from pipeline.student.transport import Compare, mapped_loss
 from pipeline.taps.anatomy import find_anatomy
-from pipeline.taps.head import apply_head, read_head_spec
 from pipeline.taps.inputs import model_columns, model_inputs, run_base
 from pipeline.taps.tap import Record, tap
 from pipeline.tasks import models_language
 
-CHUNK_LOGITS = 2**24
-"""Logits alive at once in the output and label terms: 64 MiB in float32, a side."""
 LayerMap = Mapping[int, int | Sequence[int]]
 
 
@@ -101,7 +96,6 @@ class Distiller(nn.Module):
         self.attention_map = dict(maps["attention"]) if "attention" in self.terms else {}
         self._anatomy = find_anatomy(student)
         self._is_causal = self._anatomy.is_causal
-        self._head = read_head_spec(student) if models_language(task) else None
         self._attention_match = (
             AttentionMatch(
                 objective.attention, pairs_of(self.attention_map), features, self._anatomy
@@ -109,9 +103,9 @@ class Distiller(nn.Module):
             if "attention" in self.terms
             else None
         )
-        self._output_loss = find_loss(OUTPUT, objective.output.loss, key="loss.output.loss")
+        self._outputs = OutputTerms(student, features, objective, task)
         if "output" in self.terms:
-            self._check_outputs()
+            self._outputs.check(student)
         widths = {
             features.declaration("hidden", teacher).geometry.width
             for _, teacher in pairs_of(self.feature_map)
@@ -123,20 +117,6 @@ class Distiller(nn.Module):
             d_teacher=widths.pop() if widths else 0,
         )
         self.balance = Balance(self.terms) if objective.balance == "gradient_norm" else None
-
-    def _check_outputs(self) -> None:
-        declared = self.features.declaration("logits")
-        # A student that keeps part of the vocabulary has the head cut to it.
-        whole = self.features.head is None
-        vocab = declared.geometry.vocab if whole else len(self.features.head_weight)
-        head = self.student.get_output_embeddings()
-        found = self.student.config.num_labels if head is None else head.weight.shape[0]
-        if vocab != found:
-            raise IncompatibleError(
-                f"loss.output: the teacher has {vocab} outputs, the student {found}; give "
-                "the student the teacher's vocabulary or classes"
-            )
-        check_output_loss(declared, self.objective.output)
 
     def forward(
         self,
@@ -177,8 +157,13 @@ class Distiller(nn.Module):
                 self.attention_map,
                 lambda teacher: match.against(teacher, record, batch, live, counts["attention"]),
             )
-        terms |= self._outputs(output, batch, live, counts)
-        weighted = [value if factors is None else factors[t] * value for t, value in terms.items()]
+        factors = dict.fromkeys(counts, 1.0) if factors is None else factors
+        weighted = [factors[term] * value for term, value in terms.items()]
+        for total, found in self._outputs.of(
+            self.student, output, batch, live, counts, factors, apart=apart
+        ):
+            weighted.append(total)
+            terms |= found
         return Losses(torch.stack(weighted).sum(), terms)
 
     def _feature(
@@ -203,76 +188,6 @@ class Distiller(nn.Module):
             return compare
 
         return mapped_loss(self.feature_map, against)
-
-    def _outputs(
-        self,
-        output: Tensor,
-        batch: Mapping[str, Any],
-        live: Bool[Tensor, "batch seq"],
-        counts: Mapping[str, Count],
-    ) -> dict[str, Tensor]:
-        wanted = [term for term in ("output", "labels") if term in counts]
-        if not wanted:
-            return {}
-        if models_language(self.task):
-            positions = target_positions(dict(batch))
-            rows = output[positions]
-            targets = batch["input_ids"].roll(-1, dims=1)[positions]
-            kept = positions[live]
-        else:
-            rows, targets, kept = output, batch.get("labels"), None
-            if targets is None and "labels" in wanted:
-                raise IncompatibleError(
-                    "loss.labels: the store's examples have no labels; set the term's weight to 0"
-                )
-        parts = self.features.output_parts(batch["features"], kept) if "output" in wanted else ()
-        if targets is None:
-            targets = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
-
-        labels = label_loss(self.task)
-
-        def chunk(rows: Tensor, targets: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
-            logits = self._student_logits(rows)
-            values = []
-            if "output" in wanted:
-                values.append(self._output(logits, parts, counts["output"]))
-            if "labels" in wanted:
-                values.append(labels(logits, targets, counts["labels"]))
-            return tuple(values)
-
-        vocab = self.student.config.get_text_config().vocab_size
-        chunk_rows = (
-            max(1, CHUNK_LOGITS // vocab) if models_language(self.task) else max(1, len(rows))
-        )
-        values = chunked_rows(chunk, rows, targets, *parts, chunk_rows=chunk_rows)
-        return dict(zip(wanted, values, strict=True))
-
-    def _student_logits(self, rows: Tensor) -> Tensor:
-        if self._head is None:
-            return rows
-        head = self.student.get_output_embeddings()
-        assert isinstance(head, nn.Linear)
-        return apply_head(rows, head.weight, head.bias, self._head)
-
-    def _output(self, logits: Tensor, parts: tuple[Tensor, ...], count: Count) -> Tensor:
-        options, loss = self.objective.output, self._output_loss
-        teacher = self.features.logits(*parts)
-        more = {"skew": options.skew} if loss.skews else {}
-        if teacher.full is not None:
-            return loss.full(logits, teacher.full, options.temperature, count, **more)
-        if teacher.samples is not None:
-            assert loss.sampled is not None  # _check_outputs
-            return loss.sampled(logits, teacher.samples, options.temperature, count)
-        assert loss.topk is not None  # _check_outputs
-        return loss.topk(
-            logits,
-            teacher.ids,
-            teacher.log_probs,
-            teacher.log_normalizer,
-            options.temperature,
-            count,
-            **more,
-        )
 
 
 def pairs_of(layers: LayerMap) -> list[tuple[int, int]]:

@@ -16,12 +16,7 @@ from pipeline.store.records import Declaration
 from pipeline.student.outputs import temperature_index
 from pipeline.taps.below import QueryKeyBlock
 from pipeline.taps.head import HeadSpec, apply_head
-from pipeline.taps.scores import (
-    attention_log_probs,
-    probabilities_to_log,
-    spread_pairs,
-    visible_keys,
-)
+from pipeline.taps.scores import MapRows, first_pairs, probabilities_to_log, rows_of_vectors
 
 HEAD = "lm_head"
 
@@ -39,6 +34,12 @@ class TeacherLogits:
     log_probs: Tensor | None = None
     log_normalizer: Tensor | None = None
     samples: Int[Tensor, "rows n"] | None = None
+
+    def rows(self, chosen: slice) -> "TeacherLogits":
+        """Return the output at some of the rows."""
+        return TeacherLogits(
+            **{name: part[chosen] for name, part in vars(self).items() if part is not None}
+        )
 
 
 class TeacherFeatures(nn.Module):
@@ -151,22 +152,30 @@ class TeacherFeatures(nn.Module):
         assert channels is not None
         return (raw - channels.mean) / channels.deviation
 
-    def attention_log_probs(
+    def attention_rows(
         self,
         layer: int,
         features: Mapping[str, Mapping[str, Tensor]],
         live: Bool[Tensor, "batch seq"],
-    ) -> Float[Tensor, "batch heads seq seq"]:
-        """Return the log of a layer's attention maps."""
-        declared = self.declaration("attention", layer)
-        visible = visible_keys(live.sum(-1), live.shape[1], declared.info["rule"])
-        if declared.form == "map":
-            pairs = self._decode("attention", layer, features)["probability"]
-            return probabilities_to_log(spread_pairs(pairs, visible))
-        vectors = self.attention_vectors(layer, features, live)
-        return attention_log_probs(
-            vectors["query"], vectors["key"], declared.info["scaling"], visible
-        )
+    ) -> MapRows:
+        """Return what gives rows of a layer's attention maps, which never exist as a whole."""
+        name, declared, form = self._forms["attention", layer]
+        if declared.form != "map":
+            vectors = self.attention_vectors(layer, features, live)
+            return rows_of_vectors(vectors["query"], vectors["key"], declared.info["scaling"])
+        first = first_pairs(live.sum(-1), live.shape[1], declared.info["rule"])
+
+        def rows(
+            examples: slice, queries: slice, visible: Bool[Tensor, "some 1 rows keys"]
+        ) -> Float[Tensor, "some heads rows keys"]:
+            seen = visible[:, 0]
+            keys = torch.arange(seen.shape[-1], device=seen.device)
+            places = torch.where(seen, first[examples, queries, None] + keys, 0)
+            chosen = {part: value[places] for part, value in features[name].items()}
+            maps = form.decode(chosen, None)["probability"] * seen[..., None]
+            return probabilities_to_log(maps.permute(0, 3, 1, 2))
+
+        return rows
 
     def attention_vectors(
         self,

@@ -20,20 +20,24 @@ from transformers import (
 from pipeline.errors import ConfigError
 from pipeline.student.architecture import student_configuration, teacher_configuration
 from pipeline.student.lora import add_adapters
+from pipeline.student.losses.chunked import DEVICE_SIZES
+from pipeline.student.losses.chunked_maps import DEVICE_SCORES
 from pipeline.student.objective import Objective
 from pipeline.student.origin import StudentModel
 from pipeline.tasks import models_language
 from pipeline.training.options import TrainOptions
 
 FLOAT_BYTES = 4
-"""Weights, gradients and moments are float32 in either precision."""
+"""Weights and gradients are float32 in any precision, and moments but for `adamw_8bit`."""
+LEAST_8BIT_VALUES = 4096
+"""bitsandbytes keeps moments of smaller tensors, and of embeddings, in float32."""
 BLOCK_UNITS = 17
 """Values that a block keeps for its backward pass, in units of tokens times width: 34 bytes in half
 precision."""
-LOGITS_COPIES = 3
-"""Of tokens times vocabulary: the logits, their log-softmax and its gradient."""
-POOLS = 2.5
-"""Pools of segments in memory: the one in use, the one before, half of the next."""
+LOSS_COPIES = 8
+"""Of a block of logits or a chunk of maps: what a divergence and its gradient make of two sides."""
+POOLS = 2
+"""Pools of segments in memory: one is used while the next is read."""
 
 
 @dataclass(frozen=True)
@@ -104,12 +108,30 @@ def student_memory(
         trained=trained,
         weight_bytes=FLOAT_BYTES * parameters,
         gradient_bytes=FLOAT_BYTES * trained,
-        moment_bytes=2 * FLOAT_BYTES * trained,
+        moment_bytes=_moments(student, options.optimizer),
         projector_bytes=4 * FLOAT_BYTES * projectors,
         activation_bytes=_activations(
             config, objective, options, task, max_length, attention_pairs
         ),
         pool_bytes=round(POOLS * pool_segments * segment_bytes),
+    )
+
+
+def _moments(student: PreTrainedModel, optimizer: str) -> int:
+    """Return the bytes that an optimiser keeps of a student's weights."""
+    trained = {name: one for name, one in student.named_parameters() if one.requires_grad}
+    if optimizer == "adafactor":
+        # Of a matrix, means of its rows and columns.
+        kept = sum(sum(one.shape) if one.dim() > 1 else one.numel() for one in trained.values())
+        return FLOAT_BYTES * kept
+    embeddings = {id(m.weight) for m in student.modules() if isinstance(m, torch.nn.Embedding)}
+    is_small = {
+        name: one.numel() < LEAST_8BIT_VALUES or id(one) in embeddings
+        for name, one in trained.items()
+    }
+    return sum(
+        2 * one.numel() * (FLOAT_BYTES if optimizer == "adamw" or is_small[name] else 1)
+        for name, one in trained.items()
     )
 
 
@@ -121,17 +143,26 @@ def _activations(
     max_length: int,
     attention_pairs: int,
 ) -> int:
-    item = 2 if options.precision == "bfloat16" else FLOAT_BYTES
-    tokens = options.batch_size * max_length
+    item = FLOAT_BYTES if options.precision == "float32" else 2
+    tokens, width = options.batch_size * max_length, config.hidden_size
     depth = 1 if options.gradient_checkpointing else config.num_hidden_layers
-    kept = config.num_hidden_layers * config.hidden_size if options.gradient_checkpointing else 0
-    blocks = tokens * (BLOCK_UNITS * depth * config.hidden_size + kept) * item
-    maps = 0
+    kept = config.num_hidden_layers * width if options.gradient_checkpointing else 0
+    found = tokens * (BLOCK_UNITS * depth * width + kept) * item
     if not objective.attention.weight.is_off:
-        # Scores and log-probabilities of the student and of the teacher, in float32.
-        maps = 4 * FLOAT_BYTES * attention_pairs * config.num_attention_heads * tokens * max_length
-    outputs = config.vocab_size if models_language(task) else 0
-    return blocks + maps + LOGITS_COPIES * FLOAT_BYTES * tokens * outputs
+        # Until the backward pass a pair keeps the gradients of query and key, and no map.
+        scores = config.num_attention_heads * tokens * max_length
+        found += attention_pairs * 2 * tokens * width * item
+        found += LOSS_COPIES * FLOAT_BYTES * min(scores, DEVICE_SCORES)
+    if models_language(task) and not (
+        objective.output.weight.is_off and objective.labels.weight.is_off
+    ):
+        # A chunk of either side, a block of it in the loss, and the gradient of the head, which
+        # waits for the backward pass that makes it the parameter's.
+        logits = tokens * config.vocab_size
+        found += 2 * FLOAT_BYTES * min(logits, DEVICE_SIZES.chunk)
+        found += LOSS_COPIES * FLOAT_BYTES * min(logits, DEVICE_SIZES.block)
+        found += FLOAT_BYTES * config.vocab_size * width
+    return found
 
 
 def _on_meta(model: StudentModel, teacher_config: Mapping[str, Any], task: str) -> PreTrainedModel:

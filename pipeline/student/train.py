@@ -1,198 +1,308 @@
 """Stage two: one student, from the store alone. The teacher is never loaded."""
 
 import logging
-import shutil
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, set_seed
 
-from pipeline.errors import IncompatibleError
-from pipeline.provenance import (
-    fingerprint,
-    needing_room,
-    replace_directory,
-    write_bytes_atomically,
-    write_json,
-)
+from pipeline.errors import ConfigError, IncompatibleError, ResourceError
+from pipeline.provenance import fingerprint
 from pipeline.store.reader import StoreReader
 from pipeline.student.build import build_student
-from pipeline.student.distiller import TERMS, Distiller
+from pipeline.student.distiller import Distiller
+from pipeline.student.export import export, write_curve
 from pipeline.student.features import TeacherFeatures
 from pipeline.student.lora import merge_adapters
-from pipeline.student.objective import Objective
+from pipeline.student.micro_batch import Rehearsal, held_bytes, settle_micro_batch
 from pipeline.student.order import BatchOrder
-from pipeline.student.origin import LoraOptions, checkpoint_digest
+from pipeline.student.origin import checkpoint_digest
+from pipeline.student.reads import SegmentReads
 from pipeline.student.stream import StoreDataset
 from pipeline.student.trainer import DistillationTrainer
+from pipeline.student.training import Training
 from pipeline.student.vocabulary import Vocabulary, VocabularyDataset, corpus_vocabulary
 from pipeline.tasks import models_language
-from pipeline.training.arguments import training_arguments
+from pipeline.training.arguments import check_options, training_arguments
 from pipeline.training.checkpoints import (
     checkpoint_lock,
     last_complete_checkpoint,
     remove_checkpoints,
     train_from,
 )
-from pipeline.training.options import TrainOptions
+from pipeline.training.out_of_memory import is_out_of_memory
+from pipeline.training.reporting import reporters
 
 logger = logging.getLogger(__name__)
+SHARDING = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+}
+"""What accelerate's launcher asks for by a variable, and here has no whole weights to work on."""
 
 
-def train_student(
-    *,
-    name: str,
-    selected: Mapping[str, Any],
-    stores: Path,
-    output: Path,
-    curve: Path,
-    work: Path,
-    architecture: Mapping[str, Any] | None,
-    checkpoint: str | None,
-    init: Literal["random", "teacher-layers"],
-    objective: Objective,
-    options: TrainOptions,
-    pool_segments: int,
-    gradient_norms: bool,
-    device: str,
-    revision: str | None = None,
-    vocabulary: Literal["teacher", "corpus"] = "teacher",
-    lora: LoraOptions | None = None,
-    parts: int | None = None,
-) -> None:
+def train_student(**asked: Any) -> None:
     """Train a student and export it as a plain Hugging Face directory.
 
     Args:
-        name: The student's name.
-        selected: What the select stage wrote: store, signals with digests, layer maps.
-        stores: Directory of stores.
-        output: Where the student goes; replaced when training is done.
-        curve: CSV of every logged term.
-        work: Directory for checkpoints; the same parameters and features continue there.
-        architecture: Configuration keys that differ from the teacher's.
-        checkpoint: Directory or hub id to start from instead.
-        init: Random weights, or the teacher's blocks from the store's assets.
-        objective: The terms of the loss.
-        options: The optimisation.
-        pool_segments: Segments mixed together in memory.
-        gradient_norms: Log the norm of each term's gradient.
-        device: A torch device.
-        revision: Revision of a hub checkpoint.
-        vocabulary: All ids of the teacher, or those that its captured training rows need.
-        lora: Adapters that train instead of the weights the student starts with; the export has
-            them merged.
-        parts: So many of the first parts of the training text: 1 leaves out all that was added to
-            the corpus. None for all.
+        **asked: The fields of a `Training`.
 
     Raises:
         IncompatibleError: If store and student do not fit; before the first step.
         IntegrityError: If the store is not whole.
+        ResourceError: If memory or the disk is too small.
     """
-    store = stores / selected["store"]
-    reader = StoreReader(store, selected["signals"])
-    plan = reader.plan
-    maps = {term: {int(s): t for s, t in pairs.items()} for term, pairs in selected["maps"].items()}
-    tokenizer = reader.tokenizer()
-    kept = corpus_vocabulary(reader, parts) if vocabulary == "corpus" else None
-    with torch.random.fork_rng():
-        set_seed(options.seed)
-        student = build_student(
-            architecture=None if architecture is None else dict(architecture),
-            checkpoint=checkpoint,
-            init=init,
-            teacher_config=reader.teacher_config(),
-            vocab=plan["vocab"],
-            classes=tuple(plan["classes"]),
-            task=plan["task"],
-            seed=options.seed,
-            blocks=_blocks(reader, selected) if init == "teacher-layers" else None,
-            layer_choice=selected["assets"].get("blocks", {}).get("layers", "uniform"),
-            revision=revision,
-            vocabulary=None if kept is None else kept.ids,
-            lora=lora,
-            tokenizer=tokenizer,
+    run = StudentRun(Training(**asked))
+    run.train(run.trainer())
+
+
+class StudentRun:
+    """A student that is built, with all that it will be trained from; nothing has run yet.
+
+    Args:
+        asked: What is to be trained.
+        reads: Segments of its store that other students read too.
+
+    Raises:
+        ConfigError: If weights are to be sharded over processes, or a reporter is not there.
+        IncompatibleError: If store and student do not fit.
+        IntegrityError: If the store is not whole.
+    """
+
+    def __init__(self, asked: Training, reads: SegmentReads | None = None) -> None:
+        _check_unsharded()
+        check_options(asked.options, asked.device, key=f"students.{asked.name}.train")
+        self.asked = asked
+        self._reports: list[TrainerCallback] = reporters(
+            asked.report_to, asked.work / "runs" / asked.name, asked.name
         )
-        _check_length(student, plan["max_length"], name)
-        signals = list(selected["signals"])
-        # Classes are no ids: what a sequence model says has nothing to do with them.
-        features = TeacherFeatures(
-            reader,
-            signals,
-            temperature=objective.output.temperature,
-            vocabulary=kept.ids if kept and models_language(plan["task"]) else None,
+        self._reader = StoreReader(asked.store, asked.selected["signals"])
+        ids = asked.vocabulary == "corpus"
+        self._kept = corpus_vocabulary(self._reader, asked.parts) if ids else None
+        with torch.random.fork_rng():
+            set_seed(asked.options.seed)
+            self._student = _build(asked, self._reader, self._kept)
+            self._distiller = _distiller(asked, self._reader, self._kept, self._student)
+        signals = list(asked.selected["signals"])
+        pool: dict[str, Any] = {
+            "pool_segments": asked.pool_segments, "parts": asked.parts, "reads": reads
+        }  # fmt: skip
+        self._dataset = (
+            StoreDataset(self._reader, signals, **pool)
+            if self._kept is None
+            else VocabularyDataset(self._reader, signals, ids=self._kept.ids, **pool)
         )
-        distiller = Distiller(student, features, objective, maps, task=plan["task"])
-    pool: dict[str, Any] = {"pool_segments": pool_segments, "parts": parts}
-    dataset = (
-        StoreDataset(reader, signals, **pool)
-        if kept is None
-        else VocabularyDataset(reader, signals, ids=kept.ids, **pool)
-    )
-    chosen = {} if parts is None else {"parts": parts}
-    terms = objective.model_dump(mode="json")
-    identity = fingerprint(
-        {
-            "selected": dict(selected),
-            "architecture": dict(architecture or {}),
-            "checkpoint": checkpoint,
-            "revision": revision,
-            "commit": getattr(student.config, "_commit_hash", None),
-            "weights": checkpoint_digest(checkpoint),
-            "init": init,
-            "vocabulary": vocabulary,
-            "lora": None if lora is None else lora.model_dump(mode="json"),
-            "objective": terms,
-            "options": options.model_dump(mode="json"),
-            "pool_segments": pool_segments,
-            **chosen,
-        }
-    )
-    directory = work / "train" / f"{name}-{identity[:16]}"
-    if options.gradient_checkpointing:
-        # Here, because Trainer knows only the distiller; the tap refuses the reentrant kind.
-        student.activation_checkpointing_enable({"use_reentrant": False})
-    plain = options.model_copy(update={"gradient_checkpointing": False})
-    arguments = training_arguments(plain, directory, device)
-    order = BatchOrder(
-        dataset.segment,
-        dataset.length,
-        batch_size=options.batch_size,
-        pool_segments=pool_segments,
-        seed=options.seed,
-        rank=arguments.process_index,
-        ranks=arguments.world_size,
-    )
-    trainer = DistillationTrainer(
-        distiller,
-        dataset,
-        order,
-        arguments,
-        description=f"train {name}",
-        gradient_norms=gradient_norms,
-    )
-    with checkpoint_lock(directory) if trainer.is_world_process_zero() else nullcontext():
-        resumed = last_complete_checkpoint(directory, reader.pins)
-        if resumed is not None:
-            logger.info("%s: going on from %s", name, resumed)
-        train_from(trainer, resumed)
-        if not trainer.is_world_process_zero():
-            return
-        reader.check_pins()
-        merge_adapters(student)
-        record = {
-            "student": name,
-            **selected,
-            **chosen,
+        self._directory = asked.work / "train" / f"{asked.name}-{self._identity()[:16]}"
+        self._arguments = self._prepare_arguments()
+        self._distiller.to(self._arguments.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it trains."""
+        return self._arguments.device
+
+    @property
+    def ranks(self) -> int:
+        """How many processes train it."""
+        return self._arguments.world_size
+
+    @property
+    def held_bytes(self) -> int:
+        """What it holds on its device between two steps, beside its weights."""
+        return held_bytes(self._distiller, ranks=self.ranks)
+
+    def trainer(
+        self, *, held_bytes: int | None = None, between_steps: Callable[[], None] | None = None
+    ) -> DistillationTrainer:
+        """Return who trains it, with the micro-batches that fit.
+
+        Args:
+            held_bytes: What it and others hold on the device between two steps; None: it alone.
+            between_steps: Called before each step.
+
+        Raises:
+            ResourceError: If `auto` finds that not even one example fits.
+        """
+        asked, arguments = self.asked, self._arguments
+        piece_size = asked.micro_batch_size or None
+        if piece_size == "auto":
+            rehearsal = Rehearsal(
+                self._distiller,
+                self._dataset,
+                arguments.device,
+                precision=asked.options.precision,
+                is_apart=asked.gradient_norms or self._distiller.balance is not None,
+                held_bytes=self.held_bytes if held_bytes is None else held_bytes,
+            )
+            piece_size = settle_micro_batch(
+                rehearsal.fits,
+                asked.options.batch_size,
+                name=asked.name,
+                record=self._directory / "micro_batch.json",
+                device=arguments.device,
+            )
+        order = BatchOrder(
+            self._dataset.segment,
+            self._dataset.length,
+            batch_size=asked.options.batch_size,
+            pool_segments=asked.pool_segments,
+            seed=asked.options.seed,
+            rank=arguments.process_index,
+            ranks=arguments.world_size,
+        )
+        return DistillationTrainer(
+            self._distiller,
+            self._dataset,
+            order,
+            arguments,
+            description=f"train {asked.name}",
+            gradient_norms=asked.gradient_norms,
+            piece_size=piece_size,
+            reports=self._reports,
+            between_steps=between_steps,
+        )
+
+    def train(self, trainer: DistillationTrainer) -> None:
+        """Train to the end, from the last whole checkpoint, and export the student.
+
+        Raises:
+            IncompatibleError: If the store's signals are others by now.
+            IntegrityError: If the store is not whole, or the loss not finite.
+            ResourceError: If memory or the disk is too small.
+        """
+        directory, reader = self._directory, self._reader
+        is_first = trainer.is_world_process_zero()
+        with checkpoint_lock(directory) if is_first else nullcontext():
+            resumed = last_complete_checkpoint(directory, reader.pins)
+            if resumed is not None:
+                logger.info("%s: going on from %s", self.asked.name, resumed)
+            try:
+                train_from(trainer, resumed)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise self._no_memory(error) from error
+            if not is_first:
+                return
+            reader.check_pins()
+            merge_adapters(self._student)
+            export(self._student, reader, self.asked.output, self._record(), self._kept)
+            write_curve(trainer.state.log_history, self.asked.curve)
+            remove_checkpoints(directory)
+
+    def _prepare_arguments(self) -> TrainingArguments:
+        options = self.asked.options
+        if options.gradient_checkpointing:
+            # Here, because Trainer knows only the distiller; the tap refuses the reentrant kind.
+            self._student.activation_checkpointing_enable({"use_reentrant": False})
+        plain = options.model_copy(update={"gradient_checkpointing": False})
+        return training_arguments(plain, self._directory, self.asked.device)
+
+    def _no_memory(self, error: BaseException) -> ResourceError:
+        size = self.asked.micro_batch_size
+        remedy = (
+            "run it with nothing beside it"
+            if size == "auto"
+            else "set micro_batch_size to auto in runtime.yaml, or to a smaller number"
+        )
+        return ResourceError(
+            f"students.{self.asked.name}: out of memory ({' '.join(str(error).split())[:200]}) in "
+            f"micro-batches of {size or self.asked.options.batch_size}; {remedy}, then run the "
+            "same command again"
+        )
+
+    def _identity(self) -> str:
+        """Digest of all that decides what the student becomes; checkpoints are found by it."""
+        asked = self.asked
+        return fingerprint(
+            {
+                "selected": dict(asked.selected),
+                "architecture": dict(asked.architecture or {}),
+                "checkpoint": asked.checkpoint,
+                "revision": asked.revision,
+                "commit": getattr(self._student.config, "_commit_hash", None),
+                "weights": checkpoint_digest(asked.checkpoint),
+                "init": asked.init,
+                "vocabulary": asked.vocabulary,
+                "lora": None if asked.lora is None else asked.lora.model_dump(mode="json"),
+                "objective": asked.objective.model_dump(mode="json"),
+                "options": asked.options.model_dump(mode="json"),
+                "pool_segments": asked.pool_segments,
+                # So many times the batch, though no parameter says so.
+                "processes": int(os.environ.get("WORLD_SIZE", "1")),
+                **self._chosen(),
+            }
+        )
+
+    def _chosen(self) -> dict[str, int]:
+        return {} if self.asked.parts is None else {"parts": self.asked.parts}
+
+    def _record(self) -> dict[str, Any]:
+        """Say where the exported student comes from."""
+        terms = self.asked.objective.model_dump(mode="json")
+        spec = self._reader.plan["spec"]
+        return {
+            "student": self.asked.name,
+            **self.asked.selected,
+            **self._chosen(),
             "objective": terms,
             "objective_fingerprint": fingerprint(terms),
-            "made_of": {key: plan["spec"].get(key) for key in ("tokenizer", "tokens")},
+            "made_of": {key: spec.get(key) for key in ("tokenizer", "tokens")},
         }
-        export(student, reader, output, record, kept)
-        write_curve(trainer.state.log_history, curve)
-        remove_checkpoints(directory)
+
+
+def _check_unsharded() -> None:
+    for variable, name in SHARDING.items():
+        if os.environ.get(variable, "").lower() in ("1", "true"):
+            raise ConfigError(
+                f"{variable}: {name} shards the weights, expected every process to hold them "
+                "whole; launch with plain data parallelism (accelerate's --multi_gpu, or torchrun)"
+            )
+
+
+def _build(asked: Training, reader: StoreReader, kept: Vocabulary | None) -> PreTrainedModel:
+    plan = reader.plan
+    student = build_student(
+        architecture=None if asked.architecture is None else dict(asked.architecture),
+        checkpoint=asked.checkpoint,
+        init=asked.init,
+        teacher_config=reader.teacher_config(),
+        vocab=plan["vocab"],
+        classes=tuple(plan["classes"]),
+        task=plan["task"],
+        seed=asked.options.seed,
+        blocks=_blocks(reader, asked.selected) if asked.init == "teacher-layers" else None,
+        layer_choice=asked.selected["assets"].get("blocks", {}).get("layers", "uniform"),
+        revision=asked.revision,
+        vocabulary=None if kept is None else kept.ids,
+        lora=asked.lora,
+        tokenizer=reader.tokenizer(),
+    )
+    _check_length(student, plan["max_length"], asked.name)
+    return student
+
+
+def _distiller(
+    asked: Training, reader: StoreReader, kept: Vocabulary | None, student: PreTrainedModel
+) -> Distiller:
+    task = reader.plan["task"]
+    maps = {
+        term: {int(layer): found for layer, found in pairs.items()}
+        for term, pairs in asked.selected["maps"].items()
+    }
+    features = TeacherFeatures(
+        reader,
+        list(asked.selected["signals"]),
+        temperature=asked.objective.output.temperature,
+        # Classes are no ids: what a sequence model says has nothing to do with them.
+        vocabulary=kept.ids if kept and models_language(task) else None,
+    )
+    return Distiller(student, features, asked.objective, maps, task=task)
 
 
 def _blocks(reader: StoreReader, selected: Mapping[str, Any]) -> Path:
@@ -215,42 +325,3 @@ def _check_length(student: PreTrainedModel, max_length: int, name: str) -> None:
             f"{max_length} tokens; raise max_position_embeddings or lower the teacher's "
             "tokens.max_length"
         )
-
-
-def export(
-    student: PreTrainedModel,
-    reader: StoreReader,
-    output: Path,
-    record: Mapping[str, Any],
-    kept: Vocabulary | None = None,
-) -> None:
-    """Write the student, with the tokenizer, where any Hugging Face loader finds it.
-
-    It is written and synced aside, with `record` of where it comes from, and takes the place of an
-    earlier one by two renames: a student is whole or it is not there.
-
-    Raises:
-        ResourceError: If there is no room for it.
-    """
-    staging = output.with_name(f".{output.name}.writing")
-    shutil.rmtree(staging, ignore_errors=True)
-    student.set_attn_implementation("sdpa")
-    with needing_room(staging, sum(p.numel() * p.element_size() for p in student.parameters())):
-        student.save_pretrained(staging)
-        if kept is None:
-            reader.copy_tokenizer(staging)
-        else:
-            kept.tokenizer.save(staging)
-    write_json(staging / "distillation.json", record)
-    replace_directory(output, staging)
-
-
-def write_curve(history: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Write the logged values, a row a logged step, columns in a fixed order."""
-    rows = [row for row in history if "loss" in row]
-    more = sorted({key for row in rows for key in row if key.startswith(("gradient_", "factor_"))})
-    wanted = ["step", "epoch", "loss", *TERMS, *more, "grad_norm", "learning_rate"]
-    columns = [key for key in wanted if any(key in row for row in rows)]
-    lines = [",".join(columns)]
-    lines += [",".join(f"{row[key]:.6g}" if key in row else "" for key in columns) for row in rows]
-    write_bytes_atomically(path, ("\n".join(lines) + "\n").encode())

@@ -5,7 +5,7 @@ order of batches is known before anything is read, so resuming skips without dec
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -16,28 +16,36 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import (
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-    get_scheduler,
-)
+from transformers import TrainerCallback, TrainingArguments, get_scheduler
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from pipeline.student.callbacks import Epochs, Pins
 from pipeline.student.distiller import Distiller, term_counts
 from pipeline.student.feed import Feed
 from pipeline.student.order import BatchOrder
 from pipeline.student.stream import StoreDataset
-from pipeline.training.checkpoints import CompletionMarker, Progress
+from pipeline.student.term_gradients import TermGradients
+from pipeline.training.checkpoints import CompletionMarker
+from pipeline.training.watched import WatchedTrainer
 
 logger = logging.getLogger(__name__)
 
 
-class DistillationTrainer(Trainer):
-    """Trains a `Distiller` on the examples of a store."""
+class DistillationTrainer(WatchedTrainer):
+    """Trains a `Distiller` on the examples of a store.
+
+    Args:
+        distiller: Student and projectors.
+        dataset: Where examples are looked up.
+        order: Which of them run together.
+        args: How it is trained.
+        description: What is trained, for the bar and for errors.
+        gradient_norms: Log the norm of each term's gradient.
+        piece_size: Examples that are on the device together at most; a batch of more goes through
+            in micro-batches, to the same gradient. None for whole batches.
+        reports: Called with all that is logged.
+        between_steps: Called before each step.
+    """
 
     loss_is_scaled_for_ga = True  # the terms are divided by counts over all micro-batches
 
@@ -50,19 +58,24 @@ class DistillationTrainer(Trainer):
         *,
         description: str,
         gradient_norms: bool = False,
+        piece_size: int | None = None,
+        reports: Sequence[TrainerCallback] = (),
+        between_steps: Callable[[], None] | None = None,
     ) -> None:
+        self._tokens = 0
         super().__init__(
+            description=description,
+            tokens=lambda: self._tokens,
             model=distiller,
             args=args,
             train_dataset=dataset,
             callbacks=[
-                _Pins(dataset),
+                Pins(dataset),
                 CompletionMarker(dataset.reader.pins),
-                Progress(description),
-                _Epochs(order, dataset),
+                Epochs(order, dataset),
             ],
+            reports=reports,
         )
-        self.remove_callback(PrinterCallback)
         self.distiller = distiller
         self._order = order
         self._dataset = dataset
@@ -70,15 +83,23 @@ class DistillationTrainer(Trainer):
             dataset,
             args.device,
             partial(term_counts, objective=distiller.objective, task=distiller.task),
+            piece_size=piece_size,
         )
-        self._gradient_norms = gradient_norms
+        self._has_gradient_norms = gradient_norms
+        self._between_steps = between_steps
         self._weights: dict[str, float] = {}
         self._pieces_to_come = 0
         self._is_measured = False
-        self._sums: dict[str, Tensor] = {}
-        self._steps: dict[str, int] = {}
-        self._gradients: dict[str, Tensor] = {}
-        self._unweighted: dict[str, Tensor] = {}
+        self._is_logged = False
+        self._gradients = TermGradients(distiller.student)
+        self._norms: dict[str, float] = {}
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as `Trainer` does; reading ahead stops however it ends."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._feed.close()
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -134,21 +155,25 @@ class DistillationTrainer(Trainer):
 
         A term whose weight is 0 at this step has no count, so it is not computed.
         """
+        if self._between_steps is not None:
+            self._between_steps()
         samples = self._feed.take(epoch_iterator, num_batches)
+        self._tokens += sum(sample.tokens for sample in samples)
         objective, balance = self.distiller.objective, self.distiller.balance
-        self._weights = objective.weights_at(self.state.global_step, self.state.max_steps)
+        done, steps = self.state.global_step, self.state.max_steps
+        self._weights = objective.weights_at(done, steps)
         # A step without any term still needs a graph to go backward through.
         self._weights = self._weights or dict.fromkeys(self.distiller.terms, 0.0)
         self._pieces_to_come = sum(len(sample.pieces) for sample in samples)
         self._is_measured = balance is not None and (
-            self.state.global_step % objective.balance_every == 0
-            or balance.lacks(list(self._weights))
+            done % objective.balance_every == 0 or balance.lacks(list(self._weights))
+        )
+        self._is_logged = self._has_gradient_norms and (
+            (done + 1) % self.args.logging_steps == 0 or done + 1 == steps
         )
         on = [term for term in self.distiller.terms if term in self._weights]
-        for term in on:
-            self._steps[term] = self._steps.get(term, 0) + bool(samples)
         sums = [sum(sample.counts[term] for sample in samples) for term in on]
-        counts = self.accelerator.reduce(torch.tensor(sums, device=device), reduction="sum")
+        counts = self.over_ranks(torch.tensor(sums, device=device))
         return samples, dict(zip(on, counts, strict=True))
 
     def floating_point_ops(self, inputs: Any) -> int:
@@ -184,69 +209,42 @@ class DistillationTrainer(Trainer):
         factors: dict[str, Any] = dict(self._weights)
         if self.distiller.balance is not None:
             factors = {t: w * self.distiller.balance.factor(t) for t, w in factors.items()}
-        is_logged = self._gradient_norms and (
-            (self.state.global_step + 1) % self.args.logging_steps == 0
-        )
-        is_apart = is_logged or self._is_measured
+        is_apart = self._is_logged or self._is_measured
         losses = model(inputs, num_items_in_batch, factors, apart=is_apart)
-        if is_apart:
-            self._add_gradients(losses.terms, factors, is_logged=is_logged)
-        for term, value in losses.terms.items():
-            self._sums[term] = self._sums.get(term, 0) + value.detach()
-        total = losses.total * self.accelerator.num_processes
+        self.note(**losses.terms)
         self._pieces_to_come -= 1
-        if self._is_measured and self._pieces_to_come == 0:
-            self._rebalance()
+        if is_apart:
+            scaler = getattr(self.accelerator, "scaler", None)
+            self._gradients.add(losses.terms, 1.0 if scaler is None else scaler.get_scale())
+            if self._pieces_to_come == 0:
+                self._measure(factors)
+        total = losses.total * self.accelerator.num_processes
         return (total, losses.terms) if return_outputs else total
 
-    def _add_gradients(
-        self, terms: Mapping[str, Tensor], factors: Mapping[str, Any], *, is_logged: bool
-    ) -> None:
-        """Add each term's gradient in the student to those of the step's micro-batches."""
-        parameters = [p for p in self.distiller.student.parameters() if p.requires_grad]
-        for term, value in terms.items():
-            found = torch.autograd.grad(
-                value, parameters, retain_graph=True, materialize_grads=True
-            )
-            flat = torch.cat([gradient.detach().flatten() for gradient in found])
-            if self._is_measured:
-                self._unweighted[term] = self._unweighted.get(term, 0) + flat
-            if is_logged:
-                self._gradients[term] = self._gradients.get(term, 0) + factors[term] * flat
+    def _measure(self, factors: Mapping[str, Any]) -> None:
+        """Take in the gradients of the whole step, of all ranks.
 
-    def _rebalance(self) -> None:
-        """Take in the gradients of the whole step, of all ranks; they count from the next one on.
-
-        Within the step's last micro-batch: its checkpoint must hold the new factors.
+        Within the step's last micro-batch: its checkpoint must hold the new factors, which count
+        from the next step on.
         """
-        balance = self.distiller.balance
-        assert balance is not None
-        measured = {}
-        for term, gradient in self._unweighted.items():
-            whole: Any = self.accelerator.reduce(gradient, reduction="sum")
-            measured[term] = float(whole.norm())
-        balance.update(measured)
-        self._unweighted = {}
+        norms = self._gradients.norms(self.over_ranks)
+        if self._is_logged:
+            self._norms = {term: float(factors[term]) * norm for term, norm in norms.items()}
+        if self._is_measured:
+            assert self.distiller.balance is not None
+            self.distiller.balance.update(norms)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add every term's mean since the last log, and gradient norms where asked for.
-
-        The mean is over the steps at which the term was on; without any it is left out.
-        """
+        """Log every term's mean over the steps at which it was on; norms and factors beside."""
         if "loss" in logs:
-            for term, total in self._sums.items():
-                value: Any = self.accelerator.reduce(total, reduction="sum")
-                logs[term] = float(value) / max(1, self._steps[term])
-            for term, gradient in self._gradients.items():
-                whole: Any = self.accelerator.reduce(gradient, reduction="sum")
-                logs[f"gradient_{term}"] = float(whole.norm())
-            if self._gradients and self.is_world_process_zero():
-                norms = ", ".join(f"{t} {logs[f'gradient_{t}']:.3g}" for t in self._gradients)
+            logs |= {f"gradient_{term}": norm for term, norm in self._norms.items()}
+            if self._norms and self.is_world_process_zero():
+                norms = ", ".join(f"{term} {norm:.3g}" for term, norm in self._norms.items())
                 logger.info("step %d, gradient norms: %s", self.state.global_step, norms)
+            self._norms = {}
             if self.distiller.balance is not None:
                 for term in self.distiller.terms:
                     logs[f"factor_{term}"] = float(self.distiller.balance.factor(term))
-            self._sums, self._steps, self._gradients = {}, {}, {}
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
@@ -259,37 +257,6 @@ class DistillationTrainer(Trainer):
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
         load_model(self.distiller, str(Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME))
-
-
-class _Pins(TrainerCallback):
-    """Stops a run whose signals are no longer those it was started with."""
-
-    def __init__(self, dataset: StoreDataset) -> None:
-        self._reader = dataset.reader
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._reader.check_pins()
-
-
-class _Epochs(TrainerCallback):
-    """Tells the order which epoch begins, and the dataset what to read ahead.
-
-    The epoch is counted in steps, as `Trainer` itself does when it resumes. It hands epochs on
-    too, but not through every wrapper of a sampler.
-    """
-
-    def __init__(self, order: BatchOrder, dataset: StoreDataset) -> None:
-        self._order = order
-        self._dataset = dataset
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        steps = -(-len(self._order) // args.gradient_accumulation_steps)
-        self._order.set_epoch(state.global_step // steps)
-        self._dataset.read_ahead(self._order.segment_order())
 
 
 def _as_it_is(batch: Any) -> Any:

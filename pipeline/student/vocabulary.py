@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from pipeline.axes import TRAIN
 from pipeline.store.reader import StoreReader
+from pipeline.student.reads import SegmentReads
 from pipeline.student.smaller_tokenizer import SmallerTokenizer, cut_tokenizer
 from pipeline.student.stream import StoreDataset
 
@@ -109,16 +110,18 @@ class VocabularyDataset(StoreDataset):
         ids: Int[Tensor, " kept"],
         pool_segments: int = 1,
         parts: int | None = None,
+        reads: SegmentReads | None = None,
     ) -> None:
         """Open the training examples; `ids` are the teacher's, in the student's order."""
-        super().__init__(reader, signals, pool_segments=pool_segments, parts=parts)
+        super().__init__(reader, signals, pool_segments=pool_segments, parts=parts, reads=reads)
         self._place = torch.full((reader.plan["vocab"],), -1)
         self._place[ids] = torch.arange(len(ids))
 
     def __getitems__(self, indices: list[int]) -> dict[str, Any]:
         """Return the padded batch of these examples; targets follow, as they are its ids."""
         batch = super().__getitems__(indices)
-        batch["input_ids"] = self._place[batch["input_ids"]]
+        # In place: it may lie in pinned memory.
+        batch["input_ids"].copy_(self._place[batch["input_ids"]])
         return batch
 
 

@@ -79,7 +79,7 @@ def apply_head(
     spec: HeadSpec,
 ) -> Float[Tensor, "*tokens vocab"]:
     """Return the logits the model computes from `head_input`; differentiable in every tensor."""
-    return _finished(F.linear(head_input, weight, bias), spec)
+    return finish_logits(F.linear(head_input, weight, bias), spec)
 
 
 def run_head(
@@ -90,10 +90,13 @@ def run_head(
     Raises:
         IncompatibleError: If the model has no linear output embedding.
     """
-    return _finished(linear_head(model)(head_input), spec)
+    return finish_logits(linear_head(model)(head_input), spec)
 
 
-def _finished(logits: Tensor, spec: HeadSpec) -> Tensor:
+def finish_logits(
+    logits: Float[Tensor, "*tokens vocab"], spec: HeadSpec
+) -> Float[Tensor, "*tokens vocab"]:
+    """Return logits from what the head's matrix and bias give: its scale, then its soft cap."""
     if spec.scale != 1.0:
         logits = logits * spec.scale
     if spec.softcap is not None:

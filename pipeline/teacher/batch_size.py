@@ -32,9 +32,9 @@ from pipeline.taps.inputs import model_columns, model_inputs, run_base
 from pipeline.teacher.declare import geometry_of
 from pipeline.teacher.encode import BatchEncoder
 from pipeline.teacher.forward import Batch, collate
-from pipeline.teacher.memory import is_out_of_memory
 from pipeline.teacher.request import splits_of
 from pipeline.teacher.rows import planned_segment
+from pipeline.training.out_of_memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 LARGEST = {"cuda": 65_536}

@@ -16,11 +16,11 @@ from transformers import (
 
 from pipeline.errors import ConfigError, IncompatibleError, ResourceError, in_short
 from pipeline.tasks import models_language, outputs_of
-from pipeline.teacher.memory import is_out_of_memory
 from pipeline.teacher.placement import Placement, remove_with
 from pipeline.teacher.quantization import Quantization
 from pipeline.teacher.reference import TeacherReference
 from pipeline.teacher.weights import weights_sha256
+from pipeline.training.out_of_memory import is_out_of_memory
 from pipeline.training.own_code import code_sha256, own_code
 
 logger = logging.getLogger(__name__)

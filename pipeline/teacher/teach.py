@@ -15,12 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import (
-    AutoTokenizer,
-    PreTrainedModel,
-    PrinterCallback,
-    Trainer,
-)
+from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from pipeline.axes import TRAIN
@@ -35,10 +30,9 @@ from pipeline.teacher.quantization import Quantization, check_packed, check_quan
 from pipeline.teacher.reference import TeacherReference
 from pipeline.teacher.scratch import scratch_config
 from pipeline.teacher.weights import weights_sha256
-from pipeline.training.arguments import training_arguments
+from pipeline.training.arguments import check_options, training_arguments
 from pipeline.training.checkpoints import (
     CompletionMarker,
-    Progress,
     checkpoint_lock,
     last_complete_checkpoint,
     remove_checkpoints,
@@ -46,6 +40,7 @@ from pipeline.training.checkpoints import (
 )
 from pipeline.training.options import TrainOptions
 from pipeline.training.own_code import code_sha256, is_elsewhere, own_code
+from pipeline.training.watched import WatchedTrainer
 
 logger = logging.getLogger(__name__)
 IGNORED = -100
@@ -83,7 +78,7 @@ def teach(
 
     Raises:
         ConfigError: If the model cannot be found or the configuration is not one, or it cannot be
-            quantised or trained as asked.
+            quantised or trained as asked, or not on this device.
         IncompatibleError: If model and tokenizer do not fit, or the rows are longer than its
             context.
     """
@@ -92,6 +87,8 @@ def teach(
     if path is None and fit is None:
         raise ConfigError(f"teachers.{name}.fit: missing; a teacher from scratch must be trained")
     key, is_trained = f"teachers.{name}", fit is not None
+    if fit is not None:
+        check_options(fit, device, key=f"{key}.fit")
     check_quantization(quantization, key=key, path=path, is_trained=is_trained)
     if path is not None:
         _check_code(path, revision, name, is_trusted=trust_remote_code)
@@ -280,16 +277,18 @@ def _check_fit(model: PreTrainedModel, meta: TokenMeta, name: str) -> None:
 class PaddedRows:
     """Collates token rows for plain training: right-padded, labels where the loss mask is.
 
-    A sequence task has one label a row, or its targets.
+    A sequence task has one label a row, or its targets. `tokens` counts all that it was given.
     """
 
     def __init__(self, meta: TokenMeta, model: PreTrainedModel) -> None:
         self._meta = meta
         self._model = model
+        self.tokens = 0
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Return the padded batch."""
         longest = max(len(row["input_ids"]) for row in rows)
+        self.tokens += sum(len(row["input_ids"]) for row in rows)
         shape = (len(rows), longest)
         batch = {
             "input_ids": np.full(shape, self._meta.pad_id, dtype=np.int64),
@@ -321,15 +320,17 @@ def _fit(
     device: str,
 ) -> None:
     rows = token_set.split(TRAIN).with_format(None)
-    trainer = Trainer(
+    collator = PaddedRows(token_set.meta, model)
+    trainer = WatchedTrainer(
+        description=f"teach {name}",
+        tokens=lambda: collator.tokens,
         model=model,
         args=training_arguments(fit, directory, device),
         # Text that was added to the corpus leaves the teacher what it was, and its features too.
         train_dataset=rows.select(range(token_set.meta.first_rows)),
-        data_collator=PaddedRows(token_set.meta, model),
-        callbacks=[CompletionMarker(), Progress(f"teach {name}")],
+        data_collator=collator,
+        callbacks=[CompletionMarker()],
     )
-    trainer.remove_callback(PrinterCallback)
     resumed = last_complete_checkpoint(directory)
     if resumed is not None:
         logger.info("%s: going on from %s", name, resumed)

@@ -23,9 +23,9 @@ from transformers.utils import logging as transformers_logging
 
 from pipeline.errors import DecantError, ResourceError
 from pipeline.store.records import Receipt
-from pipeline.teacher.memory import is_out_of_memory
 from pipeline.teacher.remote import Demands, refusal
 from pipeline.teacher.segments import SegmentCapture, SegmentJob
+from pipeline.training.out_of_memory import is_out_of_memory
 
 DEATHS = 3
 """So many workers may a segment take with it until the capture ends."""

@@ -1,10 +1,42 @@
 """What `transformers.Trainer` is told, from the options of one optimisation."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from transformers import TrainingArguments
 
+from pipeline.errors import ConfigError
 from pipeline.training.options import TrainOptions
+
+OPTIMIZERS = {
+    "adamw": "adamw_torch_fused",
+    "adamw_8bit": "adamw_bnb_8bit",
+    "adafactor": "adafactor",
+}
+"""What `transformers.Trainer` calls the optimisers."""
+
+
+def check_options(options: TrainOptions, device: str, *, key: str) -> None:
+    """Refuse what this machine cannot train with, before anything long starts.
+
+    Args:
+        options: The optimisation.
+        device: A torch device.
+        key: Where the options stand, for the message.
+
+    Raises:
+        ConfigError: If the precision needs another device or the optimiser another package.
+    """
+    if options.precision == "float16" and not device.startswith("cuda"):
+        raise ConfigError(
+            f"{key}.precision: float16 on {device}, expected a CUDA device, where gradients are "
+            "scaled to fit it; set bfloat16 or float32"
+        )
+    if options.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            f"{key}.optimizer: adamw_8bit needs bitsandbytes, which is not installed; run pip "
+            "install 'decant-kd[quantized]', or set adamw or adafactor"
+        )
 
 
 def training_arguments(options: TrainOptions, directory: Path, device: str) -> TrainingArguments:
@@ -24,7 +56,9 @@ def training_arguments(options: TrainOptions, directory: Path, device: str) -> T
         warmup_steps=options.warmup,
         weight_decay=options.weight_decay,
         max_grad_norm=options.max_grad_norm,
+        optim=OPTIMIZERS[options.optimizer],
         bf16=options.precision == "bfloat16",
+        fp16=options.precision == "float16",
         activation_checkpointing=options.gradient_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False},
         seed=options.seed,
@@ -33,7 +67,8 @@ def training_arguments(options: TrainOptions, directory: Path, device: str) -> T
         save_strategy="steps",
         save_steps=options.save_every,
         save_total_limit=2,
-        report_to="none",
+        report_to="none",  # see reporting.py
+        run_name=directory.name,
         use_cpu=device == "cpu",
         disable_tqdm=True,
         remove_unused_columns=False,

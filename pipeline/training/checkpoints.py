@@ -1,4 +1,4 @@
-"""Checkpoints that count only when they are whole, and a progress bar with an ETA.
+"""Checkpoints that count only when they are whole.
 
 `Trainer` takes the newest checkpoint directory, written to the end or not. Here the last thing
 written, after every file is durable, is a marker, and only a checkpoint that has it is resumed
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed
-from tqdm import tqdm
 from transformers import (
     Trainer,
     TrainerCallback,
@@ -189,67 +188,3 @@ def checkpoint_lock(directory: Path) -> Iterator[None]:
         finally:
             # Who waits sees that the file is gone and makes a new one.
             path.unlink(missing_ok=True)
-
-
-class Progress(TrainerCallback):
-    """One bar a run, on stderr, with steps, ETA and the latest loss.
-
-    Stops a run whose loss is not finite.
-    """
-
-    def __init__(self, description: str) -> None:
-        self._description = description
-        self._bar: tqdm | None = None
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Open the bar at the step the run starts from."""
-        if state.is_world_process_zero:
-            self._bar = tqdm(
-                total=state.max_steps,
-                initial=state.global_step,
-                desc=self._description,
-                unit="step",
-                mininterval=1.0,
-            )
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Advance; the last step is always logged, so that a short run has a curve too."""
-        if state.global_step >= state.max_steps:
-            control.should_log = True
-        if self._bar is not None:
-            self._bar.update(state.global_step - self._bar.n)
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Show the loss.
-
-        Raises:
-            IntegrityError: If the loss is not finite.
-        """
-        loss = (logs or {}).get("loss")
-        if loss is None:
-            return
-        if not math.isfinite(loss):
-            raise IntegrityError(
-                f"{self._description}: the loss is {loss} at step {state.global_step}; lower "
-                "learning_rate or the terms' weights, then run the same command again"
-            )
-        if self._bar is not None:
-            self._bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Close the bar."""
-        if self._bar is not None:
-            self._bar.close()

@@ -8,7 +8,7 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class TrainOptions(BaseModel):
-    """One optimisation: AdamW with warm-up, a schedule and gradient clipping.
+    """One optimisation: an optimiser with warm-up, a schedule and gradient clipping.
 
     `batch_size` counts examples of one micro-batch on one device; `steps`, if given, replaces
     `epochs`. `warmup` is a share of the run. Intervals are in optimiser steps.
@@ -25,7 +25,8 @@ class TrainOptions(BaseModel):
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    optimizer: Literal["adamw", "adamw_8bit", "adafactor"] = "adamw"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
     gradient_checkpointing: bool = False
     seed: Annotated[int, Field(ge=0)] = 0
     log_every: Positive = 10

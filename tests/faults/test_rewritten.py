@@ -16,7 +16,8 @@ from pipeline.store.reader import StoreReader
 from pipeline.store.upkeep.gc import remove_store
 from pipeline.teacher.rows import plan_rows
 from pipeline.teacher.spec import SegmentOptions
-from pipeline.training.checkpoints import MARKER, Progress, last_complete_checkpoint
+from pipeline.training.checkpoints import MARKER, last_complete_checkpoint
+from pipeline.training.progress import Progress
 from tests.captured import Captured, copied, prepared
 from tests.faults.ledger import Ledger
 from tests.store.fixtures import without_sync
@@ -156,20 +157,23 @@ def test_a_store_that_changes_under_a_training_stops_it(
         with pytest.raises(DecantError) as caught:
             train(store, tmp_path, pool_segments=1)
     (directory,) = (path for path in (tmp_path / "work/train").iterdir() if path.is_dir())
-    saved = last_complete_checkpoint(directory)
+    saved = Path(str(last_complete_checkpoint(directory)))
     is_exported = (tmp_path / "student").exists()
+    # Of shards that change, those in memory already were right, and steps are made of them; that
+    # they were shows below. A signal is asked for at every step.
+    right = {"checkpoint-3", "checkpoint-6"} if fault == "swapped shards" else {"checkpoint-3"}
     ledger.record(
         f"training: {fault}",
         detected=isinstance(caught.value, kind),
-        wrong=is_exported or saved != str(directory / "checkpoint-3"),
+        wrong=is_exported or saved.name not in right,
     )
     assert type(caught.value) is kind
     assert caught.match(message)
     assert not is_exported
-    assert saved == str(directory / "checkpoint-3")
+    assert saved.name in right
     mend(store)
     # The same digests: the same command goes on from the checkpoint, to the same bits.
-    features = read_json(directory / "checkpoint-3" / MARKER)["features"]
+    features = read_json(saved / MARKER)["features"]
     assert features.items() <= store.digests().items()
     assert equal(train(store, tmp_path, pool_segments=1), undisturbed)
 

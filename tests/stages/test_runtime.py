@@ -53,3 +53,19 @@ def test_the_environment_names_certificates(told):
 def test_a_dashboard_is_on_loopback_unless_told(told, given, address):
     assert dashboard_address(told(f"dashboard: {given}")) == address
     assert dashboard_address(told("", DASHBOARD=given)) == address
+
+
+@pytest.mark.parametrize(
+    "reports", ["report_to: [tensorboard, wandb]", "report_to: tensorboard,wandb"]
+)
+def test_reports_are_a_list_or_a_text_with_commas(told, reports):
+    assert told(reports).report_to == ("tensorboard", "wandb")
+    assert told("", REPORT_TO="dvclive, mlflow").report_to == ("dvclive", "mlflow")
+
+
+def test_a_micro_batch_is_a_number_or_auto(told):
+    assert told("").micro_batch_size == 0
+    assert told("micro_batch_size: 8").micro_batch_size == 8
+    assert told("", MICRO_BATCH_SIZE="auto", PROCESSES="2").micro_batch_size == "auto"
+    with pytest.raises(ConfigError, match=r"found 'large', expected .* or 'auto'"):
+        told("", MICRO_BATCH_SIZE="large")

@@ -1,6 +1,9 @@
 """train@S: from the store alone; another store or an altered one is refused before a step."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -131,6 +134,61 @@ def test_a_student_may_be_named_by_an_option(decant, project):
     shutil.rmtree(STUDENT)
     assert decant("train", "--student", "aligned").exit_code == 0
     assert (STUDENT / "model.safetensors").read_bytes() == weights
+
+
+def two_students(decant) -> None:
+    """Add a student to the parameters, and select for it."""
+    params = tiny_params()
+    params["students"]["soft"]["train"]["batch_size"] = 8
+    write_params(Path(), params)
+    assert decant("select", "soft").exit_code == 0
+
+
+def test_several_students_are_trained_side_by_side(decant, project):
+    two_students(decant)
+    before = (STUDENT / "model.safetensors").read_bytes()
+    assert decant("train", "soft").exit_code == 0
+    soft = Path("data/students/soft/model.safetensors")
+    alone = soft.read_bytes()
+    shutil.rmtree("data/students")
+    result = decant("train", "--students", "soft, aligned")
+    assert result.exit_code == 0, result.output
+    assert (STUDENT / "model.safetensors").read_bytes() == before
+    assert soft.read_bytes() == alone
+
+
+@pytest.mark.parametrize("names", ["soft,,aligned", "aligned,aligned", ","])
+def test_several_students_are_each_named_once(decant, project, names):
+    result = decant("train", "--students", names)
+    assert result.exit_code == 2
+    assert "expected each name once" in error_line(result)
+
+
+def test_several_students_train_in_one_process(decant, project, monkeypatch):
+    two_students(decant)
+    monkeypatch.setenv("DECANT_PROCESSES", "2")
+    result = decant("train", "--students", "soft,aligned")
+    assert result.exit_code == 2
+    assert "runtime processes: found 2, expected 1 for --students" in error_line(result)
+
+
+def test_weights_that_are_to_be_sharded_are_refused(decant, project, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    result = decant("train", "aligned")
+    assert result.exit_code == 2
+    assert "FSDP shards the weights, expected every process to hold them" in error_line(result)
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_student(project):
+    """Through the real command, whose second process says nothing."""
+    environment = os.environ | {"DECANT_PROCESSES": "2", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "stages.train", "aligned"]
+    before = (STUDENT / "model.safetensors").read_bytes()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("peak memory") == 1
+    assert (STUDENT / "model.safetensors").read_bytes() != before
 
 
 RELATED = {"loss": "relations", "weight": 0.1}

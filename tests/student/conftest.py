@@ -45,3 +45,13 @@ def captured(tmp_path_factory) -> Callable[..., Captured]:
         return made[kind, task]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def ten_segments(tmp_path_factory) -> Captured:
+    """A store of ten training segments, of eight examples each, with one layer in float16."""
+    lengths = {"train": [8] * 80, "validation": [8], "test": [8]}
+    root = tmp_path_factory.mktemp("ten-segments")
+    store = prepared(root, "llama", layers=1, rows={"lengths": lengths})
+    store.capture([signal("hidden", 1, "float16")])
+    return store

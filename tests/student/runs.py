@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from safetensors.torch import load_file
 from pipeline.student.needs import select_signals
 from pipeline.student.objective import Alignment, Objective
 from pipeline.student.train import train_student
-from pipeline.training.checkpoints import Progress
 from pipeline.training.options import TrainOptions
+from pipeline.training.progress import Progress
 from tests.captured import Captured, signal
 
 SIGNALS = [
@@ -50,6 +51,11 @@ def train(store: Captured, root: Path, **changes: Any) -> dict[str, torch.Tensor
 
 
 def run(store: Captured, root: Path, **changes: Any) -> None:
+    train_student(**asked(store, root, **changes))
+
+
+def asked(store: Captured, root: Path, **changes: Any) -> dict[str, Any]:
+    """Return what `Training` takes."""
     options = {
         "steps": 9, "batch_size": 2, "gradient_accumulation_steps": 2, "warmup": 0.0,
         "schedule": "linear", "log_every": 1, "save_every": 3, "learning_rate": 1e-2,
@@ -83,7 +89,7 @@ def run(store: Captured, root: Path, **changes: Any) -> None:
         "gradient_norms": False,
         "device": "cpu",
     }
-    train_student(**arguments | changes)
+    return arguments | changes
 
 
 def equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
@@ -112,24 +118,24 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 def run_on_two_ranks(store: Captured, root: Path, objective: Objective, **options: Any) -> None:
     """Train one student in two processes that share its batches."""
+    case = {"objective": objective.model_dump(mode="json"), "options": options}
+    train_on_two_ranks(store, root, {".": case})
+
+
+def train_on_two_ranks(store: Captured, root: Path, cases: Mapping[str, Any]) -> None:
+    """Train students, each below `root` by its name, in two processes that share their batches."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    script = (
-        "import json, sys; from pathlib import Path; from tests.captured import Captured\n"
-        "from pipeline.student.objective import Objective\n"
-        "from tests.student.runs import run\n"
-        "run(Captured(Path(sys.argv[1]), 'causal-lm'), Path(sys.argv[2]),"
-        " objective=Objective.model_validate_json(sys.argv[3]), options=json.loads(sys.argv[4]))"
-    )
-    arguments = [str(store.root), str(root), objective.model_dump_json(), json.dumps(options)]
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "cases.json").write_text(json.dumps(cases))
+    command = [sys.executable, "-m", "tests.student.two_ranks", store.root, root]
     ranks = []
     for rank in range(2):
         environment = os.environ | {
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
             "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true",
+            "OMP_NUM_THREADS": "1",
         }  # fmt: skip
-        command = [sys.executable, "-c", script, *arguments]
         ranks.append(subprocess.Popen(command, env=environment, cwd=Path(__file__).parents[2]))
     assert [process.wait(timeout=240) for process in ranks] == [0, 0]

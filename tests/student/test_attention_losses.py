@@ -8,8 +8,9 @@ from torch import Tensor
 
 from pipeline.student.losses.attention_head_mean import attention_head_mean
 from pipeline.student.losses.attention_kl import attention_kl
-from pipeline.student.losses.attention_relations import attention_relations, relation_log_probs
-from pipeline.taps.scores import visible_keys
+from pipeline.student.losses.attention_relations import relation_vectors
+from pipeline.student.losses.chunked_maps import chunked_map_loss
+from pipeline.taps.scores import Rule, attention_log_probs, rows_of_vectors, visible_keys
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -42,6 +43,23 @@ def relation_by_loops(vectors: Tensor, heads: int, example: int, rule: str) -> l
     return found
 
 
+def relations(student: dict, teacher: dict, rule: Rule, heads: int) -> Tensor:
+    """The mean over relations, two query rows at a time."""
+    found = [
+        chunked_map_loss(
+            attention_kl,
+            *relation_vectors(student[name], heads),
+            rows_of_vectors(*relation_vectors(teacher[name], heads)),
+            ROWS,
+            rule,
+            count=int(ROWS.sum()),
+            scores=2 * heads * 5,
+        )
+        for name in teacher
+    ]
+    return torch.stack(found).mean()
+
+
 @pytest.mark.parametrize("rule", ["causal", "full"])
 def test_relations_are_their_definition(rule):
     """Two heads of three beside four of six, and one key head beside three, split into two."""
@@ -56,15 +74,14 @@ def test_relations_are_their_definition(rule):
                 for p_row, q_row in zip(p_head, q_head, strict=True):
                     pairs = zip(p_row, q_row, strict=True)
                     wanted += sum(p * math.log(p / q) for p, q in pairs) / (2 * 2 * 8)
-    found = attention_relations(student, teacher, ROWS, visible_keys(LENGTHS, 5, rule), 2)
+    found = relations(student, teacher, rule, 2)
     assert found.item() == pytest.approx(wanted, rel=1e-4)
 
 
 def test_relations_of_equal_vectors_are_at_zero_whatever_stands_at_padding():
     vectors = normal(2, 2, 5, 4).requires_grad_()
     noise = torch.where(ROWS[:, None, :, None], vectors.detach(), 7.0)
-    visible = visible_keys(LENGTHS, 5, "causal")
-    found = attention_relations({"vv": vectors}, {"vv": noise}, ROWS, visible, 4)
+    found = relations({"vv": vectors}, {"vv": noise}, "causal", 4)
     found.backward()
     assert found.item() == pytest.approx(0.0, abs=1e-6)
     assert vectors.grad is not None
@@ -74,7 +91,7 @@ def test_relations_of_equal_vectors_are_at_zero_whatever_stands_at_padding():
 
 def test_a_relation_head_of_its_own_width_is_a_plain_head():
     vectors, visible = normal(2, 3, 5, 4), visible_keys(LENGTHS, 5, "full")
-    log_probs = relation_log_probs(vectors, 3, visible)
+    log_probs = attention_log_probs(*relation_vectors(vectors, 3), visible)
     scores = (vectors @ vectors.transpose(-1, -2) / 2).masked_fill(~visible, -1e9)
     live = visible.expand_as(scores)
     torch.testing.assert_close(log_probs[live], scores.log_softmax(-1)[live])

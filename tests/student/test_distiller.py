@@ -158,7 +158,7 @@ def train_rows(captured: Captured) -> list[dict[str, Tensor]]:
 
 def stored_terms(distiller: Distiller, batch: dict) -> tuple[dict[str, Tensor], list]:
     counts = term_counts(batch, distiller.objective, task=distiller.task)
-    terms = distiller(batch, counts).terms
+    terms = distiller(batch, counts, apart=True).terms
     return terms, [*distiller.student.parameters(), *distiller.projectors.parameters()]
 
 
@@ -236,6 +236,25 @@ def test_what_is_captured_in_its_own_precision_is_bit_for_bit_the_teachers(tmp_p
         assert torch.equal(head_input, normed[keep].float())
 
 
+@pytest.mark.parametrize(("kind", "logits"), [("llama", "head-int8"), ("bert", "dense")])
+def test_terms_apart_and_together_make_the_same_step(kind, logits, captured):
+    """The sum is weighted alike, one term's factor on the device and another's 0."""
+    store = captured(kind)
+    signals = choose(store, logits=logits)
+    batch = ragged_batch(store, signals)
+    distiller = distiller_of(store, signals, student_of(kind, None), objective())
+    counts = term_counts(batch, distiller.objective, task=store.task)
+    factors = {"feature": 0.0, "attention": 0.5, "output": torch.tensor(0.25), "labels": 2.0}
+    together, apart = (distiller(batch, counts, factors, apart=one) for one in (False, True))
+    parameters = list(distiller.parameters())
+    torch.testing.assert_close(together.terms, apart.terms)
+    torch.testing.assert_close(together.total, apart.total)
+    found = gradients(together.total, parameters)
+    assert difference(gradients(apart.total, parameters), found) < 1e-5
+    weighted = sum(factors[t] * gradients(v, parameters) for t, v in apart.terms.items())
+    assert difference(weighted, found) < 1e-5
+
+
 @pytest.mark.parametrize(("kind", "task"), [("llama", None), ("gpt2", None), ("bert", None)])
 def test_composition_order_and_padding_of_a_batch_change_nothing(kind, task, captured):
     """Rows alone, in another order, or padded further: the sums over counts are the same."""
@@ -246,13 +265,14 @@ def test_composition_order_and_padding_of_a_batch_change_nothing(kind, task, cap
     rows = [0, 5, 9, 13, 2]
     whole = dataset.__getitems__(rows)
     counts = term_counts(whole, distiller.objective, task=store.task)
-    expected, parameters = distiller(whole, counts).terms, list(distiller.parameters())
+    expected = distiller(whole, counts, apart=True).terms
+    parameters = list(distiller.parameters())
     wanted = {term: gradients(value, parameters) for term, value in expected.items()}
     for parts in ([[i] for i in rows], [[13, 5], [2, 0, 9]]):
         batches = [padded(dataset.__getitems__(part), 3) for part in parts]
         per_part = [term_counts(batch, distiller.objective, task=store.task) for batch in batches]
         assert counts == {term: sum(found[term] for found in per_part) for term in counts}
-        pieces = [distiller(batch, counts).terms for batch in batches]
+        pieces = [distiller(batch, counts, apart=True).terms for batch in batches]
         for term in counts:
             total = torch.stack([piece[term] for piece in pieces]).sum()
             torch.testing.assert_close(total, expected[term], rtol=1e-5, atol=1e-7)

@@ -12,9 +12,10 @@ from transformers import PreTrainedModel
 from pipeline.errors import IncompatibleError
 from pipeline.student.features import TeacherFeatures
 from pipeline.student.losses.attention_kl import attention_kl
+from pipeline.student.losses.chunked_maps import chunked_map_loss
 from pipeline.student.stream import StoreDataset, target_positions
 from pipeline.taps.inputs import model_columns
-from pipeline.taps.scores import attention_log_probs, visible_keys
+from pipeline.taps.scores import ALL, visible_keys
 from pipeline.taps.tap import tap
 from tests.captured import Captured, prepared, signal
 from tests.tiny import CAUSAL, Kind, tiny_model
@@ -72,6 +73,13 @@ def own_maps(model: PreTrainedModel, batch: dict) -> tuple[Tensor, ...]:
     return model(**model_columns(model, batch), output_attentions=True).attentions
 
 
+def whole_maps(features: TeacherFeatures, layer: int, parts: dict, live: Tensor) -> Tensor:
+    """Log of a layer's maps, which the product itself only makes some rows of at a time."""
+    rule = features.declaration("attention", layer).info["rule"]
+    visible = visible_keys(live.sum(1), live.shape[1], rule)
+    return features.attention_rows(layer, parts, live)(ALL, ALL, visible)
+
+
 def divergence(true: Tensor, found: Tensor, live: Tensor) -> float:
     """Mean KL of live rows of probabilities from log-probabilities."""
     ratio = torch.where(true > 0, true, 1.0).log() - torch.where(true > 0, found, 0.0)
@@ -94,7 +102,7 @@ def test_rebuilt_maps_are_the_teachers_within_the_forms_error(kind, form, stores
     with torch.no_grad():
         maps = own_maps(stores(kind).load_teacher(), batch)
     for layer in LAYERS:
-        found = features.attention_log_probs(layer, batch["features"], live)
+        found = whole_maps(features, layer, batch["features"], live)
         assert divergence(maps[layer - 1], found, live) < bound
         sums = found.exp().sum(-1).transpose(1, 2)[live]
         torch.testing.assert_close(sums, torch.ones_like(sums), rtol=0, atol=1e-5)
@@ -113,7 +121,7 @@ def test_what_query_and_key_cannot_say_is_kept_as_a_map(kind, stores):
     with torch.no_grad():
         maps = own_maps(teacher, batch)
     for layer in LAYERS:
-        found = features.attention_log_probs(layer, batch["features"], live)
+        found = whole_maps(features, layer, batch["features"], live)
         error = (found.exp() - maps[layer - 1]).abs().transpose(1, 2)[live]
         assert error.max() < 0.01
         assert divergence(maps[layer - 1], found, live) < 2 * bound
@@ -132,14 +140,16 @@ def test_a_step_from_the_store_is_the_step_beside_the_teacher(kind, form, stores
     student = tiny_model(kind, layers=2, width=16, seed=5)
     twin = copy.deepcopy(student)
     rule = "causal" if kind in CAUSAL else "full"
-    visible = visible_keys(live.sum(1), live.shape[1], rule)
 
     def stored(pieces: dict) -> Tensor:
         with tap(student, attention=[2]) as record:
             student(**model_columns(student, batch))
-        ours = attention_log_probs(record.query[2], record.key[2], record.scaling[2], visible)
-        told = features.attention_log_probs(3, pieces, live)
-        return attention_kl(ours, told, live, visible)
+        vectors = record.query[2], record.key[2], record.scaling[2]
+        told = features.attention_rows(3, pieces, live)
+        count = int(live.sum())
+        # Three query rows of an example at a time.
+        few = {"count": count, "teacher_heads": 4, "scores": 3 * 4 * live.shape[1]}
+        return chunked_map_loss(attention_kl, *vectors, told, live, rule, **few)
 
     with torch.no_grad():
         true = own_maps(store.load_teacher(), batch)[2]
@@ -210,13 +220,13 @@ def test_rebuilding_leaves_no_trace_in_training(stores):
     before = torch.random.get_rng_state()
     features, batch = opened(stores("bert"), below_signals("float16"))
     live = batch["attention_mask"].bool()
-    found = features.train().attention_log_probs(1, batch["features"], live)
+    found = whole_maps(features.train(), 1, batch["features"], live)
     assert torch.equal(before, torch.random.get_rng_state())
     assert list(features.parameters()) == []
     assert features.state_dict() == {}
     assert not found.requires_grad
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(found, features.attention_log_probs(1, batch["features"], live))
+        assert torch.equal(found, whole_maps(features, 1, batch["features"], live))
 
 
 def test_samples_are_drawn_from_the_teachers_distribution(stores):

@@ -1,6 +1,8 @@
 """A student's memory, told from parameters, is that of the student which they make."""
 
 import pytest
+import torch
+from transformers.optimization import Adafactor
 
 from pipeline.errors import ConfigError
 from pipeline.student.build import build_student
@@ -53,6 +55,26 @@ def test_weights_gradients_and_moments_are_those_of_the_student():
     assert found.moment_bytes == 2 * found.weight_bytes
 
 
+def test_adafactor_keeps_means_of_rows_and_columns():
+    student = built()
+    optimizer = Adafactor(student.parameters(), lr=1e-3, relative_step=False, scale_parameter=False)
+    student(input_ids=torch.tensor([[1, 2]])).logits.sum().backward()
+    optimizer.step()
+    kept = [v for state in optimizer.state.values() for v in state.values()]
+    # Beside them a number or two of each tensor.
+    found = FLOAT_BYTES * sum(v.numel() for v in kept if torch.is_tensor(v) and v.dim() > 0)
+    assert memory(options=TrainOptions(optimizer="adafactor")).moment_bytes == found
+
+
+def test_eight_bits_are_for_large_matrices_and_not_for_embeddings():
+    wide = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 96, "head_dim": 4}
+    plain = memory(architecture=wide)
+    small = memory(architecture=wide, options=TrainOptions(optimizer="adamw_8bit"))
+    # Those of the block's MLP and the head; the embedding is as large as the head.
+    matrices = 3 * 64 * 96 + 64 * 64
+    assert plain.moment_bytes - small.moment_bytes == 2 * (FLOAT_BYTES - 1) * matrices
+
+
 def test_adapters_alone_have_gradients():
     pytest.importorskip("peft")
     adapters = LoraOptions(r=2)
@@ -72,17 +94,42 @@ def test_projectors_are_counted_with_their_gradient_and_moments_where_they_train
 
 def test_a_larger_batch_takes_more_and_checkpointing_and_half_precision_less():
     plain = memory()
-    twice = memory(options=TrainOptions(batch_size=8))
-    assert twice.activation_bytes == 2 * plain.activation_bytes
-    assert twice.device_bytes - plain.device_bytes == plain.activation_bytes
+    twice, thrice = (memory(options=TrainOptions(batch_size=size)) for size in (8, 12))
+    more = twice.activation_bytes - plain.activation_bytes
+    assert thrice.activation_bytes - twice.activation_bytes == more > 0
+    assert twice.device_bytes - plain.device_bytes == more
     for option in ({"gradient_checkpointing": True}, {"precision": "bfloat16"}):
         less = memory(options=TrainOptions(batch_size=4, **option))
         assert less.activation_bytes < plain.activation_bytes
         assert less.weight_bytes == plain.weight_bytes
 
 
-def test_a_pool_holds_the_segments_before_and_after_it():
-    assert memory().pool_bytes == 10 * 1000
+def test_logits_and_maps_of_long_rows_take_no_more_than_a_chunk():
+    """Of four times as many tokens as fill a chunk, only the blocks' own activations grow."""
+    losses = {"attention": {"weight": 0.1}, "output": {"weight": 1.0}}
+    both, bare = Objective.model_validate(losses), Objective.model_validate({"feature": {}})
+    grown = []
+    for size in (2**16, 2**18):
+        options = TrainOptions(batch_size=size)
+        grown.append([memory(one, options).activation_bytes for one in (both, bare)])
+    tokens, width, pairs = 3 * 2**16 * 32, SMALL["hidden_size"], 2
+    kept = pairs * 2 * tokens * width * FLOAT_BYTES  # gradients of query and key
+    assert (grown[1][0] - grown[0][0]) - (grown[1][1] - grown[0][1]) == kept
+
+
+def test_the_gradient_of_the_head_waits_for_the_backward_pass():
+    found = [
+        memory(Objective.model_validate({term: {"weight": 1.0}})) for term in ("labels", "feature")
+    ]
+    vocab, tokens = TEACHER["vocab_size"], 4 * 32
+    copies = 2 + 8  # two sides, and what the loss makes of them
+    assert found[0].activation_bytes - found[1].activation_bytes == FLOAT_BYTES * (
+        vocab * SMALL["hidden_size"] + copies * vocab * tokens
+    )
+
+
+def test_a_pool_is_used_while_the_next_is_read():
+    assert memory().pool_bytes == 2 * 4 * 1000
 
 
 def test_a_checkpoint_that_is_not_there_is_refused(tmp_path):

@@ -1,98 +1,56 @@
-"""The order of batches, and batches from a store."""
+"""Batches from a store: what they hold, what is read for them, and what stays in memory."""
 
-from itertools import chain, pairwise
+import gc
+import shutil
+import weakref
+from collections.abc import Callable
+from threading import Lock
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from pipeline.errors import ConfigError
-from pipeline.student.order import WINDOW_BATCHES, BatchOrder
-from pipeline.student.stream import StoreDataset, target_positions
-from tests.captured import prepared, signal
+from pipeline.errors import IntegrityError
+from pipeline.store.reader import Segment, StoreReader
+from pipeline.student.order import BatchOrder
+from pipeline.student.stream import POOLS, StoreDataset, target_positions
+from tests.captured import Captured, copied, signal
 
-segment_sizes = st.lists(st.integers(1, 30), min_size=1, max_size=12)
-
-
-def order_of(sizes: list[int], *, batch: int = 4, pool: int = 2, seed: int = 0, **ranks: int):
-    generator = np.random.default_rng(len(sizes))
-    return BatchOrder(
-        np.repeat(np.arange(len(sizes)), sizes),
-        generator.integers(1, 50, sum(sizes)),
-        batch_size=batch,
-        pool_segments=pool,
-        seed=seed,
-        **ranks,
-    )
+HIDDEN = signal("hidden", 1, "float16")
 
 
-@given(segment_sizes, st.integers(1, 9), st.integers(1, 5), st.integers(0, 3))
-@settings(max_examples=60)
-def test_every_example_once_an_epoch_in_a_fixed_number_of_batches(sizes, batch, pool, epoch):
-    order = order_of(sizes, batch=batch, pool=pool)
-    order.set_epoch(epoch)
-    batches = list(order)
-    assert sorted(i for members in batches for i in members) == list(range(sum(sizes)))
-    assert len(batches) == len(order)
-    assert sorted(map(len, batches))[1:] == [batch] * (len(batches) - 1)
+class Watched:
+    """What was read of a store, and which segments are still in memory."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.read: list[int] = []
+        self._found: list[weakref.ref[Segment]] = []
+        plain, lock = StoreReader.read_segment, Lock()
+
+        def watching(reader: StoreReader, segment: int, signals=()) -> Segment:
+            found = plain(reader, segment, signals)
+            with lock:
+                self.read.append(segment)
+                self._found.append(weakref.ref(found))
+            return found
+
+        monkeypatch.setattr(StoreReader, "read_segment", watching)
+
+    def alive(self) -> int:
+        return sum(one() is not None for one in self._found)
 
 
-@given(segment_sizes, st.integers(1, 4), st.integers(1, 3), st.integers(2, 4))
-@settings(max_examples=60)
-def test_ranks_share_the_batches_of_one_rank_of_as_many_examples(sizes, batch, pool, ranks):
-    if sum(sizes) < ranks:
-        with pytest.raises(ConfigError, match=rf"{sum(sizes)} training examples for {ranks} ranks"):
-            order_of(sizes, batch=batch, pool=pool, rank=0, ranks=ranks)
-        return
-    shares = [
-        list(order_of(sizes, batch=batch, pool=pool, rank=rank, ranks=ranks))
-        for rank in range(ranks)
-    ]
-    assert len({len(share) for share in shares}) == 1
-    assert all(members for share in shares for members in share)
-    joined = [sorted(chain(*members)) for members in zip(*shares, strict=True)]
-    assert sorted(chain(*joined)) == list(range(sum(sizes)))
-    rest = sum(sizes) % (batch * ranks)
-    if rest == 0 or rest >= ranks:
-        together = order_of(sizes, batch=batch * ranks, pool=pool)
-        assert joined == [sorted(members) for members in together]
+@pytest.fixture
+def watched(monkeypatch) -> Watched:
+    return Watched(monkeypatch)
 
 
-def test_the_order_is_a_function_of_seed_and_epoch():
-    first = order_of([9, 7, 12, 5])
-    epochs = []
-    for epoch in (0, 1, 2):
-        first.set_epoch(epoch)
-        epochs.append(list(first))
-        assert epochs[-1] == list(first)
-    assert len({str(epoch) for epoch in epochs}) == 3
-    later = order_of([9, 7, 12, 5])
-    later.set_epoch(2)
-    assert list(later) == epochs[2]
-    assert list(order_of([9, 7, 12, 5], seed=1)) != epochs[0]
-
-
-def test_a_pool_of_segments_is_mixed_and_no_more_are_in_use():
-    sizes = [20] * 12
-    order = order_of(sizes, batch=4, pool=3)
-    pools = [set(order.segment_order()[i : i + 3]) for i in range(0, 12, 3)]
-    used = [{i // 20 for i in members} for members in order]
-    for members in used:
-        # A batch may carry what was left of the pool before.
-        assert any(members <= before | after for before, after in pairwise([set(), *pools]))
-    assert any(len(members) > 1 for members in used)
-
-
-def test_batches_are_of_like_lengths():
-    order = order_of([200, 200], batch=8, pool=2)
-    lengths = order._length
-    padding = sum(max(lengths[m]) * len(m) - sum(lengths[m]) for m in order)
-    unsorted = [list(range(i, i + 8)) for i in range(0, 400, 8)]
-    naive = sum(max(lengths[m]) * len(m) - sum(lengths[m]) for m in unsorted)
-    assert padding < naive / 3
-    assert WINDOW_BATCHES > 1
+def opened(store: Captured, *, pool: int = 2) -> tuple[StoreDataset, BatchOrder]:
+    """A dataset that follows the order of an epoch."""
+    dataset = StoreDataset(store.pinned([HIDDEN]), [HIDDEN.name], pool_segments=pool)
+    order = BatchOrder(dataset.segment, dataset.length, batch_size=4, pool_segments=pool, seed=0)
+    dataset.follow(order.timetable())
+    return dataset, order
 
 
 def test_a_batch_holds_the_rows_and_features_of_its_examples(captured):
@@ -132,37 +90,93 @@ def test_features_travel_in_the_dtypes_of_the_store(captured):
     assert "labels" not in batch
 
 
-@pytest.mark.parametrize("resumed_at", [0, 5])
-def test_segments_are_read_once_ahead_and_not_before_they_are_wanted(
-    resumed_at, tmp_path, monkeypatch
-):
-    """A run that resumes in mid-epoch reads nothing of the pools it skips; few stay in memory."""
-    lengths = {"train": [8] * 80, "validation": [8], "test": [8]}
-    store = prepared(tmp_path, "llama", layers=1, rows={"lengths": lengths})
-    one = signal("hidden", 1, "float16")
-    store.capture([one])
-    reader = store.pinned([one])
-    read: list[int] = []
-    plain = type(reader).read_segment
-
-    def counted(self, segment, signals=()):
-        read.append(segment)
-        return plain(self, segment, signals)
-
-    monkeypatch.setattr(type(reader), "read_segment", counted)
-    dataset = StoreDataset(reader, [one.name], pool_segments=2)
-    order = BatchOrder(dataset.segment, dataset.length, batch_size=8, pool_segments=2, seed=0)
-    plan = order.segment_order()
-    dataset.read_ahead(plan)
-    assert len(plan) == len(list(order)) == 10
+@pytest.mark.parametrize("resumed_at", [0, 9])
+def test_segments_are_read_once_and_only_two_pools_are_in_memory(resumed_at, ten_segments, watched):
+    """A run that resumes in mid-epoch reads nothing of what it skips alone."""
+    dataset, order = opened(ten_segments)
     batches = list(order)[resumed_at:]
     for members in batches:
         dataset.__getitems__(members)
-        assert len(dataset._reads) <= 5
-    wanted = {int(dataset.segment[i]) for members in batches for i in members}
-    first = min(plan.index(number) for number in wanted)
-    assert wanted <= set(read) <= set(plan[first - first % 2 :])
-    assert len(read) == len(set(read))
+        assert watched.alive() <= POOLS * 2
+    needed = {int(dataset.segment[i]) for members in batches for i in members}
+    assert sorted(watched.read) == sorted(needed)
+    assert (len(needed) < 10) == (resumed_at > 0)
+
+
+def test_more_segments_are_in_memory_only_where_a_batch_needs_them(ten_segments, watched):
+    dataset = StoreDataset(ten_segments.pinned([HIDDEN]), [HIDDEN.name])
+    dataset.__getitems__(list(range(0, 80, 8)))
+    assert sorted(watched.read) == list(range(10))
+    dataset.__getitems__([79])
+    assert watched.alive() == 1
+
+
+def test_without_a_timetable_a_store_is_read_from_its_beginning_to_its_end(ten_segments, watched):
+    dataset = StoreDataset(ten_segments.pinned([HIDDEN]), [HIDDEN.name])
+    for first in range(0, 80, 4):
+        dataset.__getitems__(list(range(first, first + 4)))
+        assert watched.alive() <= POOLS
+    assert watched.read == list(range(10))
+
+
+def test_any_example_can_be_looked_up_at_any_time(ten_segments):
+    """Also one that the timetable has over, or another rank's."""
+    dataset, order = opened(ten_segments)
+    batches = list(order)
+    generator = np.random.default_rng(0)
+    expected = StoreDataset(ten_segments.pinned([HIDDEN]), [HIDDEN.name], pool_segments=10)
+    shares = BatchOrder(
+        dataset.segment, dataset.length, batch_size=2, pool_segments=2, seed=0, ranks=2
+    )
+    dataset.follow(shares.timetable())
+    for i in generator.permutation(len(batches))[:8]:
+        ours, theirs = (one.__getitems__(batches[i]) for one in (dataset, expected))
+        assert torch.equal(ours["input_ids"], theirs["input_ids"])
+        values = (one["features"][HIDDEN.name]["values"] for one in (ours, theirs))
+        assert torch.equal(*values)
+
+
+def test_released_segments_are_gone_and_a_batch_keeps_none(ten_segments, watched):
+    dataset, order = opened(ten_segments)
+    batch = dataset.__getitems__(next(iter(order)))
+    assert watched.alive()
+    dataset.release()
+    # What is being read is given up when it is there.
+    dataset._reads.close()
+    gc.collect()
+    assert watched.alive() == 0
+    assert batch["features"][HIDDEN.name]["values"].abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda path: path.unlink(), id="missing"),
+        pytest.param(lambda path: path.write_bytes(path.read_bytes()[:-1]), id="short"),
+    ],
+)
+def test_what_a_thread_cannot_read_stops_the_batch_that_needs_it(
+    damage: Callable, ten_segments, tmp_path
+):
+    """Read ahead long before; and again at every batch that needs it, for nothing hangs."""
+    dataset, order = opened(copied(ten_segments, tmp_path / "copy"))
+    timetable = order.timetable()
+    number, first = int(timetable.segments[4]), int(timetable.first[4])
+    name = dataset.reader.signal(HIDDEN.name).receipts[number].files
+    damage(dataset.reader.layout.root / next(iter(name)))
+    batches = list(order)
+    for members in batches[:first]:
+        dataset.__getitems__(members)
+    for _ in range(2):
+        with pytest.raises(IntegrityError, match="capture TEACHER --verify"):
+            dataset.__getitems__(batches[first])
+
+
+def test_a_store_that_is_gone_says_so(ten_segments, tmp_path):
+    dataset, order = opened(copied(ten_segments, tmp_path / "copy"))
+    shutil.rmtree(dataset.reader.layout.root)
+    with pytest.raises(IntegrityError, match="the store was removed while it was read"):
+        dataset.__getitems__(next(iter(order)))
 
 
 def test_a_split_without_the_signal_is_refused_by_name(captured):

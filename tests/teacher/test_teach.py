@@ -14,8 +14,8 @@ from pipeline.errors import ConfigError, IncompatibleError
 from pipeline.teacher.load import load_teacher
 from pipeline.teacher.reference import TeacherReference
 from pipeline.teacher.teach import PaddedRows, teach
-from pipeline.training.checkpoints import Progress
 from pipeline.training.options import TrainOptions
+from pipeline.training.progress import Progress
 from tests.captured import LENGTHS, VOCAB, prepared, signal, write_rows
 from tests.tiny import PAD_ID, tiny_model
 
@@ -219,7 +219,9 @@ def test_what_cannot_be_loaded_safely_is_one_line(fault, fit, tokens, tmp_path):
 def test_padded_rows_ignore_padding_and_what_is_not_in_the_loss_mask(tokens):
     store = write_rows(tokens)
     rows = [store.split("train")[i] for i in (0, 2)]
-    batch = PaddedRows(store.meta, tiny_model("llama"))(rows)
+    collate = PaddedRows(store.meta, tiny_model("llama"))
+    batch = collate(rows)
+    assert collate.tokens == sum(len(row["input_ids"]) for row in rows)
     assert sorted(batch) == ["attention_mask", "input_ids", "labels"]
     for i, row in enumerate(rows):
         n = len(row["input_ids"])

@@ -13,10 +13,10 @@ from pipeline.student.losses.counting import Count
 
 
 def attention_head_mean(
-    student_log_probs: Float[Tensor, "batch student_heads seq seq"],
-    teacher_log_probs: Float[Tensor, "batch teacher_heads seq seq"],
-    rows: Bool[Tensor, "batch seq"],
-    visible: Bool[Tensor, "batch 1 seq seq"],
+    student_log_probs: Float[Tensor, "batch student_heads rows keys"],
+    teacher_log_probs: Float[Tensor, "batch teacher_heads rows keys"],
+    rows: Bool[Tensor, "batch rows"],
+    visible: Bool[Tensor, "batch 1 rows keys"],
     count: Count = None,
 ) -> Float[Tensor, ""]:
     """KL(mean teacher row ‖ mean student row), summed over live rows and divided by `count`.
@@ -39,10 +39,10 @@ def attention_head_mean(
 
 
 def _log_mean_over_heads(
-    log_probs: Float[Tensor, "batch heads seq seq"],
-    rows: Bool[Tensor, "batch seq"],
-    visible: Bool[Tensor, "batch 1 seq seq"],
-) -> Float[Tensor, "batch 1 seq seq"]:
+    log_probs: Float[Tensor, "batch heads rows keys"],
+    rows: Bool[Tensor, "batch rows"],
+    visible: Bool[Tensor, "batch 1 rows keys"],
+) -> Float[Tensor, "batch 1 rows keys"]:
     """Average probabilities; what does not count is made finite first, for the gradient's sake."""
     kept = visible & rows[:, None, :, None]
     summed = log_probs.float().masked_fill(~kept, 0.0).logsumexp(dim=1, keepdim=True)

@@ -1,6 +1,6 @@
 """Attention alignment: KL of the student's attention rows from the teacher's, over visible keys.
 
-It costs the memory of the [batch, heads, seq, seq] maps of one layer, twice over.
+Each query row counts by itself, so some of a layer's rows may be given at a time.
 """
 
 import torch
@@ -11,10 +11,10 @@ from pipeline.student.losses.counting import Count, sum_over_count
 
 
 def attention_kl(
-    student_log_probs: Float[Tensor, "batch heads seq seq"],
-    teacher_log_probs: Float[Tensor, "batch heads seq seq"],
-    rows: Bool[Tensor, "batch seq"],
-    visible: Bool[Tensor, "batch 1 seq seq"],
+    student_log_probs: Float[Tensor, "batch heads rows keys"],
+    teacher_log_probs: Float[Tensor, "batch heads rows keys"],
+    rows: Bool[Tensor, "batch rows"],
+    visible: Bool[Tensor, "batch 1 rows keys"],
     count: Count = None,
 ) -> Float[Tensor, ""]:
     """KL(teacher row ‖ student row), mean over heads, summed over live rows, divided by `count`.
@@ -39,4 +39,5 @@ def attention_kl(
     teacher = teacher.masked_fill(~kept, 0.0)
     student = student_log_probs.float().masked_fill(~kept, 0.0)
     per_row = (teacher.exp() * (teacher - student)).sum(dim=-1).mean(dim=1)
-    return sum_over_count(per_row[rows], count)
+    # Dead rows are 0 already; leaving them out would tell the host how many there are.
+    return sum_over_count(per_row.flatten(), rows.sum() if count is None else count)

@@ -9,7 +9,6 @@ from pipeline.errors import ConfigError
 from pipeline.student.losses import divergences
 from pipeline.student.losses.attention_head_mean import attention_head_mean
 from pipeline.student.losses.attention_kl import attention_kl
-from pipeline.student.losses.attention_relations import attention_relations
 from pipeline.student.losses.binary_kl import binary_kl
 from pipeline.student.losses.divergences import over_logits, over_topk
 from pipeline.student.losses.feature_cosine import feature_cosine
@@ -51,8 +50,9 @@ FEATURE: dict[str, Loss] = {"mse": feature_mse, "cosine": feature_cosine, "pkd":
 ATTENTION: dict[str, Loss] = {
     "kl": attention_kl,
     "head_mean": attention_head_mean,
-    "relations": attention_relations,
+    "relations": attention_kl,
 }
+"""Of log-maps: those of attention, or with `relations` of `relation_vectors`."""
 OUTPUT: dict[str, OutputLoss] = {
     "forward_kl": OutputLoss(forward_kl, forward_kl_topk, sampled_cross_entropy),
     "reverse_kl": _divergence(divergences.reverse_kl),

@@ -1,0 +1,38 @@
+"""The random state of this process, to be put aside and taken up again."""
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """All generators that training draws from: Python's, numpy's, torch's and those of GPUs."""
+
+    python: Any
+    numpy: Any
+    torch: Tensor
+    cuda: tuple[Tensor, ...]
+
+    @classmethod
+    def now(cls) -> "RandomState":
+        """Return the state as it is."""
+        in_use = torch.cuda.is_available() and torch.cuda.is_initialized()
+        return cls(
+            random.getstate(),
+            np.random.get_state(),  # noqa: NPY002 (transformers seeds and keeps this one)
+            torch.get_rng_state(),
+            tuple(torch.cuda.get_rng_state_all()) if in_use else (),
+        )
+
+    def restore(self) -> None:
+        """Go on from this state."""
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)  # noqa: NPY002
+        torch.set_rng_state(self.torch)
+        if self.cuda:
+            torch.cuda.set_rng_state_all(list(self.cuda))

@@ -1,0 +1,65 @@
+"""Several processes of one training: who starts them says one line and keeps the exit code."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import ConfigError
+from stages import ranks
+from stages.ranks import is_lost_peer, run_ranks
+
+PROGRAM = "tests.stages.rank_program"
+
+
+@pytest.fixture(autouse=True)
+def _at_the_root(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+
+def start(what: str) -> int:
+    return run_ranks(PROGRAM, [what], processes=2, threads=3)
+
+
+def test_all_go_well(capfd):
+    assert start("nothing") == 0
+    assert capfd.readouterr().err == ""
+
+
+def test_each_knows_its_place(capfd):
+    assert start("environment") == 9
+    assert capfd.readouterr().err == "2 1 127.0.0.1 3\n"
+
+
+@pytest.mark.parametrize(
+    ("what", "code", "line"),
+    [
+        ("both refuse", 4, "error: refused by 0"),
+        ("the second refuses", 3, "error: refused by 1"),
+    ],
+)
+def test_an_error_is_said_once_with_its_exit_code(what, code, line, capfd):
+    assert start(what) == code
+    assert capfd.readouterr().err == f"{line}\n"
+
+
+def test_who_waits_for_one_that_was_killed_is_ended(capfd, monkeypatch):
+    monkeypatch.setattr(ranks, "GRACE_SECONDS", 0.1)
+    assert start("the second is killed") == 137
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("error: process 1 was ended by signal 9")
+
+
+def test_a_lost_process_is_told_from_other_errors(monkeypatch):
+    lost = RuntimeError("[pair.cc:547] Connection closed by peer [127.0.0.1]:3456")
+    assert not is_lost_peer(lost)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert is_lost_peer(lost)
+    assert not is_lost_peer(RuntimeError("shapes do not match"))
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4096")
+    ranks.check_gpus("cpu")
+    with pytest.raises(ConfigError, match="found 4096, expected at most one for each of the"):
+        ranks.check_gpus("cuda")

@@ -1,0 +1,242 @@
+"""Students side by side: each becomes what it becomes alone, and the store is read once."""
+
+import logging
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.errors import ConfigError
+from pipeline.store.reader import StoreReader
+from pipeline.student import together
+from pipeline.student.objective import Objective
+from pipeline.student.random_state import RandomState
+from pipeline.student.together import StoppedError, Turns, train_together
+from pipeline.student.train import train_student
+from pipeline.student.training import Training
+from pipeline.training.progress import Progress
+from tests.captured import Captured, prepared
+from tests.student.runs import (
+    GOAL,
+    SIGNALS,
+    WITH_DROPOUT,
+    InterruptedRunError,
+    asked,
+    curve,
+    equal,
+)
+
+PHASED = GOAL.model_dump(mode="json") | {"phases": {"features": 0.5}}
+STUDENTS: dict[str, dict[str, Any]] = {
+    "aligned": {},
+    "short": {
+        "objective": Objective.model_validate({"labels": {"weight": 1.0}}),
+        "options": {"steps": 5, "batch_size": 3, "gradient_accumulation_steps": 1},
+    },
+    "phased": {
+        "objective": Objective.model_validate(PHASED),
+        "options": {"batch_size": 4, "gradient_accumulation_steps": 1, "save_every": 4},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Captured:
+    found = prepared(tmp_path_factory.mktemp("together"), "llama")
+    found.capture(SIGNALS, blocks=[1, 2, 3])
+    return found
+
+
+def wanted(store: Captured, root: Path, names: Any = tuple(STUDENTS)) -> list[dict[str, Any]]:
+    return [
+        asked(store, root / name, name=name, architecture=WITH_DROPOUT, **STUDENTS[name])
+        for name in names
+    ]
+
+
+def trainings(store: Captured, root: Path, names: Any = tuple(STUDENTS)) -> list[Training]:
+    return [Training(**one) for one in wanted(store, root, names)]
+
+
+def weights(root: Path, name: str) -> dict[str, torch.Tensor]:
+    return load_file(root / name / "student" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def alone(store, tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("alone")
+    for one in wanted(store, root):
+        train_student(**one)
+    return root
+
+
+def check_as_alone(root: Path, alone: Path, names: Any = tuple(STUDENTS)) -> None:
+    for name in names:
+        assert equal(weights(root, name), weights(alone, name)), name
+        assert curve(root / name) == curve(alone / name), name
+
+
+def test_each_becomes_what_it_becomes_alone(store, alone, tmp_path):
+    """Dropout, other batches, other terms, fewer steps, phases."""
+    train_together(trainings(store, tmp_path))
+    check_as_alone(tmp_path, alone)
+    left = {thread.name.split("_")[0] for thread in threading.enumerate()}
+    assert not left & {"student", "segment-reader", "batch-builder"}
+
+
+def test_they_go_on_after_an_interrupt_to_the_same_bits(store, alone, tmp_path, monkeypatch):
+    """The ninth step of all is the last one; each has begun, one had no checkpoint yet."""
+    enough, stopped = threading.Event(), threading.Event()
+    steps: list[str] = []
+    plain, stop = Progress.on_step_end, Turns.stop
+
+    def counted(self, args, state, control, **kwargs):
+        plain(self, args, state, control, **kwargs)
+        steps.append(threading.current_thread().name)
+        if len(steps) == 9:
+            enough.set()
+            stopped.wait()
+
+    def interrupted(futures):
+        enough.wait()
+        raise KeyboardInterrupt
+
+    def stopping(self):
+        stop(self)
+        stopped.set()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "on_step_end", counted)
+        patch.setattr(together, "wait", interrupted)
+        patch.setattr(Turns, "stop", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            train_together(trainings(store, tmp_path))
+    assert len(steps) == 9
+    assert len(set(steps)) == 3
+    assert not list(tmp_path.glob("*/student"))
+    assert list(tmp_path.glob("*/work/train/*/checkpoint-*"))
+    train_together(trainings(store, tmp_path))
+    check_as_alone(tmp_path, alone)
+
+
+def test_an_error_of_one_leaves_the_others_to_go_on(store, alone, tmp_path, monkeypatch, caplog):
+    plain = Progress.on_step_end
+
+    def failing(self, args, state, control, **kwargs):
+        plain(self, args, state, control, **kwargs)
+        if state.max_steps == STUDENTS["short"]["options"]["steps"] and state.global_step == 2:
+            raise InterruptedRunError("no more")
+
+    monkeypatch.setattr(Progress, "on_step_end", failing)
+    with (
+        caplog.at_level(logging.INFO, logger="pipeline.student.together"),
+        pytest.raises(InterruptedRunError),
+    ):
+        train_together(trainings(store, tmp_path))
+    check_as_alone(tmp_path, alone, ["aligned", "phased"])
+    assert "short was not trained: no more" in caplog.messages
+    assert "trained: aligned, phased" in caplog.messages
+    assert not (tmp_path / "short" / "student").exists()
+
+
+def test_a_segment_is_read_once_for_all(store, tmp_path, monkeypatch):
+    reads: Counter[int] = Counter()
+    plain = StoreReader.read_segment
+
+    def counted(self, number, *more):
+        reads[number] += 1
+        return plain(self, number, *more)
+
+    monkeypatch.setattr(StoreReader, "read_segment", counted)
+    one_epoch = {"steps": 7, "batch_size": 2, "gradient_accumulation_steps": 1}
+    both = [
+        Training(**asked(store, tmp_path / name, name=name, options=one_epoch)) for name in "ab"
+    ]
+    train_together(both)
+    assert set(reads.values()) == {1}
+    assert len(reads) == len(store.reader.segments("train"))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"options": {"precision": "bfloat16"}}, "more than one precision .*float32.*bfloat16"),
+        ({"selected": {"store": "other", "signals": {}}}, "more than one store .*other"),
+    ],
+    ids=["precision", "store"],
+)
+def test_what_cannot_go_side_by_side_is_refused_before_anything(change, match, store, tmp_path):
+    apart = Training(**asked(store, tmp_path / "apart", name="apart", **change))
+    with pytest.raises(ConfigError, match=match):
+        train_together([*trainings(store, tmp_path, ["aligned"]), apart])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_line_says_that_segments_are_not_shared(store, tmp_path, caplog):
+    options = {"steps": 1, "save_every": 100}
+    pair = [
+        Training(**asked(store, tmp_path / str(n), name=f"s{n}", options=options | {"seed": n}))
+        for n in range(2)
+    ]
+    with caplog.at_level(logging.INFO, logger="pipeline.student.together"):
+        train_together(pair)
+    assert [line for line in caplog.messages if "segments are not read once for all" in line]
+
+
+def test_the_turn_is_for_who_is_least_far():
+    """Batches of 2, 3 and 6 of 12 examples: a turn is one batch."""
+    sizes, done, turns_taken = (2, 3, 6), [0, 0, 0], []
+    turns = Turns([RandomState.now()] * 3, lambda number: done[number] / 12)
+
+    def walk(number: int) -> None:
+        turns.begin(number)
+        while done[number] < 12:
+            turns.pass_on(number)
+            turns_taken.append(number)
+            done[number] += sizes[number]
+        turns.end(number)
+
+    threads = [threading.Thread(target=walk, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert turns_taken == [0, 1, 2, 0, 1, 0, 0, 1, 2, 0, 1, 0]
+
+
+def test_each_one_finds_its_random_state_again():
+    drawn: dict[int, list[float]] = {0: [], 1: []}
+    states, done = [], [0, 0]
+    for seed in range(2):
+        torch.manual_seed(seed)
+        states.append(RandomState.now())
+    turns = Turns(states, lambda number: done[number])
+
+    def draw(number: int) -> None:
+        turns.begin(number)
+        for _ in range(4):
+            turns.pass_on(number)
+            drawn[number].append(float(torch.rand(())))
+            done[number] += 1
+        turns.end(number)
+
+    threads = [threading.Thread(target=draw, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed, found in drawn.items():
+        torch.manual_seed(seed)
+        assert found == [float(torch.rand(())) for _ in range(4)]
+
+
+def test_nobody_has_a_turn_after_the_end():
+    turns = Turns([RandomState.now()] * 2, lambda number: 0.0)
+    turns.stop()
+    for number in range(2):
+        with pytest.raises(StoppedError):
+            turns.begin(number)
