@@ -2,7 +2,8 @@
 
 Run `python -m benchmarks.train`: a table for people, and one JSON line last. Random data; seconds
 hold for one machine, the ratios travel better. Every arm takes the same steps on the same batches,
-which is checked before any is timed; a lap is an epoch, and begins when nothing is read ahead.
+which is checked before any is timed. A lap is an epoch: the store's reads the next one's first
+segments at its end, as in training, and a cold one begins by opening the store.
 
 The best that a live teacher's absence can give is (teacher + step) / step, the step as from memory:
 `live_speedup_over_possible` says how much of it the store gives.
@@ -13,7 +14,6 @@ import logging
 import statistics
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ from benchmarks import losses
 from benchmarks.results import results_option, write
 from benchmarks.rivals import HAS_LITDATA, RIVALS, plain_samples
 from benchmarks.synthetic import machine, quiet, write_corpus, write_teacher
-from benchmarks.train_arms import Plan, Setting
-from benchmarks.turns import Laps, Process, interleaved, over, spread
+from benchmarks.train_arms import Arm, Plan, Setting
+from benchmarks.turns import Laps, interleaved, over, spread
 from pipeline.store.forms.registry import build_form
 from pipeline.store.reader import StoreReader
 from pipeline.store.signals import Signal
@@ -113,17 +113,17 @@ def present(names: Mapping[str, Any]) -> list[str]:
     return [name for name in names if name != "litdata" or HAS_LITDATA]
 
 
-def check(processes: Mapping[str, Process], root: Path) -> dict[str, float]:
+def check(arms: Mapping[str, Arm], root: Path) -> dict[str, float]:
     """Refuse to time arms that do not train on the same; return each one's error in the features.
 
     Raises:
         click.ClickException: If an arm has other batches, features or losses than the store.
     """
-    wanted = processes["store"].ask("check")
+    wanted = arms["store"].ask("check")
     features = load_file(root / "check-store.safetensors")
     errors = {}
-    for name, process in processes.items():
-        found = process.ask(" ".join(["check", *wanted["terms"]]))
+    for name, arm in arms.items():
+        found = arm.ask(" ".join(["check", *wanted["terms"]]))
         if sorted(found["rows"]) != sorted(wanted["rows"]):
             raise click.ClickException(f"{name}: other batches than the store's")
         own = load_file(root / f"check-{name}.safetensors")
@@ -183,8 +183,6 @@ def figures(warm: Laps, cold: Laps, steps: int, sizes: Mapping[str, float]) -> d
                 a_step = [lap[key] / steps for lap in own]
                 found[f"{prefix}{name}_step_{key}"] = spread(a_step)
                 found[f"{prefix}{name}_{key}_over_ram"] = over(laps, name, "ram", key)
-    for name, own in warm.items():
-        found[f"{name}_peak_bytes"] = max(lap["peak_bytes"] for lap in own)
     # Of pages that should have left the cache, those that had not; 0 where the kernel did it.
     found["cold_resident_share"] = {
         name: max(lap["resident_share"] for lap in own)
@@ -197,7 +195,7 @@ def figures(warm: Laps, cold: Laps, steps: int, sizes: Mapping[str, float]) -> d
 def table(found: Mapping[str, Any], names: list[str]) -> Table:
     """Lay the arms out for people."""
     shown = Table(box=None, header_style="bold")
-    headings = ("ms/step", "CPU ms", "over memory", "CPU over", "cold over", "B/token", "peak MB")
+    headings = ("ms/step", "CPU ms", "over memory", "CPU over", "cold over", "B/token")
     for heading in ("", *headings):
         shown.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for name in names:
@@ -221,7 +219,6 @@ def table(found: Mapping[str, Any], names: list[str]) -> Table:
                 for r in ratios
             ),
             "" if size is None else f"{size:,.0f}",
-            f"{found[f'{name}_peak_bytes'] / 1e6:,.0f}",
         )
     return shown
 
@@ -278,20 +275,17 @@ def main(
             setting,
             tokens=tokens,
             length=length,
-            segment_tokens=1024 if quick else 4096,
+            segment_tokens=2048 if quick else 8192,
             teacher={"layers": layers, "width": width, "vocab": vocab},
         )
-        processes = {
-            name: Process("benchmarks.train_arms", name, asdict(setting)) for name in present(ARMS)
-        }
-        for process in processes.values():
-            process.read()
-        errors = check(processes, root)
-        warm = interleaved(processes, laps)
-        on_disk = {name: processes[name] for name in processes if name in ("ram", *FROM_DISK)}
+        # In one process: two that run the same step differ by more than what is measured here.
+        arms = {name: Arm(name, setting) for name in present(ARMS)}
+        errors = check(arms, root)
+        warm = interleaved(arms, laps)
+        on_disk = {name: arms[name] for name in arms if name in ("ram", *FROM_DISK)}
         cold = interleaved(on_disk, cold_laps, "cold", warm_up=0)
-        for process in processes.values():
-            process.end()
+        for arm in arms.values():
+            arm.close()
         steps = len(Plan(StoreReader(setting.store), setting).batches)
     found = figures(warm, cold, steps, sizes) | of_losses
     found |= {
@@ -307,7 +301,7 @@ def main(
     }
     console = Console(width=140)
     console.print(f"{found['sizes']}; {steps} steps a lap, {laps} laps: median (least-most)")
-    console.print(table(found, list(processes)))
+    console.print(table(found, list(arms)))
     if not HAS_LITDATA:
         console.print("LitData is not installed, so it is not among them")
     console.print(

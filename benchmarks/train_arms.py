@@ -1,11 +1,9 @@
 """What a benchmark of training compares: one and the same step, fed in different ways.
 
 Every arm has the same student, loss, optimiser and batches in the same order; only where a batch
-comes from differs. An arm is a process of its own and answers orders, see `benchmarks.turns`.
+comes from differs.
 """
 
-import json
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,8 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.cold import drop
 from benchmarks.rivals import RIVALS, Plain
-from benchmarks.synthetic import quiet
-from benchmarks.turns import cpu_seconds, serve
+from benchmarks.turns import cpu_seconds
 from pipeline.store.reader import StoreReader
 from pipeline.student.distiller import Distiller, term_counts
 from pipeline.student.features import TeacherFeatures
@@ -81,7 +78,7 @@ class Plan:
             pool_segments=setting.pool_segments,
             seed=0,
         )
-        self.dataset.follow(order.timetable())
+        self.dataset.follow(order.timetable(), order.next_segments())
         self.batches = [members for members in order if len(members) == setting.batch_size]
         self.tokens = sum(int(self.dataset.length[members].sum()) for members in self.batches)
 
@@ -105,6 +102,7 @@ class Arm:
         self._reader = StoreReader(setting.store)
         self._plan = Plan(self._reader, setting)
         self._count = partial(term_counts, objective=OBJECTIVE, task="causal-lm")
+        self._feed = Feed(self._plan.dataset, self._device, self._count)
         self._distiller = self._build()
         self._trained = [p for p in self._distiller.parameters() if p.requires_grad]
         self._optimizer = torch.optim.AdamW(self._trained, lr=1e-4)
@@ -142,12 +140,10 @@ class Arm:
 
     def _fed(self) -> Iterator[Given]:
         order = iter(self._plan.batches)
-        feed = Feed(self._plan.dataset, self._device, self._count)
-        while found := feed.take(order, 1):
+        while found := self._feed.take(order, 1):
             [fed] = found
             yield fed.pieces[0], fed.counts
             self._reader.check_pins()  # as training does after a step
-        feed.close()
 
     def _ram(self) -> Callable[[], Iterator[Given]]:
         """Hold all batches, as the store gives them, on the device before the clock starts."""
@@ -213,7 +209,7 @@ class Arm:
         """Run the teacher as in `live`; no step follows."""
         return self._live()
 
-    def answer(self, order: str) -> dict[str, Any]:
+    def ask(self, order: str) -> dict[str, Any]:
         """Do what the parent asks: `lap`, `cold`, a lap without the page cache, or `check`.
 
         `check` may name the batches, by the digests of their rows, that are looked into.
@@ -230,16 +226,22 @@ class Arm:
         found = {"seconds": time.perf_counter() - clock, "cpu_seconds": cpu_seconds() - cpu}
         return found if share is None else found | {"resident_share": share}
 
+    def close(self) -> None:
+        """End threads and the workers of a rival."""
+        self._feed.close()
+        if self._rival is not None:
+            self._rival.close()
+
     def _forget(self) -> float:
         """Begin as the next run would: files opened anew, and none in the page cache.
 
         The store then verifies every file at its first use, and a `DataLoader` starts its workers.
         """
+        self.close()
         if self._name == "store":
             self._reader = StoreReader(self._setting.store)
             self._plan = Plan(self._reader, self._setting)
-        if self._rival is not None:
-            self._rival.close()
+            self._feed = Feed(self._plan.dataset, self._device, self._count)
         return drop(self._files())
 
     def _step(self, batch: dict[str, Any], counts: dict[str, int]) -> None:
@@ -283,8 +285,3 @@ def moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, dict):
         return {key: moved(one, device) for key, one in value.items()}
     return value.to(device, non_blocking=True)
-
-
-if __name__ == "__main__":
-    quiet()
-    serve(Arm(sys.argv[1], Setting(**json.loads(sys.argv[2]))).answer)

@@ -1,7 +1,7 @@
-"""Arms of a benchmark: each a process of its own, and all take turns.
+"""Arms of a benchmark take turns, so that what the machine does beside hits every arm alike.
 
-So the peak of an arm's memory is its own, and what the machine does beside hits every arm alike: a
-ratio is of two laps of one turn. A first turn warms up and does not count.
+A ratio is of two laps of one turn. A first turn warms up and does not count. An arm may be a
+process of its own: then the peak of its memory is its own, too.
 """
 
 import json
@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import click
 import psutil
@@ -98,15 +98,23 @@ def cpu_seconds() -> float:
     return sum(one.user + one.system for one in times)
 
 
+class Answering(Protocol):
+    """An arm: a process of its own, or an object of this one."""
+
+    def ask(self, order: str) -> dict[str, Any]:
+        """Do what the order says and say how it went."""
+        ...
+
+
 def interleaved(
-    processes: Mapping[str, Process], laps: int, order: str = "lap", *, warm_up: int = 1
+    arms: Mapping[str, Answering], laps: int, order: str = "lap", *, warm_up: int = 1
 ) -> Laps:
     """Let the arms take turns, each the first in its turn once; first rounds do not count."""
-    found: Laps = {name: [] for name in processes}
+    found: Laps = {name: [] for name in arms}
     for turn in range(laps + warm_up):
-        names = list(processes)
+        names = list(arms)
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            lap = processes[name].ask(order)
+            lap = arms[name].ask(order)
             if turn >= warm_up:
                 found[name].append(lap)
     return found

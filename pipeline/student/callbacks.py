@@ -42,5 +42,8 @@ class Epochs(TrainerCallback):
     ) -> None:
         """Say which epoch it is, and when it needs which segment."""
         steps = -(-len(self._order) // args.gradient_accumulation_steps)
-        self._order.set_epoch(state.global_step // steps)
-        self._dataset.follow(self._order.timetable())
+        epoch = state.global_step // steps
+        self._order.set_epoch(epoch)
+        is_last = (epoch + 1) * steps >= state.max_steps
+        then = [] if is_last else self._order.next_segments()
+        self._dataset.follow(self._order.timetable(), then)

@@ -9,7 +9,7 @@ another rank. Nothing is read for it: a resumed run skips batches without decodi
 import heapq
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from pipeline.student.timetable import Timetable, make_timetable
 
 WINDOW_BATCHES = 8
 """Batches whose examples are sorted by length together: less padding, and still well mixed."""
+
+
+Lanes = TypeVar("Lanes", list[list[int]], NDArray[np.int64])
 
 
 class _Share(NamedTuple):
@@ -102,6 +105,12 @@ class BatchOrder(Sampler[list[int]]):
         members, starts = self._share()
         return (members[start:stop].tolist() for start, stop in pairwise(starts.tolist()))
 
+    def next_segments(self) -> list[int]:
+        """Return the segments that this rank needs first in the epoch after this one."""
+        lanes = self._deal(np.random.default_rng([self._seed, self._epoch + 1]))
+        found = [lane[: self._mixed_segments] for lane in self._own(lanes)]
+        return [int(self._segment[self._members[n][0]]) for lane in found for n in lane]
+
     def timetable(self) -> Timetable:
         """Return when this rank needs which segment in the epoch."""
         members, starts = self._share()
@@ -141,6 +150,11 @@ class BatchOrder(Sampler[list[int]]):
             lanes[lane].append(number)
         return lanes
 
+    def _own(self, lanes: Lanes) -> Lanes:
+        """Return the lanes that this rank takes examples of."""
+        own = len(lanes) // self._ranks if self._has_own_lanes else 0
+        return lanes[self._rank * own : (self._rank + 1) * own] if own else lanes
+
     def _stream(self, numbers: list[int], generator: np.random.Generator) -> NDArray[np.int64]:
         """Return a lane's examples: those of a few segments mixed, then those of the next few."""
         members = [self._members[number] for number in numbers]
@@ -157,9 +171,7 @@ class BatchOrder(Sampler[list[int]]):
         size = self._batch // len(lanes)
         window = np.arange(count) // self._window(size)
         mixed = np.argsort(window + generator.random(count), kind="stable")
-        if self._has_own_lanes:
-            own = len(lanes) // self._ranks
-            lanes = lanes[self._rank * own : (self._rank + 1) * own]
+        lanes = self._own(lanes)
         longest = int(self._length.max())
         # The i-th cuts of all lanes, sorted by length in a window, make a batch.
         keys = np.repeat(window, size) * (longest + 1) - self._length[lanes]

@@ -107,12 +107,17 @@ class StoreDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def follow(self, timetable: Timetable) -> None:
+    def follow(self, timetable: Timetable, then: Sequence[int] = ()) -> None:
         """Say which segments will be needed when; batches are those it was made for.
 
         Without it they are expected one after the other, as they lie in the store.
+
+        Args:
+            timetable: That of an epoch.
+            then: The segments needed first when it is over.
         """
         self._timetable = timetable
+        self._then = list(then)
 
     def release(self) -> None:
         """Give up the segments in memory; what is asked for later is read again."""
@@ -138,7 +143,7 @@ class StoreDataset(Dataset[dict[str, Any]]):
         begun = int(np.searchsorted(table.first, now, side="right"))
         in_use = table.segments[:begun][table.last[:begun] >= now].tolist()
         ahead = max(0, POOLS * table.together - len(in_use))
-        near = table.segments[begun : begun + ahead].tolist()
+        near = [*table.segments[begun : begun + ahead].tolist(), *self._then][:ahead]
         wanted = dict.fromkeys([*numbers, *in_use, *near])
         self._held = {n: self._held.get(n) or self._reads.get(n) for n in wanted}
         try:

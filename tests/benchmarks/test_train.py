@@ -1,7 +1,6 @@
 """The arms train on one and the same; what `make bench` keeps and draws. Nothing is timed."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -15,7 +14,7 @@ from benchmarks.cold import drop, resident
 from benchmarks.rivals import RIVALS, plain_samples
 from benchmarks.train import ARMS, check, figures, present, table
 from benchmarks.train_arms import Arm, Plan, Setting
-from benchmarks.turns import interleaved, peak_bytes
+from benchmarks.turns import interleaved
 from pipeline.store.reader import StoreReader
 from tests.captured import prepared, signal
 
@@ -27,26 +26,11 @@ SIGNALS = [
 ]
 
 
-class InThisProcess:
-    def __init__(self, name, setting):
-        self._arm = Arm(name, setting)
-
-    def ask(self, order):
-        return self._arm.answer(order) | {"peak_bytes": peak_bytes()}
-
-    def read(self):
-        return {}
-
-    def end(self):
-        pass
-
-
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
     root = tmp_path_factory.mktemp("train")
     prepared(root, "llama").capture(SIGNALS)
     setting = Setting(str(root), "cpu", {"0": 0, "1": 3}, 16, 2, 2, 0)
-    assert Setting(**json.loads(json.dumps(asdict(setting)))) == setting
     reader = StoreReader(setting.store)
     plan = Plan(reader, setting)
     for name in present(RIVALS):
@@ -57,7 +41,7 @@ def setting(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def arms(setting):
-    return {name: InThisProcess(name, setting) for name in present(ARMS)}
+    return {name: Arm(name, setting) for name in present(ARMS)}
 
 
 def test_every_arm_has_the_batches_features_and_losses_of_the_store(setting, arms):
@@ -95,9 +79,6 @@ def test_pages_are_counted(tmp_path):
 
 @pytest.mark.slow
 def test_the_benchmark_gives_a_table_and_a_json_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        train, "Process", lambda _, name, setting: InThisProcess(name, Setting(**setting))
-    )
     monkeypatch.setattr(train, "loss_figures", lambda *, quick: {"loss_peak_over_full": 1.0})
     sizes = ["--tokens=512", "--length=32", "--batch-size=4", "--width=48", "--vocab=64"]
     sizes += ["--layers=3", "--student-width=24", "--workers=0", "--laps=1", "--cold-laps=1"]
@@ -113,10 +94,7 @@ def test_the_benchmark_gives_a_table_and_a_json_line(tmp_path, monkeypatch):
 
 
 def laps(seconds):
-    return [
-        {"seconds": s, "cpu_seconds": 2 * s, "peak_bytes": 10, "resident_share": 0.0}
-        for s in seconds
-    ]
+    return [{"seconds": s, "cpu_seconds": 2 * s, "resident_share": 0.0} for s in seconds]
 
 
 def test_figures_are_ratios_turn_by_turn():

@@ -142,6 +142,16 @@ def test_the_timetable_says_when_each_segment_is_needed(sizes, pool, ranks):
     assert (found.batch[others] == -1).all()
 
 
+@pytest.mark.parametrize(("count", "ranks"), [(4, 1), (7, 1), (7, 2), (12, 2)])
+def test_what_the_next_epoch_needs_first_is_told_before_it_begins(count, ranks):
+    order = order_of([24] * count, batch=8 // ranks, pool=4, rank=ranks - 1, ranks=ranks)
+    told = order.next_segments()
+    order.set_epoch(1)
+    needed = order.timetable().segments.tolist()
+    assert sorted(told) == sorted(needed[: len(told)])
+    assert len(told) == 4 // ranks
+
+
 @pytest.mark.parametrize(("ranks", "most"), [(1, 8), (2, 4), (4, 2)])
 def test_a_pool_is_mixed_and_at_most_two_are_in_use(ranks, most):
     """A window may reach from one pool into the next; of ranks each has its part."""

@@ -103,6 +103,22 @@ def test_segments_are_read_once_and_only_two_pools_are_in_memory(resumed_at, ten
     assert (len(needed) < 10) == (resumed_at > 0)
 
 
+def test_the_next_epoch_finds_its_first_segments_in_memory(ten_segments, watched):
+    dataset, order = opened(ten_segments)
+    then = order.next_segments()
+    dataset.follow(order.timetable(), then)
+    for members in order:
+        dataset.__getitems__(members)
+        assert watched.alive() <= POOLS * 2
+    read = len(watched.read)
+    order.set_epoch(1)
+    dataset.follow(order.timetable())
+    first = order.timetable().segments[: len(then)].tolist()
+    dataset.__getitems__(next(iter(order)))
+    assert sorted(first) == sorted(then)
+    assert not set(first) & set(watched.read[read:])
+
+
 def test_more_segments_are_in_memory_only_where_a_batch_needs_them(ten_segments, watched):
     dataset = StoreDataset(ten_segments.pinned([HIDDEN]), [HIDDEN.name])
     dataset.__getitems__(list(range(0, 80, 8)))
