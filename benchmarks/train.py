@@ -2,8 +2,9 @@
 
 Run `python -m benchmarks.train`: a table for people, and one JSON line last. Random data; seconds
 hold for one machine, the ratios travel better. Every arm takes the same steps on the same batches,
-which is checked before any is timed. A lap is an epoch: the store's reads the next one's first
-segments at its end, as in training, and a cold one begins by opening the store.
+which is checked before any is timed. A lap is an epoch. The store's reads the next one's first
+segments at its end, as in training, and ends when they are there: every segment is read once a lap,
+and no other arm pays for it. A cold one begins by opening the store and reads nothing for a next.
 
 The best that a live teacher's absence can give is (teacher + step) / step, the step as from memory:
 `live_speedup_over_possible` says how much of it the store gives.
@@ -44,13 +45,14 @@ ARMS = {
     "zarr_dask": "dask.array.from_zarr",
     "live": "a live teacher in the step",
     "teacher": "the teacher alone, no step",
+    "reading": "reading alone, no step",
 }
 FROM_DISK = ("store", *RIVALS)
 HEADS = 12
 SHORTEST = 32
 FLOAT16 = 1e-3
 """Relative L2 error of features by float16; all but those below keep the store's values in it."""
-ERRORS = {"store": 0.0, "ram": 0.0, "live": 2e-2, "teacher": 2e-2}
+ERRORS = {"store": 0.0, "ram": 0.0, "reading": 0.0, "live": 2e-2, "teacher": 2e-2}
 """The same for what holds the store's own bytes, and for what never was int8."""
 
 
@@ -176,6 +178,8 @@ def figures(warm: Laps, cold: Laps, steps: int, sizes: Mapping[str, float]) -> d
         for prefix, laps in (("", warm), ("cold_", cold))
         for base in ("ram", "memmap")
     }
+    # What a step must hide: the store's reading, decoding and batching, with nothing beside them.
+    found["reading_over_ram"] = over(warm, "reading", "ram", "seconds")["median"]
     found |= speedups(warm)
     for prefix, laps in (("", warm), ("cold_", cold)):
         for name, own in laps.items():
@@ -275,7 +279,8 @@ def main(
             setting,
             tokens=tokens,
             length=length,
-            segment_tokens=2048 if quick else 8192,
+            # Eight segments: fewer would all be in use or read ahead, and never be read again.
+            segment_tokens=tokens // 8 if quick else 8192,
             teacher={"layers": layers, "width": width, "vocab": vocab},
         )
         # In one process: two that run the same step differ by more than what is measured here.
@@ -309,6 +314,7 @@ def main(
             found["live_speedup_possible"]["median"], found["live_speedup"]["median"]
         )
     )
+    console.print(f"reading takes {found['reading_over_ram']:.1%} of a step from memory")
     left = max(found["cold_resident_share"].values())
     console.print(f"cold: {left:.1%} of the pages stayed in memory at most; read once a lap")
     if results is not None:

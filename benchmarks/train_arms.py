@@ -6,6 +6,7 @@ comes from differs.
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import wait
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -38,8 +39,10 @@ OBJECTIVE = Objective.model_validate(
     {term: {"weight": 1.0} for term in ("feature", "attention", "output", "labels")}
 )
 CHECKED_BATCHES = 3
-FED = ("store", "ram")
+FED = ("store", "ram", "reading")
 """Arms whose batches hold what is stored; those of the others are decoded already."""
+WITHOUT_STEP = ("teacher", "reading")
+"""Arms that only make their batches."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,15 @@ class Setting:
 
 
 class Plan:
-    """Which examples run together: the whole batches of the order that training has."""
+    """Which examples run together: the whole batches of the order that training has.
 
-    def __init__(self, reader: StoreReader, setting: Setting) -> None:
+    Args:
+        reader: The store.
+        setting: What all arms share.
+        repeats: Whether the epoch is run again and again: then its first segments come next.
+    """
+
+    def __init__(self, reader: StoreReader, setting: Setting, *, repeats: bool = True) -> None:
         self.dataset = StoreDataset(
             reader, list(reader.signals), pool_segments=setting.pool_segments
         )
@@ -78,7 +87,8 @@ class Plan:
             pool_segments=setting.pool_segments,
             seed=0,
         )
-        self.dataset.follow(order.timetable(), order.next_segments())
+        table = order.timetable()
+        self.dataset.follow(table, table.segments[: table.together].tolist() if repeats else ())
         self.batches = [members for members in order if len(members) == setting.batch_size]
         self.tokens = sum(int(self.dataset.length[members].sum()) for members in self.batches)
 
@@ -137,6 +147,10 @@ class Arm:
     def _store(self) -> Callable[[], Iterator[Given]]:
         """Read the store as training does, from the first batch's wish on."""
         return self._fed
+
+    def _reading(self) -> Callable[[], Iterator[Given]]:
+        """Read as in `store`; no step follows, so nothing of it is hidden behind one."""
+        return self._store()
 
     def _fed(self) -> Iterator[Given]:
         order = iter(self._plan.batches)
@@ -218,9 +232,13 @@ class Arm:
             return self._check(order.split()[1:])
         share = self._forget() if order == "cold" else None
         clock, cpu = time.perf_counter(), cpu_seconds()
+        if order == "cold" and self._name == "store":
+            self._open_anew()
         for batch, counts in self._epoch():
-            if self._name != "teacher":
+            if self._name not in WITHOUT_STEP:
                 self._step(batch, counts)
+        # What is read ahead for the next lap is of this one: the next arm's would pay for it.
+        wait(self._plan.dataset._held.values())
         if self._device.type == "cuda":
             torch.cuda.synchronize()
         found = {"seconds": time.perf_counter() - clock, "cpu_seconds": cpu_seconds() - cpu}
@@ -233,16 +251,18 @@ class Arm:
             self._rival.close()
 
     def _forget(self) -> float:
-        """Begin as the next run would: files opened anew, and none in the page cache.
-
-        The store then verifies every file at its first use, and a `DataLoader` starts its workers.
-        """
+        """Let go of files, and of their pages in the cache; return the share that stayed."""
         self.close()
-        if self._name == "store":
-            self._reader = StoreReader(self._setting.store)
-            self._plan = Plan(self._reader, self._setting)
-            self._feed = Feed(self._plan.dataset, self._device, self._count)
         return drop(self._files())
+
+    def _open_anew(self) -> None:
+        """Begin as the next run would, which verifies every file of the store at its first use.
+
+        A `DataLoader` starts its workers in the lap, too.
+        """
+        self._reader = StoreReader(self._setting.store)
+        self._plan = Plan(self._reader, self._setting, repeats=False)
+        self._feed = Feed(self._plan.dataset, self._device, self._count)
 
     def _step(self, batch: dict[str, Any], counts: dict[str, int]) -> None:
         self._distiller(batch, counts).total.backward()

@@ -26,10 +26,10 @@ from pipeline.student.objective import check_task as check_losses
 from pipeline.tasks import generates, models_language
 from pipeline.teacher.quantization import check_packed, check_quantization
 from pipeline.teacher.request import resolve_layers, resolve_signals
-from pipeline.training.options import TrainOptions
+from pipeline.training.options import TrainOptions, check_options
 from stages.command import params_option, stage
 from stages.parameters import Section, read_yaml, validate
-from stages.project import DATA
+from stages.project import DATA, runtime
 from stages.rehearsal import rehearse
 from stages.sections.capture import CaptureParams, plain_layers
 from stages.sections.corpus import CorpusParams
@@ -81,8 +81,10 @@ def check(params: Path) -> None:
       decant check
     """
     project: ProjectParams = validate(read_yaml(params), ProjectParams, file=params)
+    device = runtime().device
     try:
         _check_project(project)
+        _check_options(project, device)
     except (ConfigError, IncompatibleError) as error:
         raise type(error)(f"{params}: {error}") from error
     write_json(DATA / "checked.json", {"fits": True})
@@ -104,6 +106,18 @@ def _check_project(project: ProjectParams) -> None:
         students = {s: p for s, p in project.students.items() if p.teacher == name}
         _check_template(name, teacher.tokens.template, project.corpus)
         _check_teacher(name, teacher, project.corpus.task, students)
+
+
+def _check_options(project: ProjectParams, device: str) -> None:
+    """Refuse an optimisation that this machine lacks something for.
+
+    Which device `auto` takes is not asked: who checks need not be where training will run.
+    """
+    asked = {f"teachers.{name}.fit": one.fit for name, one in project.teachers.items()}
+    asked |= {f"students.{name}.train": one.train for name, one in project.students.items()}
+    for key, options in asked.items():
+        if options is not None:
+            check_options(options, None if device == "auto" else device, key=key)
 
 
 def _check_names(group: str, names: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import ParamSpec
+from typing import ParamSpec, TextIO
 
 import click
 from tqdm import tqdm
@@ -17,6 +17,10 @@ from pipeline.provenance import free_bytes, is_no_room
 
 Arguments = ParamSpec("Arguments")
 INTERRUPTED = 130
+
+KERNELS = "Failed to load CPU gemm_4bit_forward from kernels-community"
+"""What bitsandbytes warns of when peft imports it: the hub has a faster product for weights of four
+bits on a CPU."""
 
 NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -29,16 +33,26 @@ params_option = click.option(
 )
 
 
+class _AboveBars(logging.StreamHandler[TextIO]):
+    """Writes lines to stderr above progress bars that are open."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
 def stage(run: Callable[Arguments, None]) -> Callable[Arguments, None]:
     """Turn the library's errors into one line on stderr and their exit code."""
 
     @functools.wraps(run)
     def wrapped(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
         logging.basicConfig(
-            level=os.environ.get("DECANT_LOG", "INFO"), format="%(message)s", stream=sys.stderr
+            level=os.environ.get("DECANT_LOG", "INFO"),
+            format="%(message)s",
+            handlers=[_AboveBars()],
         )
         for noisy in ("httpx", "datasets", "distributed", "fontTools", "matplotlib"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
+        logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_news)
         try:
             run(*args, **kwargs)
         except DecantError as error:
@@ -57,6 +71,10 @@ def stage(run: Callable[Arguments, None]) -> Callable[Arguments, None]:
     return wrapped
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(KERNELS)
+
+
 def resource_error(error: BaseException) -> ResourceError | None:
     """Return what a library's error says of disk or memory; None if it is about something else."""
     text = " ".join(str(error).split())
@@ -73,8 +91,8 @@ def resource_error(error: BaseException) -> ResourceError | None:
         )
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return ResourceError(
-            f"out of memory ({text or 'no more said'}); lower batch_size or batch_tokens, then run "
-            "the same command again"
+            f"out of memory ({text or 'no more said'}); lower batch_size or batch_tokens, or set "
+            "micro_batch_size in runtime.yaml for a training, then run the same command again"
         )
     return None
 

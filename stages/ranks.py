@@ -91,14 +91,14 @@ def run_ranks(module: str, arguments: Sequence[str], *, processes: int, threads:
     with tempfile.TemporaryDirectory(prefix="decant-") as folder:
         said = [Path(folder) / str(rank) for rank in range(processes)]
         ranks: list[Process] = []
-        for rank in range(processes):
-            mine = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            with said[rank].open("wb") as file:
-                command = [sys.executable, "-m", module, *arguments]
-                stderr = None if rank == 0 else file
-                ranks.append(subprocess.Popen(command, env=mine, stderr=stderr))
         before = signal.signal(signal.SIGTERM, _end)
         try:
+            for rank in range(processes):
+                mine = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                with said[rank].open("wb") as file:
+                    command = [sys.executable, "-m", module, *arguments]
+                    stderr = None if rank == 0 else file
+                    ranks.append(subprocess.Popen(command, env=mine, stderr=stderr))
             first = _wait(ranks)
             if first is None:
                 return 0

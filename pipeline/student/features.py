@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pipeline.errors import IncompatibleError, IntegrityError
 from pipeline.store.forms.form import Channels, Form
@@ -15,10 +16,12 @@ from pipeline.store.reader import StoreReader
 from pipeline.store.records import Declaration
 from pipeline.student.outputs import temperature_index
 from pipeline.taps.below import QueryKeyBlock
-from pipeline.taps.head import HeadSpec, apply_head
+from pipeline.taps.head import HeadSpec, finish_logits
 from pipeline.taps.scores import MapRows, first_pairs, probabilities_to_log, rows_of_vectors
 
 HEAD = "lm_head"
+WIDENED = 2**24
+"""Weights of a head in half precision that are float32 at a time: 64 MiB."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +115,8 @@ class TeacherFeatures(nn.Module):
                 f"{(sizes.vocab, sizes.width)}; run the capture stage again"
             )
         rows = slice(None) if vocabulary is None else vocabulary.long().cpu()
-        weight, bias = tensors["weight"][rows].float(), tensors.get("bias")
-        self.register_buffer("head_weight", weight, persistent=False)
+        bias = tensors.get("bias")
+        self.register_buffer("head_weight", tensors["weight"][rows], persistent=False)
         self.register_buffer(
             "head_bias", None if bias is None else bias[rows].float(), persistent=False
         )
@@ -234,8 +237,26 @@ class TeacherFeatures(nn.Module):
         if self.head is None:
             return TeacherLogits(full=parts[0])
         with torch.no_grad(), torch.autocast(parts[0].device.type, enabled=False):
-            full = apply_head(parts[0], self.head_weight, self.head_bias, self.head)
+            full = finish_logits(_product(parts[0], self.head_weight, self.head_bias), self.head)
         return TeacherLogits(full=full)
+
+
+def _product(
+    head_input: Float[Tensor, "rows d"],
+    weight: Float[Tensor, "vocab d"],
+    bias: Float[Tensor, " vocab"] | None,
+) -> Float[Tensor, "rows vocab"]:
+    """Return the head's product in float32; of a head in half precision no wide copy exists."""
+    if weight.dtype == torch.float32:
+        return F.linear(head_input, weight, bias)
+    product = head_input.new_empty(len(head_input), len(weight))
+    size = max(1, WIDENED // weight.shape[1])
+    for first in range(0, len(weight), size):
+        ids = slice(first, first + size)
+        product[:, ids] = F.linear(
+            head_input, weight[ids].float(), None if bias is None else bias[ids]
+        )
+    return product
 
 
 def _padded(

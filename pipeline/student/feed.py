@@ -35,6 +35,17 @@ class Fed:
     tokens: int
 
 
+def most_waiting(count: int) -> int:
+    """Return how many micro-batches wait on a GPU at most while another one is used.
+
+    The first one of every batch that is built, and the next one of the batch in use.
+
+    Args:
+        count: Batches that a step takes.
+    """
+    return count + max(count, AHEAD_BATCHES)
+
+
 class Feed:
     """Builds the batches that an order names, some ahead, in a thread that ends with `close`.
 
@@ -83,7 +94,7 @@ class Feed:
             self._drop()
             self._order = order
         builder = self._builder = self._builder or ThreadPoolExecutor(1, "batch-builder")
-        missing = count + max(count, AHEAD_BATCHES) - len(self._ahead)
+        missing = most_waiting(count) - len(self._ahead)
         for members in islice(order, max(0, missing)):
             self._ahead.append(builder.submit(self._build, members))
         return [self._ahead.popleft().result() for _ in range(min(count, len(self._ahead)))]
@@ -163,7 +174,7 @@ class Way:
         stream = torch.cuda.current_stream(self._device)
         stream.wait_event(event)
         # Its memory is not given to a later piece before it was used.
-        for tensor in _tensors(piece):
+        for tensor in tensors_of(piece):
             tensor.record_stream(stream)
         return piece
 
@@ -174,9 +185,10 @@ def _on(value: Any, device: torch.device) -> Any:
     return value.to(device, non_blocking=True)
 
 
-def _tensors(piece: Batch) -> Iterator[torch.Tensor]:
+def tensors_of(piece: Batch) -> Iterator[torch.Tensor]:
+    """Yield every tensor of a micro-batch, those of its features among them."""
     for value in piece.values():
         if isinstance(value, dict):
-            yield from _tensors(value)
+            yield from tensors_of(value)
         else:
             yield value

@@ -20,7 +20,7 @@ import torch.distributed
 from pipeline.errors import IntegrityError, ResourceError
 from pipeline.provenance import read_json, write_json
 from pipeline.student.distiller import Distiller, term_counts
-from pipeline.student.feed import Fed, Feed
+from pipeline.student.feed import Fed, Feed, tensors_of
 from pipeline.student.random_state import RandomState
 from pipeline.student.stream import StoreDataset
 from pipeline.training.out_of_memory import is_out_of_memory
@@ -115,6 +115,7 @@ class Rehearsal:
         precision: That of `TrainOptions`.
         is_apart: Whether gradients are taken term by term at some steps.
         held_bytes: What the optimiser will hold, see `held_bytes`.
+        waiting: Micro-batches that wait on the device beside the one in use, see `most_waiting`.
     """
 
     def __init__(
@@ -126,6 +127,7 @@ class Rehearsal:
         precision: str,
         is_apart: bool,
         held_bytes: int,
+        waiting: int,
     ) -> None:
         self._distiller = distiller
         self._dataset = dataset
@@ -133,6 +135,7 @@ class Rehearsal:
         self._dtype = None if precision == "float32" else getattr(torch, precision)
         self._is_apart = is_apart
         self._held_bytes = held_bytes
+        self._waiting = waiting
         self._trained = [p for p in distiller.parameters() if p.requires_grad]
 
     def fits(self, size: int) -> bool:
@@ -163,6 +166,8 @@ class Rehearsal:
             # Those of the micro-batches before.
             parameter.grad = torch.zeros_like(parameter)
         fed = self._worst(size)
+        beside = sum(one.nbytes for one in tensors_of(fed.pieces[0])) * self._waiting
+        waiting = torch.empty(beside, dtype=torch.uint8, device=self._device)
         self._distiller.train()
         with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype is not None):
             losses = self._distiller(fed.pieces[0], fed.counts, apart=self._is_apart)
@@ -170,7 +175,7 @@ class Rehearsal:
         losses.total.backward()
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        del held, kept
+        del held, kept, waiting
 
     def _worst(self, size: int) -> Fed:
         count = partial(term_counts, objective=self._distiller.objective, task=self._distiller.task)

@@ -67,8 +67,10 @@ class Turns:
 
     def end(self, number: int) -> None:
         """Leave the turns to the others."""
-        self._left.discard(number)
-        self._give()
+        with self._changed:
+            # Within, because who was stopped may leave at the same time.
+            self._left.discard(number)
+            self._give()
 
     def stop(self) -> None:
         """Give nobody another turn; who runs stops at the end of its step."""
@@ -80,7 +82,7 @@ class Turns:
         return min(self._left, key=lambda number: (self._how_far(number), number), default=None)
 
     def _give(self) -> None:
-        with self._changed:
+        with self._changed:  # may be held already
             self._turn = self._next()
             self._changed.notify_all()
 
@@ -155,8 +157,8 @@ def _run_all(
             turns.end(number)
 
     with ThreadPoolExecutor(len(runs), thread_name_prefix="student") as pool:
-        found = [pool.submit(train, number) for number in range(len(runs))]
         try:
+            found = [pool.submit(train, number) for number in range(len(runs))]
             wait(found)
         except BaseException:  # KeyboardInterrupt is one
             turns.stop()

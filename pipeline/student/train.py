@@ -17,6 +17,7 @@ from pipeline.student.build import build_student
 from pipeline.student.distiller import Distiller
 from pipeline.student.export import export, write_curve
 from pipeline.student.features import TeacherFeatures
+from pipeline.student.feed import most_waiting
 from pipeline.student.lora import merge_adapters
 from pipeline.student.micro_batch import Rehearsal, held_bytes, settle_micro_batch
 from pipeline.student.order import BatchOrder
@@ -27,13 +28,14 @@ from pipeline.student.trainer import DistillationTrainer
 from pipeline.student.training import Training
 from pipeline.student.vocabulary import Vocabulary, VocabularyDataset, corpus_vocabulary
 from pipeline.tasks import models_language
-from pipeline.training.arguments import check_options, training_arguments
+from pipeline.training.arguments import training_arguments
 from pipeline.training.checkpoints import (
     checkpoint_lock,
     last_complete_checkpoint,
     remove_checkpoints,
     train_from,
 )
+from pipeline.training.options import check_options
 from pipeline.training.out_of_memory import is_out_of_memory
 from pipeline.training.reporting import reporters
 
@@ -138,6 +140,7 @@ class StudentRun:
                 precision=asked.options.precision,
                 is_apart=asked.gradient_norms or self._distiller.balance is not None,
                 held_bytes=self.held_bytes if held_bytes is None else held_bytes,
+                waiting=most_waiting(asked.options.gradient_accumulation_steps),
             )
             piece_size = settle_micro_batch(
                 rehearsal.fits,

@@ -30,7 +30,7 @@ from pipeline.teacher.quantization import Quantization, check_packed, check_quan
 from pipeline.teacher.reference import TeacherReference
 from pipeline.teacher.scratch import scratch_config
 from pipeline.teacher.weights import weights_sha256
-from pipeline.training.arguments import check_options, training_arguments
+from pipeline.training.arguments import training_arguments
 from pipeline.training.checkpoints import (
     CompletionMarker,
     checkpoint_lock,
@@ -38,7 +38,7 @@ from pipeline.training.checkpoints import (
     remove_checkpoints,
     train_from,
 )
-from pipeline.training.options import TrainOptions
+from pipeline.training.options import TrainOptions, check_options
 from pipeline.training.own_code import code_sha256, is_elsewhere, own_code
 from pipeline.training.watched import WatchedTrainer
 

@@ -1,11 +1,9 @@
 """What `transformers.Trainer` is told, from the options of one optimisation."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 from transformers import TrainingArguments
 
-from pipeline.errors import ConfigError
 from pipeline.training.options import TrainOptions
 
 OPTIMIZERS = {
@@ -14,29 +12,6 @@ OPTIMIZERS = {
     "adafactor": "adafactor",
 }
 """What `transformers.Trainer` calls the optimisers."""
-
-
-def check_options(options: TrainOptions, device: str, *, key: str) -> None:
-    """Refuse what this machine cannot train with, before anything long starts.
-
-    Args:
-        options: The optimisation.
-        device: A torch device.
-        key: Where the options stand, for the message.
-
-    Raises:
-        ConfigError: If the precision needs another device or the optimiser another package.
-    """
-    if options.precision == "float16" and not device.startswith("cuda"):
-        raise ConfigError(
-            f"{key}.precision: float16 on {device}, expected a CUDA device, where gradients are "
-            "scaled to fit it; set bfloat16 or float32"
-        )
-    if options.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
-        raise ConfigError(
-            f"{key}.optimizer: adamw_8bit needs bitsandbytes, which is not installed; run pip "
-            "install 'decant-kd[quantized]', or set adamw or adafactor"
-        )
 
 
 def training_arguments(options: TrainOptions, directory: Path, device: str) -> TrainingArguments:
@@ -70,6 +45,8 @@ def training_arguments(options: TrainOptions, directory: Path, device: str) -> T
         report_to="none",  # see reporting.py
         run_name=directory.name,
         use_cpu=device == "cpu",
+        # Alike on every rank from the start; else a teacher's head would travel at every step.
+        ddp_broadcast_buffers=False,
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=device != "cpu",

@@ -1,8 +1,11 @@
 """How a model is optimised, the same words for teachers and students. Needs no torch."""
 
+from importlib.util import find_spec
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.errors import ConfigError
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -10,8 +13,8 @@ Positive = Annotated[int, Field(ge=1)]
 class TrainOptions(BaseModel):
     """One optimisation: an optimiser with warm-up, a schedule and gradient clipping.
 
-    `batch_size` counts examples of one micro-batch on one device; `steps`, if given, replaces
-    `epochs`. `warmup` is a share of the run. Intervals are in optimiser steps.
+    `batch_size` counts examples of a batch on one process; `steps`, if given, replaces `epochs`.
+    `warmup` is a share of the run. Intervals are in optimiser steps.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -31,3 +34,27 @@ class TrainOptions(BaseModel):
     seed: Annotated[int, Field(ge=0)] = 0
     log_every: Positive = 10
     save_every: Positive = 200
+
+
+def check_options(options: TrainOptions, device: str | None, *, key: str) -> None:
+    """Refuse what this machine cannot train with, before anything long starts.
+
+    Args:
+        options: The optimisation.
+        device: A torch device; None where it is not known yet.
+        key: Where the options stand, for the message.
+
+    Raises:
+        ConfigError: If the precision needs another device or the optimiser another package.
+    """
+    on_cuda = device is None or device.startswith("cuda")
+    if options.precision == "float16" and not on_cuda:
+        raise ConfigError(
+            f"{key}.precision: float16 on {device}, expected a CUDA device, where gradients are "
+            "scaled to fit it; set bfloat16 or float32"
+        )
+    if options.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            f"{key}.optimizer: adamw_8bit needs bitsandbytes, which is not installed; run pip "
+            "install 'decant-kd[quantized]', or set adamw or adafactor"
+        )

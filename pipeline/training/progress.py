@@ -1,5 +1,6 @@
 """A bar on stderr for whoever waits: steps, ETA, the latest loss, tokens a second."""
 
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -36,6 +37,8 @@ class Progress(TrainerCallback):
                 desc=self._description,
                 unit="step",
                 mininterval=1.0,
+                # Those of several students stand below each other, which a file cannot show.
+                position=None if sys.stderr.isatty() else 0,
             )
 
     def pace(self) -> float:
@@ -65,7 +68,7 @@ class Progress(TrainerCallback):
         """Show the loss and the pace."""
         if self._bar is None or logs is None or "loss" not in logs:
             return
-        shown = {"loss": f"{logs['loss']:.4g}", "tokens/s": f"{logs[PACE]:,.0f}"}
+        shown = {"loss": f"{logs['loss']:.3g}", "tok/s": tqdm.format_sizeof(logs[PACE])}
         self._bar.set_postfix(shown, refresh=False)
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from pipeline.errors import IntegrityError
+from pipeline.errors import IntegrityError, in_short
 from pipeline.training.progress import PACE, Progress
 from pipeline.training.values import GRADIENT, LOSS, StepValues, check_finite, means
 
@@ -62,7 +62,10 @@ class WatchedTrainer(Trainer):
             return super().train(*args, **kwargs)
         except BaseException:
             for report in self._reports:
-                report.on_train_end(self.args, self.state, self.control, model=self.model)
+                try:
+                    report.on_train_end(self.args, self.state, self.control, model=self.model)
+                except Exception as error:  # noqa: BLE001 (the run's own is the one to tell)
+                    logger.warning("%s: not closed (%s)", type(report).__name__, in_short(error))
             raise
         finally:
             self._progress.close()
@@ -107,6 +110,7 @@ class WatchedTrainer(Trainer):
         elif "train_runtime" in logs:
             peak = peak_memory_bytes(self.args.device)
             logs["peak_memory_bytes"] = peak
+            self._progress.close()
             if self.is_world_process_zero():
                 where = self.args.device
                 logger.info("%s: peak memory %.2f GB (%s)", self._description, peak / 1e9, where)

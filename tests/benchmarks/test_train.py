@@ -46,7 +46,7 @@ def arms(setting):
 
 def test_every_arm_has_the_batches_features_and_losses_of_the_store(setting, arms):
     errors = check(arms, Path(setting.root))
-    assert errors["store"] == errors["ram"] == 0
+    assert errors["store"] == errors["reading"] == errors["ram"] == 0
     assert all(0 < errors[name] < 1e-3 for name in present(RIVALS))
     assert 1e-3 < errors["live"] == errors["teacher"]
 
@@ -61,11 +61,21 @@ def test_an_arm_with_other_rows_is_not_timed(setting, arms):
 
 
 def test_laps_are_steps_and_a_cold_one_has_let_go_of_its_files(arms):
-    some = {name: arms[name] for name in ("store", "memmap", "teacher")}
+    some = {name: arms[name] for name in ("store", "memmap", "teacher", "reading")}
     warm = interleaved(some, 1, warm_up=0)
     assert all(own[0]["seconds"] > 0 for own in warm.values())
     cold = interleaved({"store": arms["store"], "memmap": arms["memmap"]}, 1, "cold", warm_up=0)
     assert all(0 <= own[0]["resident_share"] <= 1 for own in cold.values())
+
+
+def test_reading_takes_no_step_and_ends_when_the_next_lap_can_begin(setting, monkeypatch):
+    arm = Arm("reading", setting)
+    monkeypatch.setattr(arm, "_step", None)
+    arm.ask("lap")
+    table, held = arm._plan.dataset._timetable, arm._plan.dataset._held
+    assert set(table.segments[: table.together].tolist()) <= set(held)
+    assert all(segment.done() for segment in held.values())
+    arm.close()
 
 
 def test_pages_are_counted(tmp_path):
@@ -109,6 +119,7 @@ def test_figures_are_ratios_turn_by_turn():
     assert found["live_speedup_over_possible"] == 1
     assert found["live_speedup_over_possible_spread"]["least"] == pytest.approx(1 / 1.1)
     assert found["ram_step_seconds"]["median"] == 2
+    assert found["reading_over_ram"] == found["reading_seconds_over_ram"]["median"] == 1
     assert table(found, list(ARMS)).row_count == len(ARMS)
 
 

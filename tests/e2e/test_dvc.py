@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,12 @@ def stages_in(output: str) -> list[str]:
 
 def manifests(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (folder / "data/manifests/main").iterdir()}
+
+
+def trained(folder: Path, names: Sequence[str]) -> list[bytes]:
+    """Read weights and curves of students."""
+    files = ("data/students/{}/model.safetensors", "data/metrics/curves/{}.csv")
+    return [(folder / file.format(name)).read_bytes() for name in names for file in files]
 
 
 def commit(folder: Path, message: str) -> None:
@@ -145,6 +152,30 @@ def test_a_lost_store_is_captured_again_and_nothing_else(project):
     assert stages_in(run(project, "dvc", "repro")) == ALWAYS
     assert manifests(project) == before
     assert list((project / "data/stores").glob("*/manifest.json"))
+
+
+def test_students_trained_together_are_done_for_dvc_too(project):
+    """As docs/training.md has it: only what comes after them is left to do."""
+    names = ("soft", "aligned")
+    values = read_yaml(project / "params.yaml")
+    for name in names:
+        values["students"][name]["train"].update(learning_rate=0.002, epochs=1)
+    write_params(project, values)
+    before = trained(project, names)
+    run(project, "dvc", "repro", "--single-item", *(f"select@{name}" for name in names))
+    run(project, "decant", "train", "--students", ",".join(names))
+    together = trained(project, names)
+    assert not set(together) & set(before)
+    run(project, "dvc", "commit", "-f", *(f"train@{name}" for name in names))
+    assert stages_in(run(project, "dvc", "repro")) == [
+        *ALWAYS,
+        "evaluate@aligned",
+        "evaluate@soft",
+        "report",
+    ]
+    assert set(json.loads(run(project, "dvc", "status", "--json"))) == set(ALWAYS)
+    assert not list((project / "data/work/train").glob("*/*"))
+    commit(project, "together")
 
 
 def test_an_experiment_runs_the_student_it_changes_and_captures_the_layer_it_adds(project):

@@ -1,6 +1,7 @@
 """What every command shares: one line on stderr, the error's exit code, no traceback."""
 
 import errno
+import logging
 import subprocess
 import sys
 
@@ -42,6 +43,19 @@ def test_an_error_is_one_line_and_its_exit_code(error, code):
     result = CliRunner().invoke(failing(error))
     assert result.exit_code == code
     assert error_line(result)
+
+
+def test_of_what_bitsandbytes_warns_one_line_alone_is_kept_back(caplog):
+    CliRunner().invoke(failing(ConfigError("a")))
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    logger.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s.", "x")
+    logger.warning("another")
+    assert caplog.messages == ["another"]
+
+
+def test_who_lacks_memory_is_told_what_to_lower():
+    said = str(resource_error(MemoryError()))
+    assert "lower batch_size or batch_tokens, or set micro_batch_size in runtime.yaml" in said
 
 
 def test_a_message_of_several_lines_becomes_one():

@@ -1,5 +1,8 @@
 """Several processes of one training: who starts them says one line and keeps the exit code."""
 
+import errno
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -48,6 +51,22 @@ def test_who_waits_for_one_that_was_killed_is_ended(capfd, monkeypatch):
     assert start("the second is killed") == 137
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("error: process 1 was ended by signal 9")
+
+
+def test_one_that_does_not_start_leaves_no_other_behind(monkeypatch):
+    started = []
+
+    class Popen(subprocess.Popen):
+        def __init__(self, *args, **kwargs):
+            if started:
+                raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+            super().__init__(*args, **kwargs)
+            started.append(self)
+
+    monkeypatch.setattr(ranks.subprocess, "Popen", Popen)
+    with pytest.raises(OSError, match="temporarily"):
+        start("the second is killed")
+    assert started[0].returncode == -signal.SIGKILL
 
 
 def test_a_lost_process_is_told_from_other_errors(monkeypatch):

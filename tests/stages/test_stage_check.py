@@ -150,6 +150,22 @@ def test_parts_that_do_not_fit_each_other_are_named(decant, empty, change, code,
     assert not Path("data").exists()
 
 
+def test_what_this_machine_cannot_train_with_is_found_first(decant, empty, monkeypatch):
+    params = tiny_params()
+    student(params)["train"]["precision"] = "float16"
+    write_params(empty, params)
+    monkeypatch.setenv("DECANT_DEVICE", "auto")
+    assert decant("check").exit_code == 0
+    monkeypatch.setenv("DECANT_DEVICE", "cpu")
+    result = decant("check")
+    assert result.exit_code == 2
+    assert "students.aligned.train.precision: float16 on cpu, expected" in error_line(result)
+    monkeypatch.setattr("pipeline.training.options.find_spec", lambda _: None)
+    student(params)["train"] |= {"precision": "float32", "optimizer": "adamw_8bit"}
+    write_params(empty, params)
+    assert "adamw_8bit needs bitsandbytes" in error_line(decant("check"))
+
+
 def test_layers_of_a_kind_may_be_a_list_of_requests(decant, empty):
     params = tiny_params()
     teacher(params)["capture"].update(

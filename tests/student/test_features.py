@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipeline.errors import IncompatibleError
+from pipeline.student import features as module
 from pipeline.student.features import TeacherFeatures
 from pipeline.student.losses.attention_kl import attention_kl
 from pipeline.student.losses.chunked_maps import chunked_map_loss
@@ -268,6 +269,20 @@ def test_a_students_vocabulary_has_the_teachers_logits_of_its_ids(captured):
     dense = signal("logits", None, "dense")
     features, batch = opened(captured("bert"), [dense], vocabulary=vocabulary)
     assert features.output_parts(batch["features"], None)[0].shape[1] == 2
+
+
+def test_a_head_in_half_precision_stays_so_and_multiplies_in_float32(captured, monkeypatch):
+    half = lambda *_: {"weight": weight.bfloat16(), "bias": bias.bfloat16()}  # noqa: E731
+    store, declared = captured("llama"), signal("logits", None, "head", values="float16")
+    weight, bias = torch.randn(64, 32), torch.randn(64)
+    monkeypatch.setattr(module, "_own_asset", half)
+    found, batch = opened(store, [declared])
+    assert found.head_weight.dtype == torch.bfloat16
+    parts = found.output_parts(batch["features"], None)
+    wanted = parts[0] @ weight.bfloat16().float().T + bias.bfloat16().float()
+    for widened in (2**24, 5 * 32):
+        monkeypatch.setattr(module, "WIDENED", widened)
+        torch.testing.assert_close(found.logits(*parts).full, wanted)
 
 
 def test_pair_rows_are_those_of_their_examples(stores):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pipeline.student.losses.ahead import Ahead, gradients_ahead
 from pipeline.student.losses.chunked import (
     CPU_SIZES,
     DEVICE_SIZES,
@@ -254,6 +255,18 @@ def test_under_autocast_products_are_narrow_and_the_head_sums_wide(dtype):
     for one, other in zip(found, wanted, strict=True):
         assert one.dtype == torch.float32
         assert (one - other).norm() < 0.02 * other.norm()
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_gradients_are_scaled_by_on_the_way_back_is_not_rounded(dtype, device):
+    """Loss scaling may make it larger than float16 holds, though what it multiplies is small."""
+    kept = (torch.arange(1.0, 129.0, device=device) / 1024).to(dtype)
+    given = torch.zeros_like(kept, requires_grad=True)
+    found = Ahead(torch.zeros((), device=device), (), (kept,))
+    total, _ = gradients_ahead(lambda needs: found, (given,), scale=1)
+    (gradient,) = torch.autograd.grad(total * 100_001.0, given)
+    assert torch.equal(gradient, (kept.float() * 100_001.0).to(dtype))
 
 
 def test_parameters_in_half_precision_keep_their_dtype():

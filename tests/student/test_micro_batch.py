@@ -11,6 +11,7 @@ import torch
 from pipeline.errors import ResourceError
 from pipeline.provenance import write_json
 from pipeline.student.distiller import Distiller
+from pipeline.student.feed import tensors_of
 from pipeline.student.micro_batch import Rehearsal, held_bytes, settle_micro_batch
 from pipeline.student.random_state import RandomState
 from pipeline.student.train import StudentRun
@@ -90,7 +91,9 @@ def test_what_runs_is_the_longest_row_with_every_term(store, tmp_path, tried):
     run = StudentRun(Training(**asked(store, tmp_path, architecture=WITH_DROPOUT)))
     before = {name: value.clone() for name, value in run._distiller.state_dict().items()}
     random = RandomState.now()
-    options: dict[str, Any] = {"precision": "float32", "is_apart": True, "held_bytes": 8}
+    options: dict[str, Any] = {
+        "precision": "float32", "is_apart": True, "held_bytes": 8, "waiting": 3
+    }  # fmt: skip
     rehearsal = Rehearsal(run._distiller, run._dataset, CPU, **options)
     assert not rehearsal.fits(3)
     assert rehearsal.fits(2)
@@ -98,6 +101,29 @@ def test_what_runs_is_the_longest_row_with_every_term(store, tmp_path, tried):
     assert torch.equal(torch.get_rng_state(), random.torch)
     assert all(p.grad is None for p in run._distiller.parameters())
     assert equal(run._distiller.state_dict(), before)
+
+
+def test_what_waits_beside_the_batch_takes_its_room(store, tmp_path, monkeypatch):
+    run = StudentRun(Training(**asked(store, tmp_path)))
+    plain, taken = torch.empty, []
+
+    def empty(*size, **kwargs):
+        if kwargs.get("dtype") == torch.uint8:
+            taken.append(size[0])
+        return plain(*size, **kwargs)
+
+    monkeypatch.setattr("pipeline.student.micro_batch.torch.empty", empty)
+    found = []
+    for waiting in (0, 3):
+        rehearsal = Rehearsal(
+            run._distiller, run._dataset, CPU, precision="float32", is_apart=False, held_bytes=8,
+            waiting=waiting,
+        )  # fmt: skip
+        assert rehearsal.fits(2)
+        found.append(sum(size for size in taken if size > 8))
+        del taken[:]
+    batch = run._dataset.__getitems__([int(run._dataset.length.argmax())] * 2)
+    assert found == [0, 3 * sum(one.nbytes for one in tensors_of(batch))]
 
 
 def test_another_error_is_not_taken_for_a_lack_of_memory(store, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -105,6 +106,14 @@ def test_a_step_that_loss_scaling_skips_does_not_stop_it(tmp_path, monkeypatch):
     trainer.log({"loss": 1.0})
     with pytest.raises(IntegrityError, match="not finite in float16 at any scale, at step 2; set"):
         trainer.log({"loss": 1.0})
+
+
+def test_a_report_that_cannot_be_closed_does_not_hide_why_a_run_ended(tmp_path, caplog):
+    trainer, report = watched(tmp_path, [float("nan")])
+    report.on_train_end = Mock(side_effect=OSError("no route to host"))
+    with pytest.raises(IntegrityError, match="at step 1"):
+        trainer.train()
+    assert any("not closed (no route to host)" in line for line in caplog.messages)
 
 
 @pytest.mark.parametrize("value", [1.0, float("nan")])

@@ -79,9 +79,10 @@ class _Ahead(torch.autograd.Function):
         ctx: Any, gradient: Tensor, *_: Any
     ) -> Any:
         factor = gradient / ctx.scale
-        # Not in place: the graph may be gone through again.
+        # Not in place: the graph may be gone through again. Widened, because a GPU would round the
+        # factor to half precision first, and loss scaling may make it larger than float16 holds.
         found = [
-            None if kept is None else (kept * factor).to(dtype)
+            None if kept is None else (kept.float() * factor).to(dtype)
             for kept, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
         return None, None, *found
