@@ -132,7 +132,7 @@ def _opened(
     """Open a regular file of `size` bytes that is really inside `root`, following no link out."""
     try:
         real = path.parent.resolve(strict=True)
-        _check_inside(real.is_relative_to(_real(root)), path, real)
+        _check_inside(real.is_relative_to(_real(root.absolute())), path, real)
         # O_NONBLOCK: a pipe in the place of a file must not make the reader wait for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
