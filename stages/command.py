@@ -38,6 +38,7 @@ class _AboveBars(logging.StreamHandler[TextIO]):
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stderr)
+        sys.stderr.flush()
 
 
 def stage(run: Callable[Arguments, None]) -> Callable[Arguments, None]:
