@@ -7,6 +7,7 @@ left out and the samples lie on disk in the order of training, which is its best
 
 import gc
 import importlib.util
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ COLUMNS = {"input_ids": np.int32, "loss_mask": np.bool_}
 HAS_LITDATA = importlib.util.find_spec("litdata") is not None
 
 
-class Plain:
+class Plain(ABC):
     """Features as plain arrays: what is written, and how batches are made of it.
 
     Args:
@@ -64,14 +65,14 @@ class Plain:
         self._loader = None
         gc.collect()
 
+    @abstractmethod
     def read(self, directory: Path) -> Iterator[dict[str, Any]]:
         """Yield the batches of an epoch from what `write` has written."""
-        raise NotImplementedError
 
     @staticmethod
+    @abstractmethod
     def write(directory: Path, samples: Sequence[Arrays], batches: Sequence[Sequence[int]]) -> None:
         """Write samples into an empty directory; `batches` is the order of training."""
-        raise NotImplementedError
 
     def rows(self, members: Sequence[int]) -> NDArray[np.int64]:
         """Return the rows of examples on the flat token axis."""
