@@ -28,9 +28,9 @@ repro: git $(STAMP)
 	dvc repro
 	@echo "report: $(CURDIR)/data/reports/index.html"
 
-# Two processes of tests, each of one thread.
+# Two processes of tests, each of one thread. In the order of the files, whose longest are not the last.
 test: check
-	python -m pytest -n 2 --dist loadfile -m "not gpu"
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu"
 
 # Every fault many times, the slow ones too; the table of faults comes last.
 faults: $(STAMP)

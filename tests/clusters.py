@@ -90,7 +90,7 @@ class Servers:
         process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments, *common, *self._tls()],
             cwd=self.directory,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdout=log,
             stderr=log,
         )

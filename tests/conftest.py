@@ -47,13 +47,21 @@ def pytest_configure() -> None:
     """Before any test module is imported: libraries look for nothing outside this machine."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    # Sums in another order round differently; the number of threads decides the order.
+    # Sums in another order round differently; the number of threads decides the order. The first
+    # is for processes that tests start, the second for this one, where torch is there by now.
+    os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def _stay_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", _connect_on_this_machine)
+
+
+@pytest.fixture(autouse=True)
+def _begin_at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever directory a test enters, the next one begins in this."""
+    monkeypatch.chdir(ROOT)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -19,6 +19,7 @@ from pipeline.errors import ConfigError, in_short
 from pipeline.store.reader import StoreReader
 from pipeline.student.random_state import RandomState
 from pipeline.student.reads import SegmentReads
+from pipeline.student.stream import POOLS
 from pipeline.student.train import StudentRun
 from pipeline.student.trainer import DistillationTrainer
 from pipeline.student.training import Training
@@ -106,12 +107,16 @@ def train_together(trainings: Sequence[Training]) -> None:
     """
     _check(trainings)
     first = trainings[0]
-    if len({_walk(one) for one in trainings}) > 1:
+    walk_alike = len({_walk(one) for one in trainings}) == 1
+    if not walk_alike:
         logger.info("their seed, pool_segments or parts differ: segments are not read once for all")
     pins = {name: pin for one in trainings for name, pin in one.selected["signals"].items()}
-    reads = SegmentReads(StoreReader(first.store, pins), list(pins))
+    # Of two students in step, one has let go of a pool at most that the other still needs; what it
+    # reads ahead of them is kept meanwhile.
+    shared = {"users": len(trainings), "most_kept": 2 * POOLS * first.pool_segments}
+    reads = SegmentReads(StoreReader(first.store, pins), list(pins), **shared if walk_alike else {})
     try:
-        _finish(trainings, _run_all(*_prepare(trainings, reads)))
+        _finish(trainings, _run_all(*_prepare(trainings, reads), reads.leave))
     finally:
         reads.close()
 
@@ -142,7 +147,10 @@ def _prepare(
 
 
 def _run_all(
-    runs: Sequence[StudentRun], trainers: Sequence[DistillationTrainer], turns: Turns
+    runs: Sequence[StudentRun],
+    trainers: Sequence[DistillationTrainer],
+    turns: Turns,
+    leave: Callable[[], None],
 ) -> list[Future[None]]:
     threads = torch.get_num_threads()
 
@@ -154,6 +162,7 @@ def _run_all(
                 torch.cuda.set_device(runs[number].device)
             runs[number].train(trainers[number])
         finally:
+            leave()
             turns.end(number)
 
     with ThreadPoolExecutor(len(runs), thread_name_prefix="student") as pool:

@@ -63,7 +63,6 @@ class Project:
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(self.root),
-            "OMP_NUM_THREADS": "1",
             "GIT_CONFIG_GLOBAL": os.devnull,
             **{f"GIT_{role}_NAME": "reader" for role in ("AUTHOR", "COMMITTER")},
             **{f"GIT_{role}_EMAIL": "reader@example.org" for role in ("AUTHOR", "COMMITTER")},

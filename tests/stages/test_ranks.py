@@ -3,7 +3,6 @@
 import errno
 import signal
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -15,8 +14,7 @@ PROGRAM = "tests.stages.rank_program"
 
 
 @pytest.fixture(autouse=True)
-def _at_the_root(monkeypatch):
-    monkeypatch.chdir(Path(__file__).parents[2])
+def _any_threads(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
 

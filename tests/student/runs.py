@@ -116,12 +116,6 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(Progress, "on_step_end", at)
 
 
-def run_on_two_ranks(store: Captured, root: Path, objective: Objective, **options: Any) -> None:
-    """Train one student in two processes that share its batches."""
-    case = {"objective": objective.model_dump(mode="json"), "options": options}
-    train_on_two_ranks(store, root, {".": case})
-
-
 def train_on_two_ranks(store: Captured, root: Path, cases: Mapping[str, Any]) -> None:
     """Train students, each below `root` by its name, in two processes that share their batches."""
     with socket.socket() as probe:
@@ -135,7 +129,6 @@ def train_on_two_ranks(store: Captured, root: Path, cases: Mapping[str, Any]) ->
         environment = os.environ | {
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
             "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1",
         }  # fmt: skip
         ranks.append(subprocess.Popen(command, env=environment, cwd=Path(__file__).parents[2]))
     assert [process.wait(timeout=240) for process in ranks] == [0, 0]

@@ -21,7 +21,8 @@ CASES: dict[str, dict[str, Any]] = {
         "micro_batch_size": 3,
     },
     "phases, checkpointing": {
-        "objective": ALL | {"phases": {"features": 0.5}, "balance": "gradient_norm"},
+        "objective": ALL
+        | {"phases": {"features": 0.5}, "balance": "gradient_norm", "balance_every": 1},
         "options": {"steps": 4, "gradient_checkpointing": True},
     },
 }

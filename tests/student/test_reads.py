@@ -97,6 +97,29 @@ def test_a_segment_is_remembered_while_one_holds_it(store, monkeypatch):
     assert read == [0, 0]
 
 
+def test_a_segment_is_kept_until_every_user_has_asked_for_it(store, monkeypatch):
+    """Users who let go at once, one far ahead of the other."""
+    reader = StoreReader(store)
+    first, second = reader.segments(TRAIN)
+    read = read_by(monkeypatch)
+    reads = SegmentReads(reader, [WHOLE], users=2, most_kept=1)
+
+    def ask(*numbers: int) -> list[int]:
+        """Return which of them had to be read."""
+        before = len(read)
+        for number in numbers:
+            assert reads.get(number).result().number == number
+        return read[before:]
+
+    assert ask(first, first, second, second) == [first, second]
+    # Both had come by.
+    assert ask(first, second) == [first, second]
+    # One is kept, not both.
+    assert ask(second, first) == [first]
+    reads.leave()
+    assert ask(first, first) == [first, first]
+
+
 def test_reads_without_a_signal_that_is_needed_are_refused(store):
     reader = StoreReader(store)
     with pytest.raises(ValueError, match="shared reads without"):

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from pipeline.errors import IncompatibleError, IntegrityError
@@ -30,7 +29,6 @@ from tests.student.runs import (
     equal,
     interrupt,
     run,
-    run_on_two_ranks,
     train,
 )
 from tests.tiny import PAD_ID
@@ -327,15 +325,3 @@ def test_a_loss_that_is_not_finite_stops_the_run(store, tmp_path):
     with pytest.raises(IntegrityError, match=r"train tiny: the \w+ term is (nan|inf) at step"):
         train(store, tmp_path, options={"steps": 20, "learning_rate": 1e30})
     assert not (tmp_path / "student").exists()
-
-
-@pytest.mark.slow
-def test_two_ranks_train_as_one_of_twice_the_batch(store, tmp_path):
-    alone = train(store, tmp_path / "one", options={"steps": 4, "batch_size": 4})
-    run_on_two_ranks(store, tmp_path / "two", GOAL, steps=4, batch_size=2)
-    shared = load_file(tmp_path / "two" / "student" / "model.safetensors")
-    for name, value in alone.items():
-        torch.testing.assert_close(shared[name], value, rtol=1e-3, atol=2e-5)
-    for one, other in zip(curve(tmp_path / "one"), curve(tmp_path / "two"), strict=True):
-        for term in ("loss", "feature", "attention", "output", "labels", "grad_norm"):
-            assert one[term] == pytest.approx(other[term], rel=1e-4), term

@@ -21,7 +21,6 @@ from tests.student.runs import (
     equal,
     interrupt,
     run,
-    run_on_two_ranks,
     train,
 )
 
@@ -203,16 +202,3 @@ def test_a_term_that_is_not_finite_stops_the_run_by_name_and_step(store, tmp_pat
     assert last_complete_checkpoint(directory) == str(directory / "checkpoint-2")
     assert not (directory / "checkpoint-4").exists()
     assert not (tmp_path / "student").exists()
-
-
-@pytest.mark.slow
-def test_two_ranks_find_the_factors_of_one(store, tmp_path):
-    options = {"steps": 4, "batch_size": 4, "gradient_accumulation_steps": 1}
-    objective = goal(phases={"features": 0.5}, balance="gradient_norm", balance_every=1)
-    run(store, tmp_path / "one", objective=objective, options=options)
-    options["batch_size"] = 2
-    run_on_two_ranks(store, tmp_path / "two", objective, **options)
-    for one, other in zip(curve(tmp_path / "one"), curve(tmp_path / "two"), strict=True):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert one[key] == pytest.approx(other[key], rel=2e-3), key
