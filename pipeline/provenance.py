@@ -238,8 +238,12 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes_atomically(path, json_text(value))
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, remedy: str = "run the stage that writes it again") -> Any:
     """Read a JSON file that this software wrote.
+
+    Args:
+        path: The file.
+        remedy: What helps if it cannot be read, for the error.
 
     Raises:
         IntegrityError: If the file is missing or is not JSON.
@@ -247,11 +251,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise IntegrityError(f"{path}: missing; run the stage that writes it again") from error
+        raise IntegrityError(f"{path}: missing; {remedy}") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise IntegrityError(
-            f"{path}: not readable as JSON ({error}); run the stage that writes it again"
-        ) from error
+        raise IntegrityError(f"{path}: not readable as JSON ({error}); {remedy}") from error
 
 
 def software() -> dict[str, str]:

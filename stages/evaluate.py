@@ -51,7 +51,8 @@ def evaluate(student: str, params: Path) -> None:
     teacher_tokens.meta.refuse_others(str(directory), **record.get("made_of", {}), also=also)
     model = load_student(directory, task=teacher_tokens.meta.task)
     tokens = student_token_set(teacher_tokens, directory)
-    reference = read_json(DATA / "selected" / f"{student}.agreement.json")
+    selected = DATA / "selected" / f"{student}.agreement.json"
+    reference = read_json(selected, f"run decant select {student}")
     if reference is not None and tokens is not teacher_tokens:
         logger.info("%s has a vocabulary of its own: no agreement with its teacher", student)
         reference = None

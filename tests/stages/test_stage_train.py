@@ -44,6 +44,15 @@ def test_the_store_is_found_from_an_experiments_own_directory(decant, project, m
     assert not (elsewhere / "data" / "stores").exists()
 
 
+def test_what_is_not_selected_names_the_command(decant, project):
+    SELECTED.unlink()
+    SELECTED.with_suffix(".agreement.json").unlink()
+    for stage in ("train", "evaluate"):
+        result = decant(stage, "aligned")
+        assert result.exit_code == 3
+        assert "missing; run decant select aligned" in error_line(result)
+
+
 def test_features_other_than_those_selected_are_refused(decant, project):
     selected = read_json(SELECTED)
     signal = next(iter(selected["signals"]))
