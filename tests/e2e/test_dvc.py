@@ -196,5 +196,5 @@ def test_students_trained_together_are_done_for_dvc_too(project):
     assert not set(together) & set(before)
     run(project, "dvc", "commit", "-f", *(f"train@{name}" for name in names))
     left = set(json.loads(run(project, "dvc", "status", "--json")))
-    assert left == {*ALWAYS, "check", "evaluate@aligned", "evaluate@soft"}
+    assert left == {*ALWAYS, "check", "evaluate@aligned", "evaluate@soft", "report"}
     assert not list((project / "data/work/train").glob("*/*"))
