@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from pipeline.student.attention import AttentionMatch
 from pipeline.student.balance import Balance
 from pipeline.student.features import TeacherFeatures
+from pipeline.student.losses.chunked_features import chunked_feature_loss
 from pipeline.student.losses.counting import Count
 from pipeline.student.losses.registry import FEATURE, find_loss
 from pipeline.student.objective import TERMS, Objective, active_terms, check_task
@@ -174,16 +175,27 @@ class Distiller(nn.Module):
         count: Count,
     ) -> Tensor:
         loss = find_loss(FEATURE, self.objective.feature.loss, key="loss.feature.loss")
-        kept = torch.ones_like(live)
-        kept[:, 0] = not self.objective.feature.skip_first_token
-        kept = kept[live]
+        kept, places = live, None
+        if self.objective.feature.skip_first_token:
+            kept = live.clone()
+            kept[:, 0] = False
+            places = kept[live].nonzero()[:, 0]
 
         def against(teacher_layer: int) -> Compare:
-            teacher = self.features.hidden(teacher_layer, batch["features"])
+            def teacher(rows: slice) -> Tensor:
+                return self.features.hidden(
+                    teacher_layer, batch["features"], rows if places is None else places[rows]
+                )
 
             def compare(student_layer: int) -> Tensor:
-                projected = self.projectors(student_layer, record.hidden[student_layer][live])
-                return loss(projected[kept], teacher[kept], count)
+                return chunked_feature_loss(
+                    loss,
+                    record.hidden[student_layer][kept],
+                    self.projectors.of(student_layer),
+                    teacher,
+                    d_teacher=self.features.declaration("hidden", teacher_layer).geometry.width,
+                    count=count,
+                )
 
             return compare
 

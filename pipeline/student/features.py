@@ -147,13 +147,23 @@ class TeacherFeatures(nn.Module):
         )
 
     def hidden(
-        self, layer: int, features: Mapping[str, Mapping[str, Tensor]]
-    ) -> Float[Tensor, "tokens d_teacher"]:
-        """Return a layer's hidden states in units of each channel's deviation, live tokens only."""
-        raw = self._decode("hidden", layer, features)["hidden"]
-        channels = self._channels(self.declaration("hidden", layer))
+        self,
+        layer: int,
+        features: Mapping[str, Mapping[str, Tensor]],
+        rows: slice | Tensor = slice(None),
+    ) -> Float[Tensor, "rows d_teacher"]:
+        """Return rows of a layer's hidden states in units of each channel's deviation.
+
+        Args:
+            layer: Which.
+            features: Those of a batch.
+            rows: Of its live tokens, one after the other; all if it is left out.
+        """
+        name, declared, form = self._forms["hidden", layer]
+        channels = self._channels(declared)
         assert channels is not None
-        return (raw - channels.mean) / channels.deviation
+        chosen = {part: value[rows] for part, value in features[name].items()}
+        return (form.decode(chosen, channels)["hidden"] - channels.mean) / channels.deviation
 
     def attention_rows(
         self,

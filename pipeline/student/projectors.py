@@ -63,11 +63,9 @@ class Projectors(nn.Module):
             {key: build(d_student, d_teacher) for key in self._keys.values()}
         )
 
-    def forward(
-        self, student_layer: int, hidden: Float[Tensor, "*rows d_student"]
-    ) -> Float[Tensor, "*rows d_teacher"]:
-        """Project the states of one student layer to its teacher's width."""
-        return self.by_pair[self._keys[student_layer]](hidden)
+    def of(self, student_layer: int) -> nn.Module:
+        """Return what takes the states of one student layer to its teacher's width."""
+        return self.by_pair[self._keys[student_layer]]
 
 
 def pair_key(student_layer: int, teacher_layer: int | None) -> str:

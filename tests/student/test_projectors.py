@@ -15,7 +15,7 @@ def test_each_pair_has_a_projector_of_its_own():
     projectors = build(0)
     assert list(projectors.by_pair) == ["0->0", "1->2", "2->4"]
     hidden = torch.ones(7, 3)
-    first, second = projectors(1, hidden), projectors(2, hidden)
+    first, second = projectors.of(1)(hidden), projectors.of(2)(hidden)
     assert first.shape == (7, 5)
     assert not torch.equal(first, second)
     weights = projectors.state_dict()
@@ -31,7 +31,7 @@ def test_each_pair_has_a_projector_of_its_own():
 def test_a_layer_with_many_teachers_has_one_projector_for_all():
     projectors = Projectors("linear", {0: 0, 1: [2, 4]}, d_student=3, d_teacher=5)
     assert list(projectors.by_pair) == ["0->0", "1->any"]
-    assert projectors(1, torch.ones(2, 3)).shape == (2, 5)
+    assert projectors.of(1)(torch.ones(2, 3)).shape == (2, 5)
 
 
 def test_the_start_is_the_seeds():
