@@ -172,7 +172,7 @@ def capture_once(size: Size, root: Path, device: str) -> Path:
     tokens = size.rows * size.length
     write_corpus(root / "tokens", train_tokens=tokens, shortest=size.length, **longest)
     shape = {"layers": size.layers, "width": size.width, "heads": size.heads}
-    write_teacher(root / "teacher", **shape, **longest)
+    write_teacher(root / "teacher", **shape, **longest, dtype=torch.bfloat16)
     return capture(
         tokens=root / "tokens",
         teacher=root / "teacher",

@@ -119,8 +119,9 @@ def write_teacher(
     vocab: int = VOCAB,
     heads: int = 8,
     longest: int = MAX_LENGTH,
+    dtype: torch.dtype = torch.float32,
 ) -> TeacherReference:
-    """Save a random Llama as a teacher."""
+    """Save a random Llama as a teacher, its weights in `dtype`."""
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -135,7 +136,7 @@ def write_teacher(
             tie_word_embeddings=True,
         )
     )
-    model.save_pretrained(path / "model")
+    model.to(dtype).save_pretrained(path / "model")
     config = model.config.to_dict()
     weights = weights_sha256(path / "model")
     reference = TeacherReference("model", None, False, weights, layers, config, trained=True)

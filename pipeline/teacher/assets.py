@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -21,6 +22,7 @@ from pipeline.taps.weights import plain_weights
 
 HEAD = "lm_head"
 BLOCKS = "blocks"
+HALF = (torch.bfloat16, torch.float16)
 
 
 def write_descriptions(layout: Layout, config: dict[str, Any], tokenizer: Path) -> None:
@@ -39,10 +41,22 @@ def _write(layout: Layout, name: str, tensors: dict[str, Tensor], **record: Any)
 
 
 def write_head(layout: Layout, model: PreTrainedModel) -> dict[str, Any]:
-    """Write weight and bias of the output embeddings; return the index's entry."""
+    """Write weight and bias of the output embeddings; return the index's entry.
+
+    In half precision if that holds the same numbers: a checkpoint in bfloat16 that runs in float32
+    has such a head, and every student has it beside itself.
+    """
     weight, bias = head_parameters(model)
     tensors = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
-    return _write(layout, HEAD, tensors)
+    return _write(layout, HEAD, {key: _narrowed(value) for key, value in tensors.items()})
+
+
+def _narrowed(value: Tensor) -> Tensor:
+    for dtype in HALF:
+        narrow = value.to(dtype)
+        if torch.equal(narrow.to(value.dtype), value):
+            return narrow
+    return value
 
 
 def query_key_name(layer: int) -> str:

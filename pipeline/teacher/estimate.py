@@ -200,6 +200,7 @@ def asset_bytes(
     """
     found: dict[str, int] = {}
     if any(signal.form.name == HEAD_FORM for signal in signals):
+        # Half as much if the checkpoint has the same numbers in half precision.
         found[HEAD] = sum(map(_bytes, linear_head(model).parameters()))
     for signal in signals:
         if signal.form.name == "below" and signal.layer is not None:

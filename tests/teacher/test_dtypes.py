@@ -6,10 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pipeline.student.features import TeacherFeatures
 from pipeline.teacher.load import load_teacher
 from pipeline.teacher.reference import TeacherReference
 from pipeline.teacher.spot_check import spot_check
-from tests.captured import OPTIONS, prepared, signal
+from tests.captured import OPTIONS, prepared, signal, write_teacher
+from tests.tiny import tiny_model
 
 CPU = torch.device("cpu")
 SIGNALS = [
@@ -44,6 +46,22 @@ def test_a_teacher_in_half_precision_says_what_it_says_by_itself(tmp_path, dtype
         torch.testing.assert_close(found, expected.float(), rtol=0.02, atol=0.05)
     for found in spot_check(own.reader, own.teacher, sorted(own.digests()), device=CPU):
         assert found.is_within, found
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_head_that_runs_wider_than_it_was_saved_is_stored_as_it_was_saved(tmp_path, dtype):
+    own = prepared(tmp_path, "llama")
+    saved = getattr(torch, dtype)
+    write_teacher(tmp_path / "teacher", tiny_model("llama", layers=3).to(saved))
+    head = signal("logits", None, "head")
+    own.capture([head])
+    stored = load_file(own.store / "assets" / "lm_head.safetensors")["weight"]
+    assert stored.dtype == saved
+    model = own.load_teacher(attention="sdpa", dtype=torch.float32)
+    assert torch.equal(stored.float(), model.get_output_embeddings().weight)
+    features = TeacherFeatures(own.reader, [head.name])
+    rows = torch.randn(5, model.config.hidden_size)
+    assert torch.equal(features.logits(rows).full, rows @ model.get_output_embeddings().weight.T)
 
 
 def test_weights_are_loaded_once_and_in_their_dtype(tmp_path, monkeypatch):
