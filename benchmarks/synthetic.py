@@ -46,12 +46,23 @@ def stopwatch() -> Iterator[Stopwatch]:
 
 def machine() -> dict[str, str | int]:
     """Say where and with what a measurement was made."""
-    return {
-        "processor": platform.processor() or platform.machine(),
+    found: dict[str, str | int] = {
+        "processor": _processor(),
         "cores": os.cpu_count() or 0,
+        "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30),
         "torch_threads": torch.get_num_threads(),
-        **software(),
     }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found | software()
+
+
+def _processor() -> str:
+    """Return the name that Linux knows, elsewhere what Python knows."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def quiet() -> None:

@@ -97,10 +97,14 @@ class Widened(TeacherFeatures):
     """Features that come as plain floats, as of a live teacher or a file of float16."""
 
     def _decode(
-        self, kind: str, layer: int | None, features: Mapping[str, Mapping[str, Tensor]]
+        self,
+        kind: str,
+        layer: int | None,
+        features: Mapping[str, Mapping[str, Tensor]],
+        rows: slice | Tensor = slice(None),
     ) -> dict[str, Tensor]:
         name = self._forms[kind, layer][0]
-        return {part: value.float() for part, value in features[name].items()}
+        return {part: value[rows].float() for part, value in features[name].items()}
 
 
 class Arm:

@@ -134,10 +134,15 @@ class TeacherFeatures(nn.Module):
         return self._forms[kind, layer][1]
 
     def _decode(
-        self, kind: str, layer: int | None, features: Mapping[str, Mapping[str, Tensor]]
+        self,
+        kind: str,
+        layer: int | None,
+        features: Mapping[str, Mapping[str, Tensor]],
+        rows: slice | Tensor = slice(None),
     ) -> dict[str, Tensor]:
         name, declared, form = self._forms[kind, layer]
-        return form.decode(features[name], self._channels(declared))
+        chosen = {part: value[rows] for part, value in features[name].items()}
+        return form.decode(chosen, self._channels(declared))
 
     def _channels(self, declared: Declaration) -> Channels | None:
         if declared.channels is None:
@@ -159,11 +164,10 @@ class TeacherFeatures(nn.Module):
             features: Those of a batch.
             rows: Of its live tokens, one after the other; all if it is left out.
         """
-        name, declared, form = self._forms["hidden", layer]
-        channels = self._channels(declared)
+        channels = self._channels(self.declaration("hidden", layer))
         assert channels is not None
-        chosen = {part: value[rows] for part, value in features[name].items()}
-        return (form.decode(chosen, channels)["hidden"] - channels.mean) / channels.deviation
+        raw = self._decode("hidden", layer, features, rows)["hidden"]
+        return (raw - channels.mean) / channels.deviation
 
     def attention_rows(
         self,
@@ -230,9 +234,7 @@ class TeacherFeatures(nn.Module):
         rows: Bool[Tensor, " tokens"] | None,
     ) -> tuple[Tensor, ...]:
         """Return the output signal's tensors at the kept rows, as `logits` takes them in chunks."""
-        parts = self._decode("logits", None, features)
-        if rows is not None:
-            parts = {key: value[rows] for key, value in parts.items()}
+        parts = self._decode("logits", None, features, slice(None) if rows is None else rows)
         if "ids" in parts:
             return parts["ids"], parts["log_probs"], parts["log_normalizer"][:, self._normalizer]
         [part] = parts.values()

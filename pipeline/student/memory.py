@@ -21,6 +21,7 @@ from pipeline.errors import ConfigError
 from pipeline.student.architecture import student_configuration, teacher_configuration
 from pipeline.student.lora import add_adapters
 from pipeline.student.losses.chunked import DEVICE_SIZES
+from pipeline.student.losses.chunked_features import DEVICE_VALUES
 from pipeline.student.losses.chunked_maps import DEVICE_SCORES
 from pipeline.student.objective import Objective
 from pipeline.student.origin import StudentModel
@@ -35,7 +36,8 @@ BLOCK_UNITS = 17
 """Values that a block keeps for its backward pass, in units of tokens times width: 34 bytes in half
 precision."""
 LOSS_COPIES = 8
-"""Of a block of logits or a chunk of maps: what a divergence and its gradient make of two sides."""
+"""Of a block of logits, or a chunk of maps or states: what a loss and its gradient make of two
+sides."""
 POOLS = 2
 """Pools of segments in memory: one is used while the next is read."""
 
@@ -50,6 +52,7 @@ class StudentMemory:
     gradient_bytes: int
     moment_bytes: int
     projector_bytes: int
+    teacher_bytes: int
     activation_bytes: int
     pool_bytes: int
 
@@ -61,6 +64,7 @@ class StudentMemory:
             + self.gradient_bytes
             + self.moment_bytes
             + self.projector_bytes
+            + self.teacher_bytes
             + self.activation_bytes
         )
 
@@ -75,6 +79,8 @@ def student_memory(
     max_length: int,
     feature_pairs: int,
     attention_pairs: int,
+    head_bytes: int,
+    token_bytes: float,
     segment_bytes: int,
     pool_segments: int,
 ) -> StudentMemory:
@@ -89,7 +95,9 @@ def student_memory(
         max_length: Longest row in tokens.
         feature_pairs: Pairs of layers of the feature term.
         attention_pairs: Pairs of layers of the attention term.
-        segment_bytes: What the student's signals take of one segment before compression.
+        head_bytes: The teacher's head, where the student's loss needs it.
+        token_bytes: What the student's signals take of a token before compression.
+        segment_bytes: What they take of one segment before compression.
         pool_segments: Segments of a pool.
 
     Raises:
@@ -102,6 +110,7 @@ def student_memory(
     teacher = teacher_configuration(teacher_config).get_text_config()
     bridge = config.hidden_size * teacher.hidden_size + teacher.hidden_size
     projectors = 0 if objective.feature.weight.is_off else feature_pairs * bridge
+    batch_tokens = options.batch_size * max_length
     # Weight, gradient and two moments of a projector: all of it trains.
     return StudentMemory(
         parameters=parameters,
@@ -110,8 +119,17 @@ def student_memory(
         gradient_bytes=FLOAT_BYTES * trained,
         moment_bytes=_moments(student, options.optimizer),
         projector_bytes=4 * FLOAT_BYTES * projectors,
+        # Features of the batch in use and of the next one, in their stored numbers.
+        teacher_bytes=head_bytes + round(2 * batch_tokens * token_bytes),
         activation_bytes=_activations(
-            config, objective, options, task, max_length, attention_pairs
+            config,
+            objective,
+            options,
+            task,
+            max_length,
+            feature_pairs,
+            attention_pairs,
+            teacher.hidden_size,
         ),
         pool_bytes=round(POOLS * pool_segments * segment_bytes),
     )
@@ -141,13 +159,19 @@ def _activations(
     options: TrainOptions,
     task: str,
     max_length: int,
+    feature_pairs: int,
     attention_pairs: int,
+    d_teacher: int,
 ) -> int:
     item = FLOAT_BYTES if options.precision == "float32" else 2
     tokens, width = options.batch_size * max_length, config.hidden_size
     depth = 1 if options.gradient_checkpointing else config.num_hidden_layers
     kept = config.num_hidden_layers * width if options.gradient_checkpointing else 0
     found = tokens * (BLOCK_UNITS * depth * width + kept) * item
+    if not objective.feature.weight.is_off:
+        # Until the backward pass a pair keeps the gradient of its states.
+        found += feature_pairs * tokens * width * item
+        found += LOSS_COPIES * FLOAT_BYTES * min(tokens * d_teacher, DEVICE_VALUES)
     if not objective.attention.weight.is_off:
         # Until the backward pass a pair keeps the gradients of query and key, and no map.
         scores = config.num_attention_heads * tokens * max_length

@@ -269,13 +269,16 @@ class PlannedCapture:
 
     def _students(self, estimates: list["SignalEstimate"]) -> dict[str, Any]:
         from pipeline.student.memory import student_memory
-        from pipeline.teacher.estimate import buffered_bytes
+        from pipeline.teacher.assets import HEAD
+        from pipeline.teacher.estimate import asset_bytes, buffered_bytes
 
         found: dict[str, Any] = {}
         for name, student in self.project.students.items():
             try:
                 selected = self.rehearse(name, self.signals)
                 used = [one for one in estimates if one.signal.name in selected["signals"]]
+                assets = asset_bytes([one.signal for one in used], [], self.model, self.report)
+                segment_bytes = buffered_bytes(used, self.plan)
                 memory = student_memory(
                     model=student.model,
                     objective=student.loss,
@@ -285,7 +288,9 @@ class PlannedCapture:
                     max_length=self.count.meta.max_length,
                     feature_pairs=len(selected["maps"]["feature"]),
                     attention_pairs=len(selected["maps"]["attention"]),
-                    segment_bytes=buffered_bytes(used, self.plan),
+                    head_bytes=assets.get(HEAD, 0),
+                    token_bytes=segment_bytes / self.plan.segment_tokens,
+                    segment_bytes=segment_bytes,
                     pool_segments=student.pool_segments,
                 )
             except (ConfigError, IncompatibleError) as error:

@@ -127,8 +127,8 @@ def _memory(console: Console, found: dict[str, Any]) -> None:
         return
     console.print("memory of the students (activations and pool are estimates):")
     table = _table(
-        "student", "parameters", "weights, gradients, moments", "activations", "pool (host)",
-        "epochs",
+        "student", "parameters", "weights, gradients, moments", "teacher's head, features",
+        "activations", "pool (host)", "epochs",
     )  # fmt: skip
     for name, one in students.items():
         if "error" in one:
@@ -138,6 +138,7 @@ def _memory(console: Console, found: dict[str, Any]) -> None:
             name,
             f"{one['parameters']:,}",
             show_size(exact + one["projector_bytes"]),
+            show_size(one["teacher_bytes"]),
             show_size(one["activation_bytes"]),
             show_size(one["pool_bytes"]),
             f"{one['epochs']:g}",

@@ -28,6 +28,8 @@ def memory(objective=ALIGNED, options=None, **model):
         max_length=32,
         feature_pairs=3,
         attention_pairs=2,
+        head_bytes=500,
+        token_bytes=1.5,
         segment_bytes=1000,
         pool_segments=4,
     )
@@ -97,30 +99,31 @@ def test_a_larger_batch_takes_more_and_checkpointing_and_half_precision_less():
     twice, thrice = (memory(options=TrainOptions(batch_size=size)) for size in (8, 12))
     more = twice.activation_bytes - plain.activation_bytes
     assert thrice.activation_bytes - twice.activation_bytes == more > 0
-    assert twice.device_bytes - plain.device_bytes == more
+    features = twice.teacher_bytes - plain.teacher_bytes
+    assert features == 2 * 4 * 32 * 1.5
+    assert twice.device_bytes - plain.device_bytes == more + features
     for option in ({"gradient_checkpointing": True}, {"precision": "bfloat16"}):
         less = memory(options=TrainOptions(batch_size=4, **option))
         assert less.activation_bytes < plain.activation_bytes
         assert less.weight_bytes == plain.weight_bytes
 
 
-def test_logits_and_maps_of_long_rows_take_no_more_than_a_chunk():
+def test_states_logits_and_maps_of_long_rows_take_no_more_than_a_chunk():
     """Of four times as many tokens as fill a chunk, only the blocks' own activations grow."""
-    losses = {"attention": {"weight": 0.1}, "output": {"weight": 1.0}}
-    both, bare = Objective.model_validate(losses), Objective.model_validate({"feature": {}})
+    losses = {term: {"weight": 0.1} for term in ("feature", "attention", "output")}
+    both, bare = Objective.model_validate(losses), Objective()
     grown = []
     for size in (2**16, 2**18):
         options = TrainOptions(batch_size=size)
         grown.append([memory(one, options).activation_bytes for one in (both, bare)])
-    tokens, width, pairs = 3 * 2**16 * 32, SMALL["hidden_size"], 2
-    kept = pairs * 2 * tokens * width * FLOAT_BYTES  # gradients of query and key
+    tokens, width = 3 * 2**16 * 32, SMALL["hidden_size"]
+    # Gradients of three layers' states, and of two layers' query and key.
+    kept = (3 + 2 * 2) * tokens * width * FLOAT_BYTES
     assert (grown[1][0] - grown[0][0]) - (grown[1][1] - grown[0][1]) == kept
 
 
 def test_the_gradient_of_the_head_waits_for_the_backward_pass():
-    found = [
-        memory(Objective.model_validate({term: {"weight": 1.0}})) for term in ("labels", "feature")
-    ]
+    found = [memory(Objective.model_validate({"labels": {"weight": 1.0}})), memory(Objective())]
     vocab, tokens = TEACHER["vocab_size"], 4 * 32
     copies = 2 + 8  # two sides, and what the loss makes of them
     assert found[0].activation_bytes - found[1].activation_bytes == FLOAT_BYTES * (
