@@ -1,19 +1,20 @@
 """Several students at once: each segment is read and decoded once for all of them.
 
-Every student has its own thread and its own `Trainer`, and only one of them runs at a time: turns
-change at the beginning of a step. Who leaves puts the random state aside and finds it again, so a
-student becomes, bit for bit, what it would become alone. The next turn is for the student that is
-least far, so that all of one seed walk through the segments side by side, whatever their batches.
+Every student has its own `Trainer`, in a greenlet of its own, and turns change at the beginning of
+a step. Who leaves puts the random state aside and finds it again, so a student becomes, bit for
+bit, what it would become alone. The next turn is for the student that is least far, so that all of
+one seed walk through the segments side by side, whatever their batches. Greenlets and no threads:
+each thread would have a team of OpenMP threads and a heap of its own, and four such teams were a
+quarter slower than one.
 """
 
 import logging
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
 from functools import partial
 from typing import Any
 
-import torch
+from greenlet import GreenletExit, getcurrent, greenlet
 
 from pipeline.errors import ConfigError, in_short
 from pipeline.store.reader import StoreReader
@@ -27,72 +28,56 @@ from pipeline.student.training import Training
 logger = logging.getLogger(__name__)
 
 
-class StoppedError(Exception):
-    """Another student's training was interrupted, and this one ends with it."""
-
-
 class Turns:
-    """Lets one of several threads run at a time, with the random state it had when it last ran.
+    """Several walks in one thread, each with the random state it had when it last ran.
 
     Args:
+        walks: What runs, to its end; each calls `pass_on` now and then.
         states: Each one's random state when it begins.
         how_far: Tells how far one is; who is least far has the next turn, the first of several.
     """
 
-    def __init__(self, states: Sequence[RandomState], how_far: Callable[[int], float]) -> None:
+    def __init__(
+        self,
+        walks: Sequence[Callable[[], None]],
+        states: Sequence[RandomState],
+        how_far: Callable[[int], float],
+    ) -> None:
         self._states = list(states)
         self._how_far = how_far
-        self._left = set(range(len(states)))
-        self._turn = self._next()
-        self._is_stopped = False
-        self._changed = threading.Condition()
+        self._errors: list[Exception | None] = [None] * len(walks)
+        self._greenlets = [greenlet(partial(self._go, *one)) for one in enumerate(walks)]
+        for one in self._greenlets:
+            one.gr_context = copy_context()
 
-    def begin(self, number: int) -> None:
-        """Wait for the first turn.
+    @staticmethod
+    def pass_on() -> None:
+        """Let the others have their turns; called by who has its own."""
+        home = getcurrent().parent
+        assert home is not None, "nobody takes turns here"
+        home.switch()
 
-        Raises:
-            StoppedError: If there will be none.
+    def run(self) -> list[Exception | None]:
+        """Run all to their end, and return the error of each that has failed.
+
+        An interrupt ends who runs, and then all others where they have passed on.
         """
-        self._wait(number)
+        try:
+            while left := [n for n, one in enumerate(self._greenlets) if not one.dead]:
+                number = min(left, key=lambda number: (self._how_far(number), number))
+                self._states[number].restore()
+                self._greenlets[number].switch()
+                self._states[number] = RandomState.now()
+        finally:
+            for one in self._greenlets:
+                one.throw(GreenletExit)
+        return self._errors
 
-    def pass_on(self, number: int) -> None:
-        """Give the turn to who is least far, and wait for the next one.
-
-        Raises:
-            StoppedError: If there will be none.
-        """
-        if self._next() != number or self._is_stopped:
-            self._states[number] = RandomState.now()
-            self._give()
-            self._wait(number)
-
-    def end(self, number: int) -> None:
-        """Leave the turns to the others."""
-        with self._changed:
-            # Within, because who was stopped may leave at the same time.
-            self._left.discard(number)
-            self._give()
-
-    def stop(self) -> None:
-        """Give nobody another turn; who runs stops at the end of its step."""
-        with self._changed:
-            self._is_stopped = True
-            self._changed.notify_all()
-
-    def _next(self) -> int | None:
-        return min(self._left, key=lambda number: (self._how_far(number), number), default=None)
-
-    def _give(self) -> None:
-        with self._changed:  # may be held already
-            self._turn = self._next()
-            self._changed.notify_all()
-
-    def _wait(self, number: int) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._turn == number or self._is_stopped)
-        if self._is_stopped:
-            raise StoppedError
-        self._states[number].restore()
+    def _go(self, number: int, walk: Callable[[], None]) -> None:
+        try:
+            walk()
+        except Exception as error:  # noqa: BLE001 (raised when the others are done)
+            self._errors[number] = error
 
 
 def train_together(trainings: Sequence[Training]) -> None:
@@ -123,8 +108,8 @@ def train_together(trainings: Sequence[Training]) -> None:
 
 def _prepare(
     trainings: Sequence[Training], reads: SegmentReads
-) -> tuple[list[StudentRun], list[DistillationTrainer], Turns]:
-    """Build all of them in one thread: they share what `accelerate` knows of this process."""
+) -> tuple[list[StudentRun], list[DistillationTrainer], list[RandomState]]:
+    """Build all of them before any trains: they share what `accelerate` knows of this process."""
     runs = [StudentRun(training, reads) for training in trainings]
     if runs[0].ranks > 1:
         raise ConfigError(
@@ -134,45 +119,30 @@ def _prepare(
     held = sum(run.held_bytes for run in runs)
     trainers: list[DistillationTrainer] = []
     states: list[RandomState] = []
-
-    def pass_on(number: int) -> None:
-        turns.pass_on(number)
-
-    for number, run in enumerate(runs):
-        trainers.append(run.trainer(held_bytes=held, between_steps=partial(pass_on, number)))
+    for run in runs:
+        trainers.append(run.trainer(held_bytes=held, between_steps=Turns.pass_on))
         # A trainer sets the seed when it is made, and alone it would go on from there.
         states.append(RandomState.now())
-    turns = Turns(states, lambda number: float(trainers[number].state.epoch or 0.0))
-    return runs, trainers, turns
+    return runs, trainers, states
 
 
 def _run_all(
     runs: Sequence[StudentRun],
     trainers: Sequence[DistillationTrainer],
-    turns: Turns,
+    states: Sequence[RandomState],
     leave: Callable[[], None],
-) -> list[Future[None]]:
-    threads = torch.get_num_threads()
-
+) -> list[Exception | None]:
     def train(number: int) -> None:
         try:
-            turns.begin(number)
-            torch.set_num_threads(threads)  # counts for one thread
-            if runs[number].device.type == "cuda":
-                torch.cuda.set_device(runs[number].device)
             runs[number].train(trainers[number])
         finally:
             leave()
-            turns.end(number)
 
-    with ThreadPoolExecutor(len(runs), thread_name_prefix="student") as pool:
-        try:
-            found = [pool.submit(train, number) for number in range(len(runs))]
-            wait(found)
-        except BaseException:  # KeyboardInterrupt is one
-            turns.stop()
-            raise
-    return found
+    def how_far(number: int) -> float:
+        return float(trainers[number].state.epoch or 0.0)
+
+    walks = [partial(train, number) for number in range(len(runs))]
+    return Turns(walks, states, how_far).run()
 
 
 def _check(trainings: Sequence[Training]) -> None:
@@ -194,12 +164,12 @@ def _walk(training: Training) -> tuple[Any, ...]:
     return training.options.seed, training.pool_segments, training.parts
 
 
-def _finish(trainings: Sequence[Training], found: Sequence[Future[None]]) -> None:
+def _finish(trainings: Sequence[Training], found: Sequence[Exception | None]) -> None:
     """Say which students are done, and raise the first error."""
     errors = {
         training.name: error
-        for training, future in zip(trainings, found, strict=True)
-        if (error := future.exception()) is not None
+        for training, error in zip(trainings, found, strict=True)
+        if error is not None
     }
     if not errors:
         return

@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,9 @@ from safetensors.torch import load_file
 
 from pipeline.errors import ConfigError
 from pipeline.store.reader import StoreReader
-from pipeline.student import together
 from pipeline.student.objective import Objective
 from pipeline.student.random_state import RandomState
-from pipeline.student.together import StoppedError, Turns, train_together
+from pipeline.student.together import Turns, train_together
 from pipeline.student.train import train_student
 from pipeline.student.training import Training
 from pipeline.training.progress import Progress
@@ -80,43 +80,36 @@ def check_as_alone(root: Path, alone: Path, names: Any = tuple(STUDENTS)) -> Non
         assert curve(root / name) == curve(alone / name), name
 
 
+def left_threads() -> set[str]:
+    left = {thread.name.split("_")[0] for thread in threading.enumerate()}
+    return left & {"segment-reader", "batch-builder"}
+
+
 def test_each_becomes_what_it_becomes_alone(store, alone, tmp_path):
     """Dropout, other batches, other terms, fewer steps, phases."""
     train_together(trainings(store, tmp_path))
     check_as_alone(tmp_path, alone)
-    left = {thread.name.split("_")[0] for thread in threading.enumerate()}
-    assert not left & {"student", "segment-reader", "batch-builder"}
+    assert not left_threads()
 
 
 def test_they_go_on_after_an_interrupt_to_the_same_bits(store, alone, tmp_path, monkeypatch):
     """The ninth step of all is the last one; each has begun, one had no checkpoint yet."""
-    enough, stopped = threading.Event(), threading.Event()
-    steps: list[str] = []
-    plain, stop = Progress.on_step_end, Turns.stop
+    steps: list[Any] = []
+    plain = Progress.on_step_end
 
     def counted(self, args, state, control, **kwargs):
         plain(self, args, state, control, **kwargs)
-        steps.append(threading.current_thread().name)
+        steps.append(args.output_dir)
         if len(steps) == 9:
-            enough.set()
-            stopped.wait()
-
-    def interrupted(futures):
-        enough.wait()
-        raise KeyboardInterrupt
-
-    def stopping(self):
-        stop(self)
-        stopped.set()
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(Progress, "on_step_end", counted)
-        patch.setattr(together, "wait", interrupted)
-        patch.setattr(Turns, "stop", stopping)
         with pytest.raises(KeyboardInterrupt):
             train_together(trainings(store, tmp_path))
     assert len(steps) == 9
     assert len(set(steps)) == 3
+    assert not left_threads()
     assert not list(tmp_path.glob("*/student"))
     assert list(tmp_path.glob("*/work/train/*/checkpoint-*"))
     train_together(trainings(store, tmp_path))
@@ -190,53 +183,69 @@ def test_a_line_says_that_segments_are_not_shared(store, tmp_path, caplog):
 def test_the_turn_is_for_who_is_least_far():
     """Batches of 2, 3 and 6 of 12 examples: a turn is one batch."""
     sizes, done, turns_taken = (2, 3, 6), [0, 0, 0], []
-    turns = Turns([RandomState.now()] * 3, lambda number: done[number] / 12)
 
     def walk(number: int) -> None:
-        turns.begin(number)
         while done[number] < 12:
-            turns.pass_on(number)
             turns_taken.append(number)
             done[number] += sizes[number]
-        turns.end(number)
+            Turns.pass_on()
 
-    threads = [threading.Thread(target=walk, args=(number,)) for number in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    walks = [partial(walk, number) for number in range(3)]
+    errors = Turns(walks, [RandomState.now()] * 3, lambda number: done[number] / 12).run()
+    assert errors == [None] * 3
     assert turns_taken == [0, 1, 2, 0, 1, 0, 0, 1, 2, 0, 1, 0]
 
 
 def test_each_one_finds_its_random_state_again():
     drawn: dict[int, list[float]] = {0: [], 1: []}
-    states, done = [], [0, 0]
-    for seed in range(2):
+    states = []
+    for seed in drawn:
         torch.manual_seed(seed)
         states.append(RandomState.now())
-    turns = Turns(states, lambda number: done[number])
 
     def draw(number: int) -> None:
-        turns.begin(number)
         for _ in range(4):
-            turns.pass_on(number)
             drawn[number].append(float(torch.rand(())))
-            done[number] += 1
-        turns.end(number)
+            Turns.pass_on()
 
-    threads = [threading.Thread(target=draw, args=(number,)) for number in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    Turns([partial(draw, n) for n in drawn], states, lambda number: len(drawn[number])).run()
     for seed, found in drawn.items():
         torch.manual_seed(seed)
         assert found == [float(torch.rand(())) for _ in range(4)]
 
 
-def test_nobody_has_a_turn_after_the_end():
-    turns = Turns([RandomState.now()] * 2, lambda number: 0.0)
-    turns.stop()
-    for number in range(2):
-        with pytest.raises(StoppedError):
-            turns.begin(number)
+def test_an_interrupt_of_one_ends_the_others_where_they_are():
+    far, ended = [0, 0, 0], []
+
+    def walk(number: int) -> None:
+        try:
+            far[number] += 1
+            Turns.pass_on()
+            if number == 1:
+                raise KeyboardInterrupt
+            far[number] += 1
+            Turns.pass_on()
+            raise AssertionError("no third turn")
+        finally:
+            ended.append(number)
+
+    walks = [partial(walk, number) for number in range(3)]
+    with pytest.raises(KeyboardInterrupt):
+        Turns(walks, [RandomState.now()] * 3, lambda number: far[number]).run()
+    assert ended == [1, 0, 2]
+    assert far == [2, 1, 1]
+
+
+def test_who_fails_is_named_and_the_others_go_on():
+    done: list[int] = []
+
+    def walk(number: int) -> None:
+        Turns.pass_on()
+        if number == 0:
+            raise ValueError(number)
+        done.append(number)
+
+    walks = [partial(walk, number) for number in range(2)]
+    errors = Turns(walks, [RandomState.now()] * 2, lambda _: 0.0).run()
+    assert isinstance(errors[0], ValueError)
+    assert (errors[1], done) == (None, [1])
