@@ -272,15 +272,19 @@ def main(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     of_losses = loss_figures(quick=quick)
     with tempfile.TemporaryDirectory() as directory:
-        setting = Setting(directory, device, maps, student_width, batch_size, 2, workers)
+        # A small segment pays as much for its files as a large one, whose 16,384 tokens hide it. So
+        # the quick run mixes one at a time: of four two are in memory, and all are read every lap.
+        pool_segments, segments = (1, 4) if quick else (2, 8)
+        setting = Setting(
+            directory, device, maps, student_width, batch_size, pool_segments, workers
+        )
         root = Path(directory)
         ran, sizes = lay_out(
             root,
             setting,
             tokens=tokens,
             length=length,
-            # Eight segments: fewer would all be in use or read ahead, and never be read again.
-            segment_tokens=tokens // 8 if quick else 8192,
+            segment_tokens=tokens // segments,
             teacher={"layers": layers, "width": width, "vocab": vocab},
         )
         # In one process: two that run the same step differ by more than what is measured here.

@@ -19,6 +19,7 @@ from transformers import (
 
 from pipeline.errors import ConfigError
 from pipeline.student.architecture import student_configuration, teacher_configuration
+from pipeline.student.feed import most_waiting
 from pipeline.student.lora import add_adapters
 from pipeline.student.losses.chunked import DEVICE_SIZES
 from pipeline.student.losses.chunked_features import DEVICE_VALUES
@@ -44,7 +45,10 @@ POOLS = 2
 
 @dataclass(frozen=True)
 class StudentMemory:
-    """Bytes that a student takes; `activation_bytes` is an estimate, the rest follows exactly."""
+    """Bytes that a student takes.
+
+    Those of activations, and of the teacher's head and features, are estimates.
+    """
 
     parameters: int
     trained: int
@@ -111,6 +115,7 @@ def student_memory(
     bridge = config.hidden_size * teacher.hidden_size + teacher.hidden_size
     projectors = 0 if objective.feature.weight.is_off else feature_pairs * bridge
     batch_tokens = options.batch_size * max_length
+    waiting = most_waiting(options.gradient_accumulation_steps)
     # Weight, gradient and two moments of a projector: all of it trains.
     return StudentMemory(
         parameters=parameters,
@@ -119,8 +124,8 @@ def student_memory(
         gradient_bytes=FLOAT_BYTES * trained,
         moment_bytes=_moments(student, options.optimizer),
         projector_bytes=4 * FLOAT_BYTES * projectors,
-        # Features of the batch in use and of the next one, in their stored numbers.
-        teacher_bytes=head_bytes + round(2 * batch_tokens * token_bytes),
+        # Features in their stored numbers, of the batch in use and of those that wait there.
+        teacher_bytes=head_bytes + round((1 + waiting) * batch_tokens * token_bytes),
         activation_bytes=_activations(
             config,
             objective,
@@ -169,8 +174,9 @@ def _activations(
     kept = config.num_hidden_layers * width if options.gradient_checkpointing else 0
     found = tokens * (BLOCK_UNITS * depth * width + kept) * item
     if not objective.feature.weight.is_off:
-        # Until the backward pass a pair keeps the gradient of its states.
+        # Until the backward pass a pair keeps the gradients of its states and of its projector.
         found += feature_pairs * tokens * width * item
+        found += feature_pairs * FLOAT_BYTES * (width + 1) * d_teacher
         found += LOSS_COPIES * FLOAT_BYTES * min(tokens * d_teacher, DEVICE_VALUES)
     if not objective.attention.weight.is_off:
         # Until the backward pass a pair keeps the gradients of query and key, and no map.

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from functools import partial
+from traceback import clear_frames
 from typing import Any
 
 from greenlet import GreenletExit, getcurrent, greenlet
@@ -26,6 +27,8 @@ from pipeline.student.trainer import DistillationTrainer
 from pipeline.student.training import Training
 
 logger = logging.getLogger(__name__)
+RUN_EACH = ("tensorboard", "dvclive")
+"""Reporters that keep a run for each student of a process."""
 
 
 class Turns:
@@ -78,6 +81,10 @@ class Turns:
             walk()
         except Exception as error:  # noqa: BLE001 (raised when the others are done)
             self._errors[number] = error
+            # Its frames hold a batch and a graph, for which the others may want the room.
+            for one in (error, error.__cause__):
+                if one is not None:
+                    clear_frames(one.__traceback__)
 
 
 def train_together(trainings: Sequence[Training]) -> None:
@@ -87,10 +94,12 @@ def train_together(trainings: Sequence[Training]) -> None:
     reads nothing of a damaged signal fails with those that do, for they read together.
 
     Raises:
-        ConfigError: If their stores or precisions differ, or several processes train.
+        ConfigError: If their stores or precisions differ, several processes train, or they report
+            to what has one run for a process.
         DecantError: The error of the first student that failed, when all others are done.
     """
     _check(trainings)
+    _check_reporters(trainings)
     first = trainings[0]
     walk_alike = len({_walk(one) for one in trainings}) == 1
     if not walk_alike:
@@ -157,6 +166,16 @@ def _check(trainings: Sequence[Training]) -> None:
                 f"--students: found more than one {what} ({each}), expected one for all; train "
                 "those of one together, the others apart"
             )
+
+
+def _check_reporters(trainings: Sequence[Training]) -> None:
+    found = {name for one in trainings for name in one.report_to} - set(RUN_EACH)
+    if found:
+        raise ConfigError(
+            f"--students: found report_to {', '.join(sorted(found))}, which has one run for a "
+            f"process, expected {' or '.join(RUN_EACH)}; change runtime.yaml, or train one student "
+            "at a time"
+        )
 
 
 def _walk(training: Training) -> tuple[Any, ...]:

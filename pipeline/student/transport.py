@@ -51,7 +51,7 @@ def mapped_loss(
     Args:
         pairs: Student layer → teacher layer, or the teacher layers a plan chooses between, the
             same for all that have a list.
-        against: Takes a teacher layer, which it may decode, and returns the loss by student layer.
+        against: Takes a teacher layer and returns the loss by student layer.
     """
     losses = [
         against(teacher)(student) for student, teacher in pairs.items() if isinstance(teacher, int)

@@ -125,7 +125,7 @@ def _memory(console: Console, found: dict[str, Any]) -> None:
     students = found["memory"]["students"]
     if not students:
         return
-    console.print("memory of the students (activations and pool are estimates):")
+    console.print("memory of the students (all but weights, gradients and moments are estimates):")
     table = _table(
         "student", "parameters", "weights, gradients, moments", "teacher's head, features",
         "activations", "pool (host)", "epochs",

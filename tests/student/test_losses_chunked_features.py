@@ -79,6 +79,30 @@ def test_half_precision_underflows_nowhere(teacher, projector):
     assert (ours - theirs).norm() <= 2e-3 * theirs.norm()
 
 
+def test_autocast_keeps_no_cast_that_has_no_gradient(hidden, teacher, projector):
+    """As with a transport plan: costs without a graph first, then with one, of several chunks."""
+    inputs = [hidden, *projector.parameters()]
+
+    def found() -> Tensor:
+        return chunked_feature_loss(
+            FEATURE["mse"], hidden, projector, teacher.__getitem__,
+            d_teacher=THEIRS, count=COUNT, values=4 * THEIRS,
+        )  # fmt: skip
+
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
+            cost = found()
+        value = found()
+        wanted = FEATURE["mse"](projector(hidden), teacher, COUNT)
+    assert torch.equal(cost, value)
+    # Twice through one graph, as norms by term go.
+    first = torch.autograd.grad(value, inputs, retain_graph=True)
+    again = torch.autograd.grad(value, inputs)
+    for one, other, plain in zip(first, again, torch.autograd.grad(wanted, inputs), strict=True):
+        assert torch.equal(one, other)
+        assert (one - plain).norm() <= 1e-2 * plain.norm()
+
+
 def test_nothing_of_the_teachers_width_exists_for_all_tokens(hidden, teacher, projector):
     with Sizes() as made:
         chunked_feature_loss(

@@ -159,8 +159,9 @@ def test_a_segment_is_read_once_for_all(store, tmp_path, monkeypatch):
     [
         ({"options": {"precision": "bfloat16"}}, "more than one precision .*float32.*bfloat16"),
         ({"selected": {"store": "other", "signals": {}}}, "more than one store .*other"),
+        ({"report_to": ("mlflow",)}, "found report_to mlflow, .*tensorboard or dvclive"),
     ],
-    ids=["precision", "store"],
+    ids=["precision", "store", "reporter"],
 )
 def test_what_cannot_go_side_by_side_is_refused_before_anything(change, match, store, tmp_path):
     apart = Training(**asked(store, tmp_path / "apart", name="apart", **change))

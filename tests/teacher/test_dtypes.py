@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.student.features import TeacherFeatures
+from pipeline.teacher import assets
 from pipeline.teacher.load import load_teacher
 from pipeline.teacher.reference import TeacherReference
 from pipeline.teacher.spot_check import spot_check
@@ -62,6 +63,20 @@ def test_a_head_that_runs_wider_than_it_was_saved_is_stored_as_it_was_saved(tmp_
     features = TeacherFeatures(own.reader, [head.name])
     rows = torch.randn(5, model.config.hidden_size)
     assert torch.equal(features.logits(rows).full, rows @ model.get_output_embeddings().weight.T)
+
+
+def test_a_store_with_a_wide_head_keeps_it_for_the_signals_that_name_it(tmp_path, monkeypatch):
+    own = prepared(tmp_path, "llama")
+    write_teacher(tmp_path / "teacher", tiny_model("llama", layers=3).bfloat16())
+    first, second = signal("logits", None, "head"), signal("logits", None, "head", values="int8")
+    with monkeypatch.context() as patch:
+        patch.setattr(assets, "_narrowed", lambda value: value)
+        own.capture([first])
+    digests = own.digests()
+    own.capture([first, second])
+    assert digests.items() <= own.digests().items()
+    for one in (first, second):
+        TeacherFeatures(own.reader, [one.name])
 
 
 def test_weights_are_loaded_once_and_in_their_dtype(tmp_path, monkeypatch):
