@@ -274,7 +274,7 @@ def main(
     with tempfile.TemporaryDirectory() as directory:
         # A small segment pays as much for its files as a large one, whose 16,384 tokens hide it. So
         # the quick run mixes one at a time: of four two are in memory, and all are read every lap.
-        pool_segments, segments = (1, 4) if quick else (2, 8)
+        pool_segments, segment_tokens = (1, tokens // 4) if quick else (2, 8192)
         setting = Setting(
             directory, device, maps, student_width, batch_size, pool_segments, workers
         )
@@ -284,7 +284,7 @@ def main(
             setting,
             tokens=tokens,
             length=length,
-            segment_tokens=tokens // segments,
+            segment_tokens=segment_tokens,
             teacher={"layers": layers, "width": width, "vocab": vocab},
         )
         # In one process: two that run the same step differ by more than what is measured here.
