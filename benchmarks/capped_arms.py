@@ -255,7 +255,8 @@ def child(order: Mapping[str, Any]) -> dict[str, Any]:
         clock = train(order["arm"], size, Path(order["root"]), device, is_held=order["held"])
     except (DecantError, MemoryError, OSError, RuntimeError) as error:
         # What a missing allocation ends in depends on who asks.
-        return {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+        said = str(error).splitlines()[0].replace(f"{order['root']}/", "")
+        return {"error": f"{type(error).__name__}: {said[:200]}"}
     on_gpu = device.type == "cuda"
     peak = torch.cuda.max_memory_allocated() if on_gpu else status_bytes("VmHWM")
     steps = len(clock.ends) - 1
