@@ -64,7 +64,8 @@ def test_two_processes_have_the_curve_of_one(name, store, two, tmp_path):
     for one, other in zip(ours, theirs, strict=True):
         assert one.keys() == other.keys()
         for key in one:
-            assert one[key] == pytest.approx(other[key], rel=1e-4), key
+            near = 1e-4 if name == "all terms" else 1e-3
+            assert one[key] == pytest.approx(other[key], rel=near), key
     expected = weights(tmp_path)
     for key, value in weights(two / name).items():
         torch.testing.assert_close(value, expected[key], rtol=1e-3, atol=5e-5)
