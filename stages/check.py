@@ -17,7 +17,7 @@ from pipeline.corpus.checks import check_task
 from pipeline.corpus.tokenize_prompt import Template
 from pipeline.errors import ConfigError, DecantError, IncompatibleError
 from pipeline.evaluate.scores import headline
-from pipeline.provenance import read_json, write_json
+from pipeline.provenance import write_json
 from pipeline.store.forms.form import Geometry
 from pipeline.store.records import Declaration
 from pipeline.store.signals import Signal
@@ -28,6 +28,7 @@ from pipeline.teacher.quantization import check_packed, check_quantization
 from pipeline.teacher.request import resolve_layers, resolve_signals
 from pipeline.training.options import TrainOptions, check_options
 from stages.command import params_option, stage
+from stages.miniatures import check_student_model, check_teacher_model, teacher_values
 from stages.parameters import Section, read_yaml, validate
 from stages.project import DATA, runtime
 from stages.rehearsal import rehearse
@@ -39,7 +40,6 @@ from stages.sections.teacher import TeacherModel
 from stages.sections.tokens import TokenParams
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
 
 
 class TeacherParams(Section):
@@ -174,13 +174,7 @@ def _check_teacher(
             f"{key}.tokens.targets: found teacher, but task {task} has no prompts that a teacher "
             "could go on from; use targets: corpus, or task prompt-target or messages"
         )
-    config = _teacher_config(teacher.model)
-    context = next((config[known] for known in CONTEXT_KEYS if known in config), None)
-    if isinstance(context, int) and context < teacher.tokens.max_length:
-        raise IncompatibleError(
-            f"{key}.tokens.max_length: found {teacher.tokens.max_length}, the teacher's context is "
-            f"{context}; lower it"
-        )
+    config = teacher_values(teacher.model)
     depth = depth_of(config)
     if depth is not None:
         # Before the students, whose check needs torch.
@@ -189,7 +183,7 @@ def _check_teacher(
         check_losses(options.loss, task, key=f"students.{student}.loss")
         _check_output(student, options, teacher.capture, task)
     if depth is not None:
-        _rehearse(key, teacher.capture, config, depth, task, students)
+        _rehearse(key, teacher, config, depth, task, students)
 
 
 def _check_packing(key: str, teacher: TeacherParams) -> None:
@@ -198,7 +192,7 @@ def _check_packing(key: str, teacher: TeacherParams) -> None:
     packing = None if quantization is None else quantization.build()
     is_trained = teacher.fit is not None
     check_quantization(packing, key=key, path=teacher.model.path, is_trained=is_trained)
-    check_packed(_teacher_config(teacher.model), packing, key=key, is_trained=is_trained)
+    check_packed(teacher_values(teacher.model), packing, key=key, is_trained=is_trained)
 
 
 def _check_output(name: str, student: StudentParams, capture: CaptureParams, task: str) -> None:
@@ -222,14 +216,6 @@ def _check_output(name: str, student: StudentParams, capture: CaptureParams, tas
         )
 
 
-def _teacher_config(model: TeacherModel) -> dict[str, Any]:
-    """Return what is known of a teacher's configuration without loading it."""
-    if model.scratch is not None:
-        return model.scratch
-    path = Path(str(model.path)) / "config.json"
-    return read_json(path) if path.is_file() else {}
-
-
 def _signals(key: str, capture: CaptureParams, depth: int, task: str) -> list[Signal]:
     return resolve_signals(
         capture.requests(), capture.logits_form(), depth=depth, task=task, key=key
@@ -238,13 +224,14 @@ def _signals(key: str, capture: CaptureParams, depth: int, task: str) -> list[Si
 
 def _rehearse(
     key: str,
-    capture: CaptureParams,
+    teacher: TeacherParams,
     config: dict[str, Any],
     depth: int,
     task: str,
     students: dict[str, StudentParams],
 ) -> None:
-    """Let every student select what it needs from what capture will write."""
+    """Let every student select what it needs from what capture will write, and be built."""
+    capture, max_length = teacher.capture, teacher.tokens.max_length
     signals = _signals(f"{key}.capture", capture, depth, task)
     blocks = (
         []
@@ -253,15 +240,34 @@ def _rehearse(
             plain_layers(capture.blocks), first=1, depth=depth, key=f"{key}.capture.blocks"
         )
     )
+    found = check_teacher_model(
+        key,
+        teacher.model,
+        signals,
+        keeps_blocks=bool(blocks),
+        task=task,
+        max_length=max_length,
+        vocab=teacher.tokens.vocab,
+    )
     for name, student in students.items():
         _check_architecture(name, student, config)
-        rehearse(name, student, signals, blocks, depth=depth, config=config)
+        selected = rehearse(name, student, signals, blocks, depth=depth, config=config)
+        check_student_model(
+            name,
+            student,
+            config,
+            selected,
+            task=task,
+            max_length=max_length,
+            is_causal=None if found is None else found.causal,
+        )
 
 
 def _check_architecture(name: str, student: StudentParams, config: dict[str, Any]) -> None:
     """Build the student's configuration, where its teacher's is known, and compare head counts."""
     from pipeline.student.architecture import student_configuration, teacher_configuration
     from pipeline.student.sizes import check_sizes
+    from pipeline.taps.configuration import size_of
 
     architecture = student.model.architecture
     if architecture is None or "model_type" not in config:
@@ -273,7 +279,7 @@ def _check_architecture(name: str, student: StudentParams, config: dict[str, Any
             check_sizes(built, teacher)
     except DecantError as error:
         raise type(error)(f"students.{name}.model: {error}") from error
-    found, expected = built.num_attention_heads, teacher.num_attention_heads
+    found, expected = (size_of(one, "num_attention_heads") for one in (built, teacher))
     attention = student.loss.attention
     if not attention.weight.is_off and attention.loss == "kl" and found != expected:
         raise IncompatibleError(

@@ -42,6 +42,7 @@ def evaluate(student: str, params: Path) -> None:
     from pipeline.evaluate.predictions import identity, read_predictions, write_predictions
     from pipeline.evaluate.vocabulary import student_token_set
     from pipeline.store.reader import StoreReader
+    from pipeline.taps.row_length import longest_row
     from pipeline.tasks import generates
 
     device = torch.device(prepare_torch(runtime()))
@@ -50,7 +51,7 @@ def evaluate(student: str, params: Path) -> None:
     record, also = _record(directory), _written_by(teacher, teacher_tokens.meta.digest)
     teacher_tokens.meta.refuse_others(str(directory), **record.get("made_of", {}), also=also)
     model = load_student(directory, task=teacher_tokens.meta.task)
-    tokens = student_token_set(teacher_tokens, directory)
+    tokens = student_token_set(teacher_tokens, directory, longest_row(model))
     selected = DATA / "selected" / f"{student}.agreement.json"
     reference = read_json(selected, f"run decant select {student}")
     if reference is not None and tokens is not teacher_tokens:

@@ -23,6 +23,7 @@ from pipeline.tasks import generates, models_language
 from pipeline.teacher.capture import Runtime, capture
 from pipeline.teacher.reference import TeacherReference
 from pipeline.teacher.spec import SegmentOptions
+from pipeline.teacher.teach import _plain_config
 from pipeline.teacher.weights import weights_sha256
 from pipeline.teacher.whole import write_manifests
 from tests.tiny import CAUSAL, PAD_ID, Kind, tiny_model
@@ -123,7 +124,7 @@ def write_teacher(path: Path, model: PreTrainedModel) -> TeacherReference:
         False,
         weights_sha256(path / "model"),
         int(model.config.num_hidden_layers),
-        model.config.to_dict(),
+        _plain_config(model),
         trained=True,
     )
     reference.save(path)

@@ -22,11 +22,9 @@ from pipeline.corpus.examples import SPLITS, Split
 from pipeline.corpus.tokenizer import load_tokenizer, tokenizer_digest
 from pipeline.corpus.tokens import NUMBERS, TokenColumns, TokenMeta, TokenSet, token_digest
 from pipeline.errors import IncompatibleError, IntegrityError
-from pipeline.provenance import read_json
 
 logger = logging.getLogger(__name__)
 
-POSITION_KEYS = ("max_position_embeddings", "n_positions")
 SANE_LENGTH = 10**9  # transformers' mark for "no limit known" is beyond
 
 
@@ -53,7 +51,7 @@ class StudentTokenSet(TokenSet):
         return datasets.Dataset(self.columns[name].to_table())
 
 
-def student_token_set(tokens: TokenSet, student_directory: Path) -> TokenSet:
+def student_token_set(tokens: TokenSet, student_directory: Path, room: int | None) -> TokenSet:
     """Return a token set in the ids of a student.
 
     Rows whose pieces the student has keep them. In the others each stretch of text between special
@@ -63,6 +61,7 @@ def student_token_set(tokens: TokenSet, student_directory: Path) -> TokenSet:
     Args:
         tokens: The token set of the student's teacher.
         student_directory: What `train` wrote.
+        room: Tokens of the longest row that the student takes, see `longest_row`.
 
     Returns:
         `tokens` itself where the student has the teacher's tokenizer.
@@ -73,7 +72,7 @@ def student_token_set(tokens: TokenSet, student_directory: Path) -> TokenSet:
     if _tokenizer_text(student_directory) == _tokenizer_text(tokens.tokenizer_path):
         return tokens
     teacher, student = load_tokenizer(tokens.tokenizer_path), load_tokenizer(student_directory)
-    longest = _longest(student_directory, student)
+    longest = min(student.model_max_length, room or SANE_LENGTH, SANE_LENGTH)
     writer = _Writer(teacher, student, longest)
     columns: dict[Split, TokenColumns] = {
         split: writer.rewrite(_columns(tokens.split(split)), split) for split in SPLITS
@@ -91,13 +90,6 @@ def _tokenizer_text(directory: Path) -> bytes:
         raise IntegrityError(
             f"{path}: not readable ({error}); run the stage that writes it again"
         ) from error
-
-
-def _longest(directory: Path, tokenizer: PreTrainedTokenizerFast) -> int:
-    """Return how many tokens a student has positions for."""
-    config = read_json(directory / "config.json")
-    limits = [config.get(key) for key in POSITION_KEYS]
-    return min(tokenizer.model_max_length, *(n for n in limits if isinstance(n, int)), SANE_LENGTH)
 
 
 def _columns(rows: datasets.Dataset) -> TokenColumns:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel
 
 from pipeline.errors import IncompatibleError
+from pipeline.taps.row_length import longest_row
 
 logger = logging.getLogger(__name__)
 
@@ -118,11 +119,6 @@ def plan_batches(
     return batches
 
 
-def context_limit(model: PreTrainedModel) -> int | None:
-    """Return how many positions a model has, or None where its configuration names no number."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
-
-
 def generate_ids(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
@@ -152,7 +148,7 @@ def generate_ids(
     Raises:
         IncompatibleError: If a prompt is empty or leaves no room in the model's context.
     """
-    batches = plan_batches([len(prompt) for prompt in prompts], options, limit=context_limit(model))
+    batches = plan_batches([len(prompt) for prompt in prompts], options, limit=longest_row(model))
     found: list[list[int]] = [[] for _ in prompts]
     for batch, continuations in generate_batches(
         model,

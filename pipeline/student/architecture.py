@@ -5,35 +5,39 @@ something else to the student. What follows from a changed key (head width, key 
 an entry for each layer) follows it.
 """
 
-import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from huggingface_hub.errors import StrictDataclassError
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+import torch
+from transformers import PreTrainedConfig
 
-from pipeline.errors import ConfigError, IncompatibleError, in_short
+from pipeline.errors import ConfigError, IncompatibleError
 from pipeline.student.maps import block_choice
+from pipeline.taps.configuration import (
+    NOT_ARCHITECTURE,
+    auto_class,
+    check_keys,
+    family_of,
+    make_configuration,
+    set_rope,
+    settable_keys,
+    size_of,
+    text_part,
+)
+from pipeline.taps.row_length import longest_row
 
 TOKENIZER_KEYS = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
-NOT_ARCHITECTURE = frozenset(
-    {
-        *("_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "model_type"),
-        *("transformers_version", "quantization_config", "problem_type", "num_labels"),
-        *("id2label", "label2id", "output_hidden_states", "output_attentions", "return_dict"),
-    }
-)
-"""Keys of a `config.json` that describe a file, a task or a call instead of an architecture."""
 
 
 def teacher_configuration(teacher_config: Mapping[str, Any]) -> PreTrainedConfig:
-    """Read the teacher's `config.json`.
+    """Read the teacher's `config.json`; of a model that reads images too, the text part.
 
     Raises:
         IncompatibleError: If the installed transformers does not know its model type.
     """
-    return _make(_family(teacher_config.get("model_type")), dict(teacher_config), "teacher config")
+    family = family_of(teacher_config.get("model_type"))
+    values = {key: value for key, value in teacher_config.items() if key not in NOT_ARCHITECTURE}
+    return text_part(make_configuration(family, values, "teacher config"))
 
 
 def student_configuration(
@@ -59,32 +63,56 @@ def student_configuration(
         ConfigError: If a key is unknown to the class, or its value makes no model.
         IncompatibleError: If the vocabulary or a special id is not the teacher's.
     """
-    family = _family(architecture.get("model_type", teacher.model_type))
+    family = family_of(architecture.get("model_type", teacher.model_type))
     own_name = family.attribute_map
     given = {
         own_name.get(key, key): value for key, value in architecture.items() if key != "model_type"
     }
-    _check_keys(family, architecture)
+    check_keys(family, architecture, "model.architecture")
     if family.model_type == teacher.model_type:
         values = {
             key: value for key, value in teacher.to_dict().items() if key not in NOT_ARCHITECTURE
         }
-        if "rope_theta" in given and isinstance(values.get("rope_parameters"), dict):
-            values["rope_parameters"] |= {"rope_theta": given.pop("rope_theta")}
+        set_rope(values, given)
     else:
         common = (*TOKENIZER_KEYS, "max_position_embeddings")
         inherited = {key: getattr(teacher, key, None) for key in common}
-        known = _known_keys(family)
+        known = settable_keys(family)
         values = {own_name.get(key, key): inherited[key] for key in common if key in known}
     layer_lists = _layer_lists(values, teacher.num_hidden_layers)
     values = {key: value for key, value in values.items() if key not in layer_lists}
-    config = _make(family, values | given, "model.architecture")
+    config = make_configuration(family, values | given, "model.architecture")
     if family.model_type == teacher.model_type:
         derived = _derived(config, teacher, layer_lists, layer_choice)
-        config = _make(family, values | derived | given, "model.architecture")
+        # What the class computes itself must not be set.
+        derived = {key: value for key, value in derived.items() if key in settable_keys(family)}
+        config = make_configuration(family, values | derived | given, "model.architecture")
     _check_heads(config)
     check_vocabulary(config, teacher, vocab, "model.architecture")
     return config
+
+
+def keep_room(
+    config: PreTrainedConfig,
+    teacher: PreTrainedConfig,
+    task: str,
+    architecture: Mapping[str, Any],
+) -> None:
+    """Enlarge an inherited table of positions that holds fewer tokens in the student's family.
+
+    RoBERTa needs two rows more than BERT for rows of one length.
+    """
+    common = "max_position_embeddings"
+    is_given = common in architecture or config.attribute_map.get(common) in architecture
+    if is_given or config.model_type == teacher.model_type:
+        return
+    try:
+        with torch.device("meta"):
+            room = longest_row(auto_class(task).from_config(config))
+    except (ValueError, RuntimeError, AssertionError):
+        return  # whoever builds the student says why it cannot be
+    if room is not None and room < config.max_position_embeddings:
+        config.max_position_embeddings += config.max_position_embeddings - room
 
 
 def check_vocabulary(
@@ -121,56 +149,6 @@ def check_vocabulary(
             )
 
 
-def _family(model_type: Any) -> type[PreTrainedConfig]:
-    """Find the configuration class; code from outside transformers is never looked for."""
-    if model_type not in CONFIG_MAPPING:
-        raise IncompatibleError(
-            f"model_type is {model_type!r}, which the installed transformers does not have; "
-            "choose one that needs no code of its own"
-        )
-    return CONFIG_MAPPING[model_type]
-
-
-def _make(family: type[PreTrainedConfig], values: dict[str, Any], where: str) -> PreTrainedConfig:
-    """Instantiate a configuration; what its class refuses becomes one line."""
-    values = {key: value for key, value in values.items() if key not in NOT_ARCHITECTURE}
-    try:
-        return family(**values)
-    except (StrictDataclassError, ValueError, TypeError) as error:
-        reason = in_short(error)
-        raise ConfigError(
-            f"{where}: {family.__name__} refuses it ({reason}); change the key it names"
-        ) from error
-
-
-def _known_keys(family: type[PreTrainedConfig]) -> set[str]:
-    """Collect what may be set; `rope_theta` is no field any more but still the word for it."""
-    known = {field.name for field in dataclasses.fields(family)} | set(family.attribute_map)
-    if "rope_parameters" in known:
-        known.add("rope_theta")
-    return known - NOT_ARCHITECTURE
-
-
-def _check_keys(family: type[PreTrainedConfig], architecture: Mapping[str, Any]) -> None:
-    """Refuse keys that the class would keep as an attribute nobody reads."""
-    known = _known_keys(family)
-    for key in architecture:
-        if key in known or key == "model_type":
-            continue
-        close = difflib.get_close_matches(key, known, n=1)
-        advice = f"did you mean {close[0]!r}?" if close else "remove it"
-        raise ConfigError(
-            f"model.architecture.{key}: no key of an architecture in {family.__name__}; {advice}"
-        )
-    named_twice = [key for key in architecture if family.attribute_map.get(key) in architecture]
-    if named_twice:
-        key = named_twice[0]
-        raise ConfigError(
-            f"model.architecture.{key}: in {family.__name__} the same as "
-            f"{family.attribute_map[key]!r}, which is given too; remove one"
-        )
-
-
 def _layer_lists(values: Mapping[str, Any], depth: int) -> dict[str, list[Any]]:
     """Pick the values with an entry for each layer: layer_types, mlp_layer_types, and so on.
 
@@ -192,11 +170,13 @@ def _derived(
 ) -> dict[str, Any]:
     """Values that the teacher's file spells out but that follow from keys which were changed."""
     derived: dict[str, Any] = {}
-    width, heads = teacher.hidden_size, teacher.num_attention_heads
-    if getattr(teacher, "head_dim", None) == width // heads:
-        derived["head_dim"] = config.hidden_size // config.num_attention_heads
-    if getattr(teacher, "num_key_value_heads", None) == heads:
-        derived["num_key_value_heads"] = config.num_attention_heads
+    heads, own = size_of(teacher, "num_attention_heads"), size_of(config, "num_attention_heads")
+    if heads and own:
+        if getattr(teacher, "head_dim", None) == teacher.hidden_size // heads:
+            derived["head_dim"] = config.hidden_size // own
+        for key in ("num_key_value_heads", "num_kv_heads"):
+            if getattr(teacher, key, None) == heads:
+                derived[key] = own
     choice = block_choice(
         layer_choice,
         student_layers=config.num_hidden_layers,
@@ -212,14 +192,16 @@ def _derived(
 
 def _check_heads(config: PreTrainedConfig) -> None:
     """Refuse head counts that torch would refuse later, in words of its own."""
-    width, heads = config.hidden_size, config.num_attention_heads
+    width, heads = config.hidden_size, size_of(config, "num_attention_heads")
+    if not heads:
+        return
     if getattr(config, "head_dim", None) in (None, width // heads) and width % heads:
         raise ConfigError(
             f"model.architecture: hidden_size {width} is no multiple of num_attention_heads "
             f"{heads}; change one, or give head_dim"
         )
     key_heads = getattr(config, "num_key_value_heads", None)
-    if key_heads and heads % key_heads:
+    if isinstance(key_heads, int) and key_heads and heads % key_heads:
         raise ConfigError(
             f"model.architecture: num_attention_heads {heads} is no multiple of "
             f"num_key_value_heads {key_heads}; give num_key_value_heads too"

@@ -14,8 +14,6 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -23,6 +21,7 @@ from transformers import (
 from pipeline.errors import ConfigError, IncompatibleError, in_short
 from pipeline.student.architecture import (
     check_vocabulary,
+    keep_room,
     student_configuration,
     teacher_configuration,
 )
@@ -33,6 +32,7 @@ from pipeline.student.origin import LoraOptions
 from pipeline.student.same_tokenizer import check_same_tokenizer
 from pipeline.student.sizes import check_sizes
 from pipeline.student.vocabulary import keep_vocabulary
+from pipeline.taps.configuration import auto_class
 from pipeline.tasks import Task, models_language, outputs_of
 from pipeline.training.own_code import own_code
 
@@ -101,6 +101,7 @@ def build_student(
         config = student_configuration(
             architecture, teacher, vocab=vocab, layer_choice=layer_choice
         )
+        keep_room(config, teacher, task, architecture)
         model = _from_architecture(config, teacher, init, blocks, layer_choice, classes, task, seed)
     if vocabulary is not None:
         # After the weights: the rows kept are the checkpoint's or the teacher's own.
@@ -132,7 +133,7 @@ def _from_architecture(
         check_sizes(config, teacher)
     try:
         with _seeded(seed):
-            model = _model_class(task).from_config(config, dtype=torch.float32)
+            model = auto_class(task).from_config(config, dtype=torch.float32)
     except (ValueError, RuntimeError, AssertionError) as error:
         reason = in_short(error)
         raise ConfigError(
@@ -148,10 +149,6 @@ def _from_architecture(
         load_blocks(model, blocks, choice, teacher)
         logger.info("student starts from teacher blocks %s", ", ".join(map(str, choice)))
     return model
-
-
-def _model_class(task: Task) -> Any:
-    return AutoModelForCausalLM if models_language(task) else AutoModelForSequenceClassification
 
 
 def _check_choice(
@@ -208,7 +205,7 @@ def _from_checkpoint(
         _set_task(config, classes, task)
         with _seeded(seed):
             # Safetensors only: a pickle would be executed.
-            model, report = _model_class(task).from_pretrained(
+            model, report = auto_class(task).from_pretrained(
                 checkpoint,
                 config=config,
                 revision=revision,

@@ -16,6 +16,7 @@ from pipeline.provenance import (
 from pipeline.store.reader import StoreReader
 from pipeline.student.objective import TERMS
 from pipeline.student.vocabulary import Vocabulary
+from pipeline.taps.tap import IMPLEMENTATION
 
 
 def export(
@@ -35,7 +36,8 @@ def export(
     """
     staging = output.with_name(f".{output.name}.writing")
     shutil.rmtree(staging, ignore_errors=True)
-    student.set_attn_implementation("sdpa")
+    if student.config._attn_implementation == IMPLEMENTATION:
+        student.set_attn_implementation("sdpa")
     with needing_room(staging, sum(p.numel() * p.element_size() for p in student.parameters())):
         student.save_pretrained(staging)
         if kept is None:

@@ -26,6 +26,7 @@ from pipeline.student.losses.chunked_features import DEVICE_VALUES
 from pipeline.student.losses.chunked_maps import DEVICE_SCORES
 from pipeline.student.objective import Objective
 from pipeline.student.origin import StudentModel
+from pipeline.taps.configuration import size_of
 from pipeline.tasks import models_language
 from pipeline.training.options import TrainOptions
 
@@ -111,7 +112,7 @@ def student_memory(
     config = student.config.get_text_config()
     parameters = sum(one.numel() for one in student.parameters())
     trained = sum(one.numel() for one in student.parameters() if one.requires_grad)
-    teacher = teacher_configuration(teacher_config).get_text_config()
+    teacher = teacher_configuration(teacher_config)
     bridge = config.hidden_size * teacher.hidden_size + teacher.hidden_size
     projectors = 0 if objective.feature.weight.is_off else feature_pairs * bridge
     batch_tokens = options.batch_size * max_length
@@ -180,7 +181,7 @@ def _activations(
         found += LOSS_COPIES * FLOAT_BYTES * min(tokens * d_teacher, DEVICE_VALUES)
     if not objective.attention.weight.is_off:
         # Until the backward pass a pair keeps the gradients of query and key, and no map.
-        scores = config.num_attention_heads * tokens * max_length
+        scores = size_of(config, "num_attention_heads") * tokens * max_length
         found += attention_pairs * 2 * tokens * width * item
         found += LOSS_COPIES * FLOAT_BYTES * min(scores, DEVICE_SCORES)
     if models_language(task) and not (

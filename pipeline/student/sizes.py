@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedConfig
 
 from pipeline.errors import IncompatibleError
+from pipeline.taps.configuration import head_width, key_heads, size_of
 
 
 def check_sizes(student: PreTrainedConfig, teacher: PreTrainedConfig) -> None:
@@ -37,13 +38,13 @@ class Sizes:
     @classmethod
     def of(cls, config: PreTrainedConfig) -> "Sizes":
         """Read them from a configuration, by whichever names its family has."""
-        width, heads = config.hidden_size, config.num_attention_heads
         neurons = [getattr(config, key, None) for key in ("intermediate_size", "hidden_dim")]
+        width = size_of(config, "hidden_size")
         return cls(
             width,
-            heads,
-            getattr(config, "num_key_value_heads", None) or heads,
-            getattr(config, "head_dim", None) or width // heads,
+            size_of(config, "num_attention_heads"),
+            key_heads(config),
+            head_width(config),
             # GPT-2 writes no number where it means four times the width.
             next((n for n in neurons if n), None) or getattr(config, "n_inner", None) or 4 * width,
         )
@@ -51,7 +52,7 @@ class Sizes:
     @property
     def group(self) -> int:
         """Query heads that share a key head."""
-        return self.heads // self.key_heads
+        return self.heads // self.key_heads if self.key_heads else 1
 
 
 def check_cut(student: Sizes, teacher: Sizes) -> None:

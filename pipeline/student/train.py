@@ -27,6 +27,7 @@ from pipeline.student.stream import StoreDataset
 from pipeline.student.trainer import DistillationTrainer
 from pipeline.student.training import Training
 from pipeline.student.vocabulary import Vocabulary, VocabularyDataset, corpus_vocabulary
+from pipeline.taps.row_length import require_room
 from pipeline.tasks import models_language
 from pipeline.training.arguments import training_arguments
 from pipeline.training.checkpoints import (
@@ -286,7 +287,7 @@ def _build(asked: Training, reader: StoreReader, kept: Vocabulary | None) -> Pre
         lora=asked.lora,
         tokenizer=reader.tokenizer(),
     )
-    _check_length(student, plan["max_length"], asked.name)
+    require_room(student, plan["max_length"], f"students.{asked.name}.model")
     return student
 
 
@@ -318,13 +319,3 @@ def _blocks(reader: StoreReader, selected: Mapping[str, Any]) -> Path:
             f"{path}: blocks {found}, expected {wanted}; run the select stage again"
         )
     return path
-
-
-def _check_length(student: PreTrainedModel, max_length: int, name: str) -> None:
-    positions = getattr(student.config.get_text_config(), "max_position_embeddings", None)
-    if positions is not None and positions < max_length:
-        raise IncompatibleError(
-            f"students.{name}.model: {positions} positions, the corpus has rows of up to "
-            f"{max_length} tokens; raise max_position_embeddings or lower the teacher's "
-            "tokens.max_length"
-        )

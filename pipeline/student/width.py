@@ -16,9 +16,11 @@ from typing import Literal, TypeAlias
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from pipeline.errors import IncompatibleError
 from pipeline.student.sizes import Sizes
+from pipeline.taps.configuration import auto_class
 
 Axis: TypeAlias = Literal["channel", "head", "key", "fused", "neuron", "own"]
 """What an axis of a weight counts. `head`, `key`: heads times their width; `fused`: query, key and
@@ -75,6 +77,26 @@ ROLES: tuple[tuple[str, tuple[Axis, ...]], ...] = (
 
 INPUT_FIRST = r"\.(attn|mlp)\.c_(attn|fc|proj)\.weight"
 """Matrices whose first axis is their input; of all others it is the second."""
+
+
+def check_cuttable(student: PreTrainedConfig, teacher: PreTrainedConfig, task: str) -> None:
+    """Refuse a narrower student of a family whose weights nobody knows how to cut.
+
+    Args:
+        student: The student's configuration.
+        teacher: The teacher's configuration.
+        task: What its head is for.
+
+    Raises:
+        IncompatibleError: Naming a weight whose axes are not known.
+    """
+    sizes = Sizes.of(teacher)
+    if Sizes.of(student) == sizes:
+        return
+    with torch.device("meta"):
+        model = auto_class(task).from_config(teacher)
+    for name, value in model.state_dict().items():
+        _roles(name, value, sizes)
 
 
 class WidthCut:

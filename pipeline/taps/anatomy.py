@@ -2,7 +2,8 @@
 
 The blocks are the shallowest `ModuleList` with as many entries as the configuration has layers.
 Sizes come from the configuration, whose attribute map already unites the names that families use
-for one thing.
+for one thing. What a model lacks (blocks of its own, attention heads) is refused where it is asked
+for, so that its other features can be had.
 """
 
 from collections.abc import Collection
@@ -12,6 +13,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pipeline.errors import IncompatibleError
+from pipeline.taps.configuration import head_width, key_heads, size_of, text_part
+
+ONLY_OUTPUTS = (
+    "only its outputs can be used: leave hidden states, attention, value and blocks out, and set "
+    "the weights of a student's feature and attention terms to 0"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +26,9 @@ class Anatomy:
     """A model taken apart: its blocks in order, their name, and the sizes that signals have.
 
     Layer numbers are the project's: block l, counted from 1, reads `hidden/l-1` and writes
-    `hidden/l`.
+    `hidden/l`. Without blocks that can be told apart (ALBERT has one for all layers) `blocks` is
+    empty and `no_blocks` says why. `heads`, `kv_heads` and `head_dim` are 0 in a model without
+    attention heads (Mamba).
     """
 
     model_class: str
@@ -27,6 +36,8 @@ class Anatomy:
     owner: nn.Module
     path: str
     blocks: tuple[nn.Module, ...]
+    no_blocks: str
+    depth: int
     head: nn.Module | None
     width: int
     heads: int
@@ -34,17 +45,21 @@ class Anatomy:
     head_dim: int
     is_causal: bool
 
-    @property
-    def depth(self) -> int:
-        """Number of blocks."""
-        return len(self.blocks)
-
     def block_of(self, name: str) -> int | None:
         """Return the block, from 1, that submodule or parameter `name` is in; None if in none."""
         prefix = f"{self.path}."
-        if not name.startswith(prefix):
+        if not self.blocks or not name.startswith(prefix):
             return None
         return int(name.removeprefix(prefix).split(".", 1)[0]) + 1
+
+    def require_blocks(self) -> None:
+        """Refuse a model whose layers cannot be told apart.
+
+        Raises:
+            IncompatibleError: With the reason.
+        """
+        if not self.blocks:
+            raise IncompatibleError(f"{self.model_class}: {self.no_blocks}")
 
     def require_layers(
         self, *, hidden: Collection[int] = (), attention: Collection[int] = ()
@@ -52,8 +67,16 @@ class Anatomy:
         """Refuse layers the model does not have.
 
         Raises:
-            IncompatibleError: If a number is outside 0..depth (hidden) or 1..depth (attention).
+            IncompatibleError: If a number is outside 0..depth (hidden) or 1..depth (attention), or
+                the model has no blocks or no attention heads.
         """
+        if hidden or attention:
+            self.require_blocks()
+        if attention and not self.heads:
+            raise IncompatibleError(
+                f"{self.model_class} has no attention heads, attention asked for in layers "
+                f"{', '.join(map(str, sorted(attention)))}; leave attention and value out"
+            )
         for layer in sorted(hidden):
             if not 0 <= layer <= self.depth:
                 raise IncompatibleError(
@@ -72,35 +95,45 @@ def find_anatomy(model: PreTrainedModel) -> Anatomy:
     """Find blocks, head and sizes of a model with one stack of transformer blocks.
 
     Raises:
-        IncompatibleError: If it has two stacks, shares one block between layers, or shows no stack
-            at all.
+        IncompatibleError: If it has two stacks, or names no number of layers or no width.
     """
     name = type(model).__name__
-    config = model.config.get_text_config()
-    if config.is_encoder_decoder:
+    config = text_part(model.config)
+    if config.is_encoder_decoder or model.config.is_encoder_decoder:
         raise IncompatibleError(
             f"{name} is an encoder-decoder, expected a model with one stack of blocks; choose a "
             "decoder-only or encoder-only model"
         )
-    path, stack = _find_blocks(model, name, getattr(config, "num_hidden_layers", None))
-    width, heads = config.hidden_size, config.num_attention_heads
+    depth, width = (size_of(config, key) for key in ("num_hidden_layers", "hidden_size"))
+    if not depth or not width:
+        raise IncompatibleError(
+            f"{name}: its configuration has no {'hidden_size' if depth else 'num_hidden_layers'}, "
+            "expected a model with one stack of blocks of one width; choose another model"
+        )
+    path, stack, reason = _find_blocks(model, depth)
+    heads = size_of(config, "num_attention_heads")
     return Anatomy(
         model_class=name,
         base=model.base_model,
-        owner=model.get_submodule(path.rpartition(".")[0]),
+        owner=model.get_submodule(path.rpartition(".")[0]) if stack else model.base_model,
         path=path,
         blocks=tuple(stack),
+        no_blocks=reason,
+        depth=depth,
         head=model.get_output_embeddings(),
         width=width,
         heads=heads,
-        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or width // heads,
-        is_causal=any(getattr(part, "is_causal", False) is True for part in stack.modules()),
+        kv_heads=key_heads(config),
+        head_dim=head_width(config),
+        is_causal=any(getattr(part, "is_causal", False) is True for part in model.modules()),
     )
 
 
-def _find_blocks(model: nn.Module, name: str, depth: int | None) -> tuple[str, nn.ModuleList]:
-    """Take the shallowest list, so that one inside a block (experts, say) is never the stack."""
+def _find_blocks(model: nn.Module, depth: int) -> tuple[str, tuple[nn.Module, ...], str]:
+    """Return the path of the blocks and the blocks; without them, the reason.
+
+    The shallowest list is taken, so that one inside a block (experts, say) is never the stack.
+    """
     found = [
         (path, part)
         for path, part in model.named_modules()
@@ -110,14 +143,10 @@ def _find_blocks(model: nn.Module, name: str, depth: int | None) -> tuple[str, n
     shallowest = [(path, part) for path, part in found if path.count(".") == level]
     if len(shallowest) != 1:
         places = ", ".join(path for path, _ in shallowest) or "none"
-        raise IncompatibleError(
-            f"{name}: expected one list of {depth} transformer blocks (config.num_hidden_layers), "
-            f"found {places}; this architecture cannot be tapped, choose another model"
-        )
+        wanted = f"one list of {depth} transformer blocks (config.num_hidden_layers)"
+        return "", (), f"expected {wanted}, found {places}; {ONLY_OUTPUTS}"
     path, stack = shallowest[0]
     if len({id(block) for block in stack}) != depth:
-        raise IncompatibleError(
-            f"{name}: {path} repeats one block for several layers, expected {depth} different "
-            "blocks; this architecture cannot be tapped, choose another model"
-        )
-    return path, stack
+        repeated = f"{path} repeats one block for several layers"
+        return "", (), f"{repeated}, expected {depth} different blocks; {ONLY_OUTPUTS}"
+    return path, tuple(stack), ""

@@ -17,6 +17,7 @@ from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig, PreTrained
 
 from pipeline.errors import IncompatibleError
 from pipeline.taps.anatomy import find_anatomy
+from pipeline.taps.configuration import plain_values
 from pipeline.taps.tap import AttentionCall, tap
 from pipeline.taps.weights import plain_weights
 
@@ -148,7 +149,9 @@ def _one_block(config: Mapping[str, Any], layer: int) -> PreTrainedConfig:
     family = CONFIG_MAPPING[kind]
     own = family.attribute_map
     known = {field.name for field in dataclasses.fields(family)} - NOT_COMPUTED_WITH
-    values: dict[str, Any] = {key: value for key, value in config.items() if key in known}
+    values: dict[str, Any] = {
+        key: plain_values(value) for key, value in config.items() if key in known
+    }
     depth = own.get("num_hidden_layers", "num_hidden_layers")
     for key, value in values.items():
         if "layer" in key and isinstance(value, list) and len(value) == values[depth]:

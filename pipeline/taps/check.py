@@ -19,8 +19,9 @@ from pipeline.taps.anatomy import Anatomy, find_anatomy
 from pipeline.taps.below import QueryKeyBlock, query_key_parameters
 from pipeline.taps.comparison import Comparison, bound_of
 from pipeline.taps.head import HeadSpec, apply_head, head_parameters, read_head_spec
-from pipeline.taps.inputs import model_inputs, run_base
+from pipeline.taps.inputs import model_columns, model_inputs, run_base
 from pipeline.taps.maps import check_maps, check_masks, check_own_maps
+from pipeline.taps.padding import check_padding
 from pipeline.taps.scores import Rule
 from pipeline.taps.tap import AttentionCall, Record, tap
 
@@ -70,8 +71,8 @@ def check_taps(
 
     Args:
         model: The model, on its device, in its dtype.
-        inputs: A right-padded batch with `input_ids`, `attention_mask` and whatever else the model
-            takes.
+        inputs: A right-padded batch with `input_ids`, `attention_mask` and whatever else models
+            take; the model is given the columns that it names.
         hidden: Layers whose hidden states will be tapped.
         attention: Layers whose query and key will be tapped.
         values: Layers whose value will be tapped. It is what attention is handed, and its layer is
@@ -103,7 +104,7 @@ def check_taps(
             report = _check(
                 model,
                 anatomy,
-                inputs,
+                model_columns(model, inputs),
                 comparison,
                 _Asked(
                     *(frozenset(hidden), frozenset(heard), values, below, maps),
@@ -171,8 +172,10 @@ def _check(
     causal = not {"full"} & {*rules.values(), *own.values()} and _is_causal(
         model, anatomy, inputs, comparison
     )
+    if not causal:
+        check_padding(model, inputs, comparison)
     if rules and asked.max_length is not None:
-        check_masks(model, inputs, rules, asked.max_length, is_causal=causal)
+        check_masks(model, inputs, comparison.live, rules, asked.max_length, is_causal=causal)
     found: dict[int, Rule] = {**own, **rules}
     heads, kv_heads, d_head = _sizes(record, anatomy, map_heads)
     return TapReport(
@@ -210,7 +213,25 @@ def _reference(
     finally:
         for handle in handles:
             handle.remove()
-    return output.hidden_states or (), beside, output.logits
+    states = _by_number(model, inputs, output.hidden_states or (), beside)
+    return states, beside, output.logits
+
+
+def _by_number(
+    model: PreTrainedModel,
+    inputs: Mapping[str, Tensor],
+    states: tuple[Tensor, ...],
+    beside: list[tuple[Tensor, Tensor]],
+) -> tuple[Tensor, ...]:
+    """Return a model's own states as we number them: the first block's input, then its outputs.
+
+    Mamba leaves the input out, and gives its last state before the final norm as well as after.
+    """
+    if len(states) < 2 or not any(
+        given is states[-2] and result is states[-1] for given, result in beside
+    ):
+        return states
+    return (model.get_input_embeddings()(inputs["input_ids"]), *states[:-1])
 
 
 def _check_hidden(
@@ -224,7 +245,7 @@ def _check_hidden(
     if record.hidden and len(states) != anatomy.depth + 1:
         raise IncompatibleError(
             f"{anatomy.model_class} returns {len(states)} hidden states, expected "
-            f"{anatomy.depth + 1} to verify its layers; choose another model"
+            f"{anatomy.depth + 1} to verify its layers; leave hidden states out for this model"
         )
     for layer, state in record.hidden.items():
         theirs = states[layer]
@@ -306,7 +327,7 @@ def _is_causal(
     lengths = comparison.live.sum(1, keepdim=True)
     position = torch.arange(comparison.live.shape[1], device=lengths.device)
     before = position < lengths - 1
-    if not anatomy.is_causal or not before.any():
+    if not anatomy.is_causal or not before.any() or "attention_mask" not in inputs:
         return anatomy.is_causal
     # A row of one token keeps it: attention over nothing is undefined.
     mask = (before | (position == 0)).to(inputs["attention_mask"].dtype)

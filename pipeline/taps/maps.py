@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -115,6 +116,7 @@ def _rule(attention: Tensor, live: Tensor) -> Rule:
 def check_masks(
     model: PreTrainedModel,
     inputs: Mapping[str, Tensor],
+    live: Bool[Tensor, "batch seq"],
     rules: Mapping[int, Rule],
     max_length: int,
     *,
@@ -128,7 +130,7 @@ def check_masks(
     Raises:
         IncompatibleError: If a layer hides keys that its rule shows, or shows keys that it hides.
     """
-    lengths = inputs["attention_mask"].sum(1)
+    lengths = live.sum(1)
     row = int(lengths.argmax())
     length = int(lengths[row])
     if max_length <= length:

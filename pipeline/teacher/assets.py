@@ -1,7 +1,7 @@
 """What students need besides features: configuration, tokenizer, head, blocks or parts of them."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from pipeline.provenance import write_bytes_atomically, write_json
 from pipeline.store.index import index_asset, read_index
 from pipeline.store.layout import Layout
 from pipeline.store.shards import bytes_digest, file_digest
-from pipeline.taps.anatomy import find_anatomy
+from pipeline.taps.anatomy import Anatomy, find_anatomy
 from pipeline.taps.below import query_key_parameters
+from pipeline.taps.configuration import text_part
 from pipeline.taps.head import head_parameters
 from pipeline.taps.magnitudes import PREFIX
 from pipeline.taps.weights import plain_weights
@@ -86,14 +87,44 @@ def write_blocks(
 ) -> dict[str, Any]:
     """Write the chosen blocks and everything outside the blocks, under the teacher's own names.
 
-    Beside a block's matrices stand the magnitudes of what they read, for students that are cut.
+    Each matrix of a block comes with the magnitudes of its inputs, for students that are cut. Of a
+    model that reads images too only the language model is written, under the names it has alone.
+
+    Raises:
+        IncompatibleError: If the model's blocks cannot be told apart.
     """
-    prefix = f"{find_anatomy(model).path}."
+    anatomy = find_anatomy(model)
+    anatomy.require_blocks()
+    prefix = f"{anatomy.path}."
     wanted = tuple(f"{prefix}{layer - 1}." for layer in layers)
-    tensors = plain_weights(
-        model, lambda name: not name.startswith(prefix) or name.startswith(wanted)
+    rename = _renaming(model, anatomy)
+    weights = plain_weights(
+        model,
+        lambda name: (
+            rename(name) is not None and (not name.startswith(prefix) or name.startswith(wanted))
+        ),
     )
+    tensors = {str(rename(name)): value for name, value in weights.items()}
     tensors |= {
-        f"{PREFIX}{name}": value for name, value in magnitudes.items() if name.startswith(wanted)
+        f"{PREFIX}{rename(name)}": value
+        for name, value in magnitudes.items()
+        if name.startswith(wanted)
     }
     return _write(layout, BLOCKS, tensors, layers=layers)
+
+
+def _renaming(model: PreTrainedModel, anatomy: Anatomy) -> Callable[[str], str | None]:
+    """Return what tells a weight's name in a model of the text part alone; None: it is not there.
+
+    Names differ where the language model is one of several parts.
+    """
+    if text_part(model.config) is model.config:
+        return lambda name: name
+    base, owner = f"{model.base_model_prefix}.", f"{anatomy.path.rpartition('.')[0]}."
+
+    def rename(name: str) -> str | None:
+        if name.startswith(owner):
+            return base + name.removeprefix(owner)
+        return None if name.startswith(base) else name
+
+    return rename

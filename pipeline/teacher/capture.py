@@ -34,6 +34,7 @@ from pipeline.store.shards import file_digest
 from pipeline.store.signals import Signal
 from pipeline.taps.check import TapReport
 from pipeline.taps.magnitudes import input_magnitudes
+from pipeline.taps.row_length import require_room
 from pipeline.teacher.assets import BLOCKS, write_blocks, write_descriptions
 from pipeline.teacher.batch_size import (
     Rehearsal,
@@ -264,6 +265,7 @@ class _Capture:
 
     def check(self, model: PreTrainedModel, segment: Segment) -> TapReport:
         """Compare taps with the model's own outputs on the longest training examples."""
+        require_room(model, self.description["max_length"], "the teacher")
         batch = checked_batch(model, segment, CHECK_EXAMPLES, self.pad_id, self.device)
         report = check_signals(
             model, batch, self.signals, max_length=self.description["max_length"]

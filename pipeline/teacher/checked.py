@@ -7,7 +7,6 @@ from transformers import PreTrainedModel
 
 from pipeline.store.signals import Signal
 from pipeline.taps.check import TapReport, check_taps
-from pipeline.taps.inputs import model_columns
 from pipeline.teacher.forward import Batch, takes_logits
 
 
@@ -25,7 +24,12 @@ def check_signals(
     Raises:
         IncompatibleError: If a tap differs from the model, by layer.
     """
-    asked: dict[str, Any] = {
+    return check_taps(model, batch.inputs, max_length=max_length, **taps_of(signals))
+
+
+def taps_of(signals: Sequence[Signal]) -> dict[str, Any]:
+    """Return the arguments of `check_taps` that name what signals need."""
+    return {
         "hidden": layers_of(signals, "hidden"),
         "attention": layers_of(signals, "attention", "qk"),
         "values": layers_of(signals, "value"),
@@ -34,7 +38,6 @@ def check_signals(
         "head": any(signal.form.name == "head" for signal in signals),
         "logits": any(takes_logits(signal) for signal in signals),
     }
-    return check_taps(model, model_columns(model, batch.inputs), max_length=max_length, **asked)
 
 
 def layers_of(signals: Sequence[Signal], kind: str, form: str | None = None) -> list[int]:

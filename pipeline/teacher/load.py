@@ -7,14 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, PreTrainedModel
 
 from pipeline.errors import ConfigError, IncompatibleError, ResourceError, in_short
+from pipeline.taps.configuration import auto_class
 from pipeline.tasks import models_language, outputs_of
 from pipeline.teacher.placement import Placement, remove_with
 from pipeline.teacher.quantization import Quantization
@@ -34,11 +30,6 @@ PROBLEM_TYPES = {
     "regression": "regression",
 }
 """Which loss a sequence model of the library computes."""
-
-
-def auto_class(task: str) -> Any:
-    """Return the library's class with the head of a task."""
-    return AutoModelForCausalLM if models_language(task) else AutoModelForSequenceClassification
 
 
 def head_options(task: str, classes: tuple[str, ...]) -> dict[str, Any]:

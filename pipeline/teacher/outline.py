@@ -13,18 +13,19 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from pipeline.errors import ConfigError, IncompatibleError, in_short
+from pipeline.errors import ConfigError, in_short
 from pipeline.store.signals import Signal
 from pipeline.taps.anatomy import find_anatomy
 from pipeline.taps.check import TapReport
+from pipeline.taps.configuration import auto_class, family_of, plain_values
 from pipeline.taps.head import read_head_spec
 from pipeline.taps.inputs import model_columns, run_base
 from pipeline.taps.scores import Rule
 from pipeline.taps.tap import Record, tap
 from pipeline.teacher.checked import layers_of
-from pipeline.teacher.load import auto_class, load_config
+from pipeline.teacher.load import load_config
 
 logger = logging.getLogger(__name__)
 LENGTH = 4
@@ -39,13 +40,8 @@ def known_config(values: Mapping[str, Any]) -> PreTrainedConfig:
         ConfigError: If the family refuses a value.
     """
     kind = str(values.get("model_type"))
-    if kind not in CONFIG_MAPPING:
-        raise IncompatibleError(
-            f"teacher: model_type is {kind!r}, which the installed transformers does not have; "
-            "use a version that has it, or set model.trust_remote_code: true if it brings its code"
-        )
     try:
-        return CONFIG_MAPPING[kind].from_dict(dict(values))
+        return family_of(kind).from_dict(plain_values(values))
     except (StrictDataclassError, ValueError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"teacher: no {kind} configuration ({in_short(error)}); correct its config.json"
@@ -174,7 +170,8 @@ def weight_bytes(model: PreTrainedModel, *, bits: int | None = None) -> int:
 
 def widest_inner(model: PreTrainedModel) -> int:
     """Return the longest axis of any matrix in the blocks: what a feed-forward layer widens to."""
-    blocks = find_anatomy(model).blocks
+    # A model without blocks of its own has no other matrices to speak of.
+    blocks = find_anatomy(model).blocks or (model.base_model,)
     return max(
         max(parameter.shape[-2:])
         for block in blocks

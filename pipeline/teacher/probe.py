@@ -26,13 +26,14 @@ from pipeline.store.forms.form import Channels, Part
 from pipeline.store.reader import Segment
 from pipeline.store.signals import Signal
 from pipeline.taps.check import TapReport
+from pipeline.taps.configuration import auto_class
 from pipeline.taps.inputs import model_columns, model_inputs, run_base
 from pipeline.teacher.checked import check_signals
 from pipeline.teacher.declare import geometry_of
 from pipeline.teacher.encode import BatchEncoder
 from pipeline.teacher.finite import checked_batch
 from pipeline.teacher.forward import Batch, TappedTeacher, segment_batches
-from pipeline.teacher.load import auto_class, load_pretrained, load_teacher
+from pipeline.teacher.load import load_pretrained, load_teacher
 from pipeline.teacher.placement import Placement
 from pipeline.teacher.reference import TeacherReference
 from pipeline.teacher.statistics import measure_channels

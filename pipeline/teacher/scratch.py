@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
-from pipeline.errors import ConfigError, in_short
+from pipeline.errors import ConfigError, IncompatibleError
+from pipeline.taps.configuration import check_keys, family_of, make_configuration
 from pipeline.teacher.load import head_options
 
 
@@ -30,23 +30,18 @@ def scratch_config(
         key: `teachers.T`, for the error.
 
     Raises:
-        ConfigError: If the keys make no configuration, or one of them means nothing to it.
+        ConfigError: If transformers has no such family, the keys make no configuration, or one of
+            them means nothing to it.
     """
+    where = f"{key}.model.scratch"
+    try:
+        family = family_of(scratch["model_type"], where)
+    except IncompatibleError as error:  # of a name that somebody typed
+        raise ConfigError(str(error)) from error
+    check_keys(family, scratch, where)
     known = {name: value for name, value in scratch.items() if name != "model_type"}
     ids = {"vocab_size": vocab, "pad_token_id": pad_id, "bos_token_id": None, "eos_token_id": None}
-    try:
-        config = AutoConfig.for_model(scratch["model_type"], **{**ids, **known})
-    except (KeyError, ValueError, TypeError, StrictDataclassError) as error:
-        raise ConfigError(
-            f"{key}.model.scratch: no configuration ({in_short(error)}); expected model_type and "
-            "its Hugging Face keys"
-        ) from error
-    plain = type(config)().to_dict()
-    for name in known:
-        if name not in plain and name not in config.attribute_map:
-            raise ConfigError(
-                f"{key}.model.scratch.{name}: {type(config).__name__} has no such key; remove it"
-            )
+    config = make_configuration(family, {**ids, **known}, where)
     for name, value in head_options(task, classes).items():
         setattr(config, name, value)
     return config

@@ -23,7 +23,6 @@ from pipeline.store.records import Declaration
 from pipeline.store.signals import Signal
 from pipeline.taps.check import check_taps
 from pipeline.taps.comparison import bound_of
-from pipeline.taps.inputs import model_columns
 from pipeline.teacher.forward import (
     Batch,
     Place,
@@ -157,7 +156,7 @@ def _check_batch(model: Any, reader: StoreReader, device: torch.device) -> dict[
     members = np.argsort(-segment.length, kind="stable")[:CHECK_EXAMPLES]
     members[-1] = np.argmin(segment.length)
     batch = collate(segment, np.unique(members), reader.plan["pad_id"], device)
-    return model_columns(model, batch.inputs)
+    return batch.inputs
 
 
 def _taps(signals: Sequence[Signal], reader: StoreReader) -> dict[str, Any]:

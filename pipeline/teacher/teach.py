@@ -23,9 +23,11 @@ from pipeline.corpus.tokens import TokenMeta, TokenSet
 from pipeline.errors import ConfigError, IncompatibleError, in_short
 from pipeline.provenance import fingerprint, needing_room, replace_directory
 from pipeline.taps.anatomy import find_anatomy
+from pipeline.taps.configuration import auto_class, text_part
 from pipeline.taps.inputs import model_columns
+from pipeline.taps.row_length import require_room
 from pipeline.tasks import models_language, outputs_of
-from pipeline.teacher.load import auto_class, load_config, load_pretrained
+from pipeline.teacher.load import load_config, load_pretrained
 from pipeline.teacher.quantization import Quantization, check_packed, check_quantization
 from pipeline.teacher.reference import TeacherReference
 from pipeline.teacher.scratch import scratch_config
@@ -182,7 +184,8 @@ def _check_code(path: str, revision: str | None, name: str, *, is_trusted: bool)
 
 def _plain_config(model: PreTrainedModel) -> dict[str, Any]:
     """Return the configuration as JSON values, free of where it lay and what wrote it."""
-    config = json.loads(model.config.to_json_string(use_diff=False))
+    # Of a model that reads images too, the part that the corpus is for and students are made of.
+    config = json.loads(text_part(model.config).to_json_string(use_diff=False))
     return {key: config[key] for key in config.keys() - {"_name_or_path", "transformers_version"}}
 
 
@@ -266,12 +269,7 @@ def _check_fit(model: PreTrainedModel, meta: TokenMeta, name: str) -> None:
             f"teachers.{name}: the model has {rows} embeddings, the tokenizer {meta.vocab} ids; "
             "use the tokenizer the model was trained with"
         )
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if positions is not None and positions < meta.max_length:
-        raise IncompatibleError(
-            f"teachers.{name}: the model has a context of {positions} tokens, "
-            f"its tokens.max_length is {meta.max_length}; lower max_length"
-        )
+    require_room(model, meta.max_length, f"teachers.{name}")
 
 
 class PaddedRows:

@@ -11,7 +11,6 @@ from pipeline.corpus.examples import SPLITS, Split
 from pipeline.corpus.tokens import TokenColumns, TokenMeta, TokenSet, token_digest, write_tokens
 from pipeline.errors import IntegrityError
 from pipeline.evaluate.vocabulary import student_token_set
-from pipeline.provenance import write_json
 from pipeline.student.smaller_tokenizer import cut_tokenizer
 from pipeline.tasks import models_language
 from tests.vocabularies import TEXTS, write_tokenizer
@@ -24,7 +23,7 @@ PARTS: dict[Split, list[str]] = {
 }
 
 
-def write_set(path: Path, kind: str, *, task: str, positions: int = 64) -> tuple[TokenSet, Path]:
+def write_set(path: Path, kind: str, *, task: str) -> tuple[TokenSet, Path]:
     """A token set, and a student with a tokenizer cut down to its training rows."""
     write_tokenizer(kind, path / "tokens" / "tokenizer")
     tokenizer = AutoTokenizer.from_pretrained(path / "tokens" / "tokenizer")
@@ -55,7 +54,6 @@ def write_set(path: Path, kind: str, *, task: str, positions: int = 64) -> tuple
     student.mkdir()
     cut = cut_tokenizer(path / "tokens" / "tokenizer", set(splits["train"].input_ids.tolist()))
     cut.save(student)
-    write_json(student / "config.json", {"max_position_embeddings": positions})
     return TokenSet.load(path / "tokens"), student
 
 
@@ -105,16 +103,16 @@ def decoded(tokens: TokenSet, ids: list[int]) -> str:
 def test_a_student_with_the_teachers_tokenizer_gets_the_same_object(tmp_path):
     tokens, _ = write_set(tmp_path, "bytes", task="causal-lm")
     shutil.copytree(tokens.tokenizer_path, tmp_path / "same")
-    assert student_token_set(tokens, tmp_path / "same") is tokens
+    assert student_token_set(tokens, tmp_path / "same", None) is tokens
     with pytest.raises(IntegrityError, match=r"none/tokenizer\.json: not readable"):
-        student_token_set(tokens, tmp_path / "none")
+        student_token_set(tokens, tmp_path / "none", None)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("task", ["causal-lm", "prompt-target", "classification"])
 def test_rows_are_the_same_text_in_the_students_pieces(kind, task, tmp_path):
     tokens, student = write_set(tmp_path, kind, task=task)
-    ours = student_token_set(tokens, student)
+    ours = student_token_set(tokens, student, 64)
     tokenizer = AutoTokenizer.from_pretrained(student)
     assert ours.meta.vocab == len(tokenizer) < tokens.meta.vocab
     assert ours.tokenizer_path == student
@@ -149,14 +147,14 @@ def test_rows_are_the_same_text_in_the_students_pieces(kind, task, tmp_path):
 def test_a_row_written_anew_is_what_the_students_tokenizer_writes(kind, tmp_path):
     tokens, student = write_set(tmp_path, kind, task="causal-lm")
     tokenizer = AutoTokenizer.from_pretrained(student)
-    rows = student_token_set(tokens, student).split("test")["input_ids"]
+    rows = student_token_set(tokens, student, 64).split("test")["input_ids"]
     for ids, text in zip(rows, PARTS["test"], strict=True):
         assert list(ids) == tokenizer(text)["input_ids"], text
 
 
 def test_a_row_that_outgrows_the_student_loses_its_end_and_the_bytes_of_it(tmp_path):
-    tokens, student = write_set(tmp_path, "bytes", task="causal-lm", positions=12)
-    ours = student_token_set(tokens, student)
+    tokens, student = write_set(tmp_path, "bytes", task="causal-lm")
+    ours = student_token_set(tokens, student, 12)
     tokenizer = AutoTokenizer.from_pretrained(student)
     shorter = 0
     for row, text in zip(ours.split("test"), PARTS["test"], strict=True):
@@ -169,18 +167,18 @@ def test_a_row_that_outgrows_the_student_loses_its_end_and_the_bytes_of_it(tmp_p
     assert ours.meta.target_bytes["test"] < tokens.meta.target_bytes["test"]
     assert ours.meta.max_length == 12
     # With room for more, rows may be as long as the teacher's, whatever these rows happen to be.
-    roomy = student_token_set(tokens, with_positions(student, 64))
+    roomy = student_token_set(tokens, student, 64)
     assert roomy.meta.max_length == tokens.meta.max_length == 64
 
 
 def test_a_prompt_that_outgrows_the_student_gives_way_to_its_target(tmp_path):
-    tokens, student = write_set(tmp_path, "bytes", task="prompt-target", positions=9)
+    tokens, student = write_set(tmp_path, "bytes", task="prompt-target")
     long = {split: rows_of(tokens, split, target=3) for split in SPLITS}
     meta = tokens.meta.model_copy(update={"digest": token_digest(long)})
     shutil.rmtree(tokens.path / "test")
     write_tokens(tokens.path, long, meta)
-    ours = student_token_set(TokenSet.load(tokens.path), student).split("test")
-    whole = student_token_set(TokenSet.load(tokens.path), with_positions(student, 64)).split("test")
+    ours = student_token_set(TokenSet.load(tokens.path), student, 9).split("test")
+    whole = student_token_set(TokenSet.load(tokens.path), student, 64).split("test")
     shorter = 0
     for row, full in zip(ours, whole, strict=True):
         ids, prompt = row["input_ids"], row["prompt_tokens"]
@@ -215,14 +213,9 @@ def rows_of(tokens: TokenSet, split: Split, *, target: int) -> TokenColumns:
     )
 
 
-def with_positions(student: Path, positions: int) -> Path:
-    write_json(student / "config.json", {"max_position_embeddings": positions})
-    return student
-
-
 def test_a_classifiers_cut_row_keeps_its_closing_mark(tmp_path):
-    tokens, student = write_set(tmp_path, "wordpiece", task="classification", positions=8)
-    ours = student_token_set(tokens, student)
+    tokens, student = write_set(tmp_path, "wordpiece", task="classification")
+    ours = student_token_set(tokens, student, 8)
     tokenizer = AutoTokenizer.from_pretrained(student)
     for row in ours.split("test"):
         assert len(row["input_ids"]) <= 8

@@ -12,7 +12,6 @@ from pipeline.errors import IncompatibleError
 from pipeline.generation.generate import (
     Continuation,
     GenerationOptions,
-    context_limit,
     generate_batches,
     generate_ids,
     plan_batches,
@@ -145,7 +144,6 @@ def test_nothing_is_warned_about_and_no_prompt_is_no_text():
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_a_prompt_near_the_end_of_the_context_gets_what_room_there_is(kind):
     model = tiny_model(kind)
-    assert context_limit(model) == MAX_LENGTH
     wanted = prompts((MAX_LENGTH - 1, 3, MAX_LENGTH - 3))
     found = generate(model, wanted, eos_ids=())
     assert [len(ids) for ids in found] == [1, 8, 3]

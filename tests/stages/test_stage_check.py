@@ -51,7 +51,7 @@ def student(params):
         (
             lambda p: teacher(p)["tokens"].update(max_length=CONTEXT + 1),
             4,
-            f"found {CONTEXT + 1}, the teacher's context is {CONTEXT}; lower it",
+            f"rows may have {CONTEXT + 1} tokens, LlamaForCausalLM takes {CONTEXT}; lower",
         ),
         (
             lambda p: teacher(p)["capture"].update(segment_tokens=16, chunk_tokens=16),

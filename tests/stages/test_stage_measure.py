@@ -131,7 +131,7 @@ def test_models_are_judged_by_the_score_that_is_asked_for(decant, project):
 
 def test_a_student_with_ids_of_its_own_has_no_agreement(decant, project, monkeypatch):
     # A copy: the same rows, but not the teacher's token set itself.
-    monkeypatch.setattr(vocabulary, "student_token_set", lambda tokens, _: replace(tokens))
+    monkeypatch.setattr(vocabulary, "student_token_set", lambda tokens, *_: replace(tokens))
     assert decant("evaluate", "aligned").exit_code == 0
     metrics = read_json(METRICS / "students" / "aligned.json")
     assert "agreement" not in metrics

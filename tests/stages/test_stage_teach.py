@@ -32,7 +32,7 @@ def test_a_context_shorter_than_the_rows_is_refused(decant, project):
     change(project, {"scratch": {**scratch, "max_position_embeddings": 16}}, {"epochs": 1})
     result = decant("teach", "main")
     assert result.exit_code == 4
-    assert "a context of 16 tokens" in error_line(result)
+    assert "LlamaForCausalLM takes 16" in error_line(result)
 
 
 def test_a_model_that_needs_code_of_its_own_is_refused(decant, project):

@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import PreTrainedModel
+from transformers import FalconConfig, PreTrainedModel
 
 from pipeline.errors import ConfigError, IncompatibleError, IntegrityError
 from pipeline.student.build import build_student
 from pipeline.taps.anatomy import find_anatomy
-from tests.tiny import CAUSAL, tiny_batch, tiny_config, tiny_model
+from pipeline.taps.row_length import longest_row
+from tests.tiny import CAUSAL, PAD_ID, tiny_batch, tiny_config, tiny_model
 
 CLASSES = ("negative", "neutral", "positive")
 
@@ -331,3 +332,48 @@ def test_no_blocks_or_a_broken_file_is_refused(tmp_path):
             broken.write_bytes(content)
         with pytest.raises(IntegrityError, match=r"blocks\.safetensors: not readable"):
             build("llama", {}, init="teacher-layers", blocks=broken)
+
+
+def test_an_inherited_table_of_positions_holds_the_teachers_rows():
+    teacher = tiny_config("bert").to_dict()
+    positions = teacher["max_position_embeddings"]
+    small = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+
+    def student(**keys):
+        return build_student(
+            architecture={"model_type": "roberta", **small, **keys},
+            checkpoint=None,
+            init="random",
+            teacher_config=teacher,
+            vocab=64,
+            classes=("no", "yes"),
+            task="classification",
+            seed=0,
+        )
+
+    inherits = student()
+    assert longest_row(inherits) == positions
+    assert inherits.config.max_position_embeddings == positions + PAD_ID + 1
+    # A number that was written down stays.
+    assert student(max_position_embeddings=40).config.max_position_embeddings == 40
+
+
+@pytest.mark.parametrize("own", [{}, {"num_attention_heads": 2}, {"hidden_size": 16}])
+def test_a_falcon_student_of_a_falcon_teacher(own):
+    teacher = FalconConfig(
+        vocab_size=64, hidden_size=32, num_attention_heads=4, num_hidden_layers=2, multi_query=False
+    )
+    student = build_student(
+        architecture={"num_hidden_layers": 1, **own},
+        checkpoint=None,
+        init="random",
+        teacher_config=teacher.to_dict(),
+        vocab=64,
+        classes=(),
+        task="causal-lm",
+        seed=0,
+    )
+    assert student.config.num_kv_heads == student.config.num_attention_heads
+    assert (
+        student.config.head_dim == student.config.hidden_size // student.config.num_attention_heads
+    )

@@ -306,7 +306,7 @@ def test_a_store_of_other_digests_is_refused_before_the_first_step(store, tmp_pa
         ({"attention": {"weight": 1.0}}, {"num_attention_heads": 2, "num_key_value_heads": 1},
          "has 4 attention heads, student layer 1 has 2"),
         ({"labels": {"weight": 1.0}}, {"max_position_embeddings": 16},
-         "16 positions, the corpus has rows of up to 32"),
+         "rows may have 32 tokens, LlamaForCausalLM takes 16"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_before_the_first_step(

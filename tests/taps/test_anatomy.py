@@ -1,5 +1,4 @@
 import pytest
-import torch
 from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 
@@ -70,11 +69,15 @@ def test_models_without_one_stack_are_refused_by_name():
     with pytest.raises(
         IncompatibleError, match=r"LlamaForCausalLM: .*model\.layers, model\.others"
     ):
-        find_anatomy(model)
+        find_anatomy(model).require_layers(hidden=[1])
 
 
-def test_a_block_shared_by_layers_is_refused():
+def test_layers_that_share_a_block_are_refused_and_outputs_are_not():
     model = tiny_model("llama", layers=2)
     model.model.layers[1] = model.model.layers[0]
-    with torch.no_grad(), pytest.raises(IncompatibleError, match="repeats one block"):
-        find_anatomy(model)
+    anatomy = find_anatomy(model)
+    assert (anatomy.depth, anatomy.width, anatomy.blocks) == (2, 32, ())
+    anatomy.require_layers()
+    for asked in ({"hidden": [1]}, {"attention": [2]}):
+        with pytest.raises(IncompatibleError, match="repeats one block"):
+            anatomy.require_layers(**asked)

@@ -16,7 +16,7 @@ def test_a_scratch_configuration_takes_the_tokenizers_vocabulary():
         key="teachers.main",
     )
     assert (config.vocab_size, config.pad_token_id, config.num_labels) == (77, 1, 2)
-    with pytest.raises(ConfigError, match=r"x\.model\.scratch: no configuration"):
+    with pytest.raises(ConfigError, match=r"x\.model\.scratch: model_type is 'nobody'"):
         scratch_config(
             {"model_type": "nobody"}, task="causal-lm", classes=(), vocab=7, pad_id=0, key="x"
         )

@@ -151,7 +151,7 @@ def test_a_decoder_that_classifies_learns_the_padding_of_the_corpus(tmp_path):
     ("model", "rows", "match"),
     [
         ({"vocab": 60}, {}, r"has 60 embeddings, the tokenizer 64 ids; use the tokenizer"),
-        ({}, {"max_length": 65}, r"context of 64 tokens, its tokens.max_length is 65; lower"),
+        ({}, {"max_length": 65}, r"rows may have 65 tokens, LlamaForCausalLM takes 64; lower"),
     ],
 )
 def test_models_that_do_not_fit_the_rows_are_refused(model, rows, match, tmp_path):
@@ -167,10 +167,13 @@ def test_models_that_do_not_fit_the_rows_are_refused(model, rows, match, tmp_pat
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"model_type": "nonsense"}, r"teachers\.main\.model\.scratch: no configuration"),
-        ({"model_type": None}, r"teachers\.main\.model\.scratch: no configuration"),
-        ({"hiden_size": 16}, r"scratch\.hiden_size: LlamaConfig has no such key; remove it"),
-        ({"hidden_size": "wide"}, r"teachers\.main\.model\.scratch: no "),
+        ({"model_type": "nonsense"}, r"teachers\.main\.model\.scratch: model_type is 'nonsense'"),
+        ({"model_type": None}, r"teachers\.main\.model\.scratch: model_type is None"),
+        (
+            {"hiden_size": 16},
+            r"scratch\.hiden_size: no key of an architecture in LlamaConfig; did you mean",
+        ),
+        ({"hidden_size": "wide"}, r"teachers\.main\.model\.scratch: LlamaConfig refuses it"),
     ],
 )
 def test_a_configuration_that_is_none_is_one_line(change, match, tokens, tmp_path):

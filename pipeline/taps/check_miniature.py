@@ -1,0 +1,121 @@
+"""The check of taps on a miniature: says what a model can give before its weights are loaded.
+
+What a family can be asked for follows from its code and its configuration, not from its size, so a
+miniature answers for the model. Capture still checks the model itself before it writes anything.
+"""
+
+import logging
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from pipeline.errors import DecantError, IncompatibleError, in_short
+from pipeline.taps.anatomy import find_anatomy
+from pipeline.taps.check import TapReport, check_taps
+from pipeline.taps.configuration import require_head, size_of, text_part
+from pipeline.taps.inputs import model_columns, run_base
+from pipeline.taps.miniature import VOCAB, build_miniature
+from pipeline.taps.row_length import require_room
+
+logger = logging.getLogger(__name__)
+LENGTHS = (12, 7, 3)
+"""Tokens of the rows of the batch, so that there is padding."""
+LONGEST = 1024
+"""Tokens of the longest row that is run; attention of a longer one costs more than it tells."""
+
+
+def check_in_miniature(
+    config: PreTrainedConfig,
+    task: str,
+    *,
+    where: str,
+    max_length: int,
+    hidden: Collection[int] = (),
+    attention: Collection[int] = (),
+    values: Collection[int] = (),
+    below: Collection[int] = (),
+    maps: Collection[int] = (),
+    head: bool = False,
+    logits: bool = False,
+    blocks: bool = False,
+) -> TapReport | None:
+    """Build a model in miniature and check the taps that are going to be asked of it.
+
+    Args:
+        config: The model's configuration.
+        task: What its head is for.
+        where: The parameter at fault, for messages.
+        max_length: Longest row that will be run, in tokens.
+        hidden: As the arguments that follow: see `check_taps`.
+        attention: Layers whose query and key will be tapped.
+        values: Layers whose value will be tapped.
+        below: Layers whose query and key will be rebuilt from the hidden state below.
+        maps: Layers whose own maps are wanted.
+        head: Whether the head's input will be tapped.
+        logits: Whether logits of tokens are wanted.
+        blocks: Whether weights of single blocks are wanted.
+
+    Returns:
+        What the check found, in the miniature's sizes; None if the family makes no miniature, of
+        which nothing follows.
+
+    Raises:
+        IncompatibleError: If the family has no model of the task, rows are too long, or a tap
+            differs from the model.
+    """
+    if config.is_encoder_decoder:
+        raise IncompatibleError(
+            f"{where}: {config.model_type} is an encoder-decoder, expected a model with one stack "
+            "of blocks; choose a decoder-only or encoder-only model"
+        )
+    require_head(text_part(config), task, where)
+    try:
+        model = build_miniature(config, task)
+    except Exception as error:  # noqa: BLE001 - whatever a family's code raises at odd sizes
+        logger.debug("%s: no miniature of %s (%s)", where, config.model_type, in_short(error))
+        return None
+    require_room(model, max_length, where)
+    pad = size_of(text_part(model.config), "pad_token_id")
+    lengths = [min(length, max_length) for length in LENGTHS]
+    try:
+        if blocks:
+            find_anatomy(model).require_blocks()
+        report = check_taps(
+            model,
+            _batch(lengths, pad),
+            hidden=hidden,
+            attention=attention,
+            values=values,
+            below=below,
+            maps=maps,
+            head=head,
+            logits=logits,
+            max_length=min(max_length, LONGEST),
+        )
+        _run_longest(model, min(max_length, LONGEST), pad)
+    except DecantError as error:
+        raise type(error)(f"{where}: {error}") from error
+    except Exception as error:
+        raise IncompatibleError(
+            f"{where}: {type(model).__name__} does not run on rows of text ({in_short(error)}); "
+            "choose another model"
+        ) from error
+    return report
+
+
+def _batch(lengths: list[int], pad: int) -> dict[str, Tensor]:
+    """Return right-padded ids that avoid the padding id and the first three, often special ones."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (len(lengths), max(lengths))
+    ids = torch.randint(3, VOCAB - 1, shape, generator=generator)
+    ids[ids == pad] = VOCAB - 2 if pad != VOCAB - 2 else 3
+    mask = (torch.arange(shape[1]) < torch.tensor(lengths)[:, None]).long()
+    columns = {"input_ids": ids.where(mask.bool(), pad), "attention_mask": mask}
+    return columns | {"token_type_ids": torch.zeros(shape, dtype=torch.long)}
+
+
+@torch.inference_mode()
+def _run_longest(model: PreTrainedModel, length: int, pad: int) -> None:
+    run_base(model, model_columns(model, _batch([length], pad)))
