@@ -29,7 +29,7 @@ from pipeline.teacher.request import resolve_layers, resolve_signals
 from pipeline.training.options import TrainOptions, check_options
 from stages.command import params_option, stage
 from stages.miniatures import check_student_model, check_teacher_model, teacher_values
-from stages.parameters import Section, read_yaml, validate
+from stages.parameters import Section, section
 from stages.project import DATA, runtime
 from stages.rehearsal import rehearse
 from stages.sections.capture import CaptureParams, plain_layers
@@ -80,7 +80,7 @@ def check(params: Path) -> None:
     Example:
       decant check
     """
-    project: ProjectParams = validate(read_yaml(params), ProjectParams, file=params)
+    project: ProjectParams = section(params, "", ProjectParams)
     device = runtime().device
     try:
         _check_project(project)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from pipeline.errors import DecantError, ResourceError
 from pipeline.provenance import free_bytes, is_no_room
+from stages.parameters import check_unchanged, forget_sections
 
 Arguments = ParamSpec("Arguments")
 INTERRUPTED = 130
@@ -42,7 +43,10 @@ class _AboveBars(logging.StreamHandler[TextIO]):
 
 
 def stage(run: Callable[Arguments, None]) -> Callable[Arguments, None]:
-    """Turn the library's errors into one line on stderr and their exit code."""
+    """Turn the library's errors into one line on stderr and their exit code.
+
+    A command ends well only if the parameters that it read are still those in the file.
+    """
 
     @functools.wraps(run)
     def wrapped(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
@@ -54,8 +58,10 @@ def stage(run: Callable[Arguments, None]) -> Callable[Arguments, None]:
         for noisy in ("httpx", "datasets", "distributed", "fontTools", "matplotlib"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
         logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_news)
+        forget_sections()
         try:
             run(*args, **kwargs)
+            check_unchanged()
         except DecantError as error:
             _fail(error)
         except KeyboardInterrupt:

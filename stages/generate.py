@@ -6,7 +6,7 @@ import click
 
 from pipeline.corpus.transfer import keep_corpus
 from stages.command import params_option, stage
-from stages.parameters import section
+from stages.parameters import check_unchanged, section
 from stages.project import DATA, placement, prepare_torch, runtime, work
 from stages.sections.tokens import TokenParams
 
@@ -44,6 +44,7 @@ def generate(teacher: str, params: Path) -> None:
         options=GenerationOptions(**generation),
         device=prepare_torch(machine),
         placement=placement(machine),
+        before_commit=check_unchanged,
     )
 
 

@@ -20,7 +20,10 @@ MAX_SHOWN = 60
 MAX_REASON = 500
 MAX_BYTES = 2**20
 MAX_VALUES, MAX_DEPTH = 100_000, 100
+MAX_KEYS = 5
 QUOTE = "'"
+_READ: dict[tuple[Path, str], Any] = {}
+"""The sections that this command has read, as the file had them: file and dotted key to value."""
 
 EXPECTED = {
     "model_type": "a mapping",
@@ -85,15 +88,71 @@ def _check_extent(path: Path, value: Any) -> None:
 
 
 def section(params: Path, key: str, kind: type[SectionType] | Any) -> Any:
-    """Return the section of `params.yaml` at a dotted key.
+    """Return the section of `params.yaml` at a dotted key; the whole file for an empty key.
+
+    It is remembered for `check_unchanged`.
 
     Raises:
         ConfigError: If the section is missing, or a key of it is unknown or of another type; the
             message names file and key.
     """
+    value = _read_section(params, key)
+    _READ.setdefault((params, key), value)
+    return validate(value, kind, file=params, key=key)
+
+
+def forget_sections() -> None:
+    """Begin a command: nothing is read yet."""
+    _READ.clear()
+
+
+def check_unchanged() -> None:
+    """Refuse to go on if a section that this command read has been edited since.
+
+    DVC reads `params.yaml` when a stage has ended. Without this check it would record the new
+    values for an output of the old ones, and never run the stage again.
+
+    Raises:
+        ConfigError: With the keys that changed, and both values of each.
+    """
+    for (params, key), before in _READ.items():
+        try:
+            now = _read_section(params, key)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{error}; the file changed while this command ran, and the result is not recorded"
+            ) from error
+        if now != before:
+            raise ConfigError(
+                f"{params}: changed while this command ran: {_changes(key, before, now)}; the "
+                "result is not recorded: run the same command again, or undo the change first to "
+                "go on from what was computed"
+            )
+
+
+def _changes(key: str, before: Any, now: Any) -> str:
+    """List the keys whose values differ, with both values."""
+    olds, news = ({_dotted(key, path): leaf for path, leaf in _leaves(v)} for v in (before, now))
+    keys = [name for name in {**olds, **news} if olds.get(name) != news.get(name)]
+    shown = [f"{k} (was {_short(olds, k)}, is {_short(news, k)})" for k in keys[:MAX_KEYS]]
+    more = len(keys) - len(shown)
+    return ", ".join([*shown, *([f"and {more} more"] if more else [])]) or key
+
+
+def _short(values: dict[str, Any], key: str) -> str:
+    text = repr(values[key]) if key in values else "missing"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
+
+
+def _read_section(params: Path, key: str) -> Any:
+    """Return the plain value at a dotted key.
+
+    Raises:
+        ConfigError: If there is none.
+    """
     value = read_yaml(params)
     done: list[str] = []
-    for part in key.split("."):
+    for part in key.split(".") if key else []:
         if not isinstance(value, dict) or part not in value:
             there = ", ".join(map(str, value)) if isinstance(value, dict) else "nothing"
             place = ".".join(done) or "the file"
@@ -103,7 +162,7 @@ def section(params: Path, key: str, kind: type[SectionType] | Any) -> Any:
             )
         value = value[part]
         done.append(part)
-    return validate(value, kind, file=params, key=key)
+    return value
 
 
 def validate(value: Any, kind: Any, *, file: Path | str, key: str = "") -> Any:

@@ -6,7 +6,7 @@ import click
 
 from pipeline.training.options import TrainOptions
 from stages.command import params_option, stage
-from stages.parameters import section
+from stages.parameters import check_unchanged, section
 from stages.project import DATA, prepare_torch, runtime, work
 from stages.sections.teacher import TeacherModel
 
@@ -38,6 +38,7 @@ def teach(teacher: str, params: Path) -> None:
         fit=fit,
         device=prepare_torch(runtime()),
         quantization=None if model.quantization is None else model.quantization.build(),
+        before_commit=check_unchanged,
     )
 
 

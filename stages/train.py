@@ -11,7 +11,7 @@ import click
 from pipeline.errors import ConfigError
 from pipeline.provenance import read_json
 from stages.command import params_option, stage
-from stages.parameters import section
+from stages.parameters import check_unchanged, section
 from stages.project import DATA, Runtime, prepare_torch, runtime, stores, work
 from stages.ranks import LOST_CODE, check_gpus, is_first, is_lost_peer, is_rank, run_ranks
 from stages.sections.student import StudentParams
@@ -116,6 +116,7 @@ def _training(name: str, options: StudentParams, settings: Runtime, device: str)
         parts=options.parts,
         micro_batch_size=settings.micro_batch_size,
         report_to=settings.report_to,
+        before_commit=check_unchanged,
     )
 
 

@@ -194,6 +194,7 @@ class StudentRun:
             if not is_first:
                 return
             reader.check_pins()
+            self.asked.before_commit()
             merge_adapters(self._student)
             export(self._student, reader, self.asked.output, self._record(), self._kept)
             write_curve(trainer.state.log_history, self.asked.curve)

@@ -1,6 +1,6 @@
 """What training one student takes, from its parameters, its selection and this machine."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +37,8 @@ class Training:
             the corpus. None for all.
         micro_batch_size: Examples that run at once; 0: the whole batch; `auto`: what fits.
         report_to: Services that are told of each logged step, as `Trainer` names them.
+        before_commit: Called when training is done; if it raises, nothing is exported and the
+            checkpoints stay.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Training:
     parts: int | None = None
     micro_batch_size: int | Literal["auto"] = 0
     report_to: Sequence[str] = ()
+    before_commit: Callable[[], None] = lambda: None
 
     @property
     def store(self) -> Path:

@@ -7,7 +7,7 @@ that of a run that was not.
 import hashlib
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -51,6 +51,7 @@ def generate(
     options: GenerationOptions,
     device: str,
     placement: Placement | None = None,
+    before_commit: Callable[[], None] = lambda: None,
 ) -> None:
     """Let a teacher continue every training prompt, and write the token set that comes of it.
 
@@ -63,6 +64,8 @@ def generate(
         options: How to continue a prompt.
         device: A torch device.
         placement: How the teacher is spread over devices.
+        before_commit: Called before the token set is written; if it raises, an earlier one and
+            the finished batches stay.
 
     Raises:
         ConfigError: If the task has no prompts, or the teacher cannot be found.
@@ -132,6 +135,7 @@ def generate(
                 rows = [asdict(one) for one in continuations]
                 write_json(_file(finished, batch.number), {"rows": batch.rows, "found": rows})
                 found[batch.number] = continuations
+        before_commit()
         _write(output, token_set, train, batches, found, tokenizer)
         shutil.rmtree(finished, ignore_errors=True)
 

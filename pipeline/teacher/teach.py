@@ -7,7 +7,7 @@ plain `Trainer`.
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ def teach(
     fit: TrainOptions | None,
     device: str,
     quantization: Quantization | None = None,
+    before_commit: Callable[[], None] = lambda: None,
 ) -> TeacherReference:
     """Write a teacher's reference, and its weights only if they were trained here.
 
@@ -77,6 +78,8 @@ def teach(
             alone.
         device: A torch device.
         quantization: How later stages pack the weights; of a pretrained model without `fit`.
+        before_commit: Called before the teacher is written; if it raises, an earlier teacher and
+            the checkpoints stay.
 
     Raises:
         ConfigError: If the model cannot be found or the configuration is not one, or it cannot be
@@ -122,6 +125,7 @@ def teach(
         model.config.pad_token_id = meta.pad_id
     checkpoints: Path | None = None
     if fit is None:
+        before_commit()
         directory = _directory(str(path), revision)
         location = str(directory.resolve()) if Path(str(path)).is_dir() else str(path)
     else:
@@ -138,6 +142,7 @@ def teach(
         checkpoints = work / "teach" / f"{name}-{identity[:16]}"
         with checkpoint_lock(checkpoints):
             _fit(name, model, token_set, fit, checkpoints, device)
+        before_commit()
         directory, location = output / "model", "model"
         _save(model, token_set.tokenizer_path, directory)
     if fit is not None:
