@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from pipeline.corpus.same_tokenizer import check_same_tokenizer
 from pipeline.errors import ConfigError, IncompatibleError, in_short
 from pipeline.student.architecture import (
     check_vocabulary,
@@ -29,7 +30,6 @@ from pipeline.student.blocks import load_blocks
 from pipeline.student.lora import add_adapters
 from pipeline.student.maps import block_choice
 from pipeline.student.origin import LoraOptions
-from pipeline.student.same_tokenizer import check_same_tokenizer
 from pipeline.student.sizes import check_sizes
 from pipeline.student.vocabulary import keep_vocabulary
 from pipeline.taps.configuration import auto_class
@@ -201,7 +201,14 @@ def _from_checkpoint(
             setattr(config, key, getattr(teacher, key, None))
         check_vocabulary(config, teacher, vocab, f"model.checkpoint {checkpoint}")
         if tokenizer is not None:
-            check_same_tokenizer(checkpoint, revision, tokenizer)
+            check_same_tokenizer(
+                checkpoint,
+                revision,
+                tokenizer,
+                key="model.checkpoint",
+                remedy="start from a checkpoint with the teacher's tokenizer, or from "
+                "model.architecture",
+            )
         _set_task(config, classes, task)
         with _seeded(seed):
             # Safetensors only: a pickle would be executed.

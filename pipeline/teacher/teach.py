@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from pipeline.axes import TRAIN
+from pipeline.corpus.same_tokenizer import check_same_tokenizer
 from pipeline.corpus.tokens import TokenMeta, TokenSet
 from pipeline.errors import ConfigError, IncompatibleError, in_short
 from pipeline.provenance import fingerprint, needing_room, replace_directory
@@ -104,6 +105,15 @@ def teach(
                 "change: pin a revision"
             )
         check_packed(config, quantization, key=key, is_trained=is_trained)
+        check_same_tokenizer(
+            path,
+            revision,
+            token_set.tokenizer_path,
+            key=f"{key}.model.path",
+            remedy=f"run decant tokenize {name} if the model was replaced; to train a model on "
+            "another tokenizer's ids, use a copy of it without tokenizer files",
+            trust_remote_code=trust_remote_code,
+        )
         if not models_language(meta.task) and fit is None:
             _refuse_untrained_head(config, meta, name)
         model = load_pretrained(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
+from pipeline.corpus.same_tokenizer import check_same_tokenizer
 from pipeline.corpus.tokenizer import train_tokenizer
 from pipeline.errors import IncompatibleError, IntegrityError
 from pipeline.store.index import index_asset
@@ -19,7 +20,8 @@ from pipeline.store.shards import file_digest
 from pipeline.student.features import TeacherFeatures
 from pipeline.student.needs import select_signals
 from pipeline.student.objective import Alignment, Objective
-from pipeline.student.same_tokenizer import check_same_tokenizer
+from pipeline.teacher.teach import teach
+from pipeline.training.options import TrainOptions
 from tests.captured import LENGTHS, Captured, copied, prepared, signal, write_rows
 from tests.faults.damage import forge_column, forge_manifest
 from tests.store import synthetic
@@ -168,35 +170,61 @@ def more_specials(backend: dict[str, Any]) -> None:
     backend["added_tokens"].append(token)
 
 
+def check(own: Path, teacher: Path) -> None:
+    check_same_tokenizer(str(own), None, teacher, key="model.checkpoint", remedy="start from")
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (one_merge, r"merge 3 of its tokenizer is .*, of the teacher's"),
-        (one_id, r"another vocab, where .* is 26[01], the teacher's 26[01]"),
-        (lower_case, r"normalizer is .*Lowercase.*, the teacher's None"),
-        (other_space, r"pre_tokenizer is .*True.*, the teacher's"),
+        (one_merge, r"merge 3 of its tokenizer is .*, of the corpus's"),
+        (one_id, r"another vocab, where .* is 26[01], the corpus's 26[01]"),
+        (lower_case, r"normalizer is .*Lowercase.*, the corpus's None"),
+        (other_space, r"pre_tokenizer is .*True.*, the corpus's"),
     ],
 )
 def test_a_checkpoint_of_another_tokenizer(tmp_path, ledger, change, match):
     teacher = tokenizer(tmp_path / "teacher")
     with pytest.raises(IncompatibleError, match=match) as raised:
-        check_same_tokenizer(str(tokenizer(tmp_path / "own", change)), None, teacher)
+        check(tokenizer(tmp_path / "own", change), teacher)
     ledger.record("another tokenizer", detected=raised.value.exit_code == 4)
     raised.match(r"\(tokenizer [0-9a-f]{16}, expected [0-9a-f]{16}\); start from")
+
+
+@pytest.mark.parametrize("fit", [None, TrainOptions(steps=1)], ids=["as it is", "fine-tuned"])
+def test_a_teacher_that_was_replaced_after_tokenizing(store, tmp_path, ledger, fit):
+    """Its weights and two merges of its tokenizer are others than those of the token ids."""
+    tokens, model = tmp_path / "tokens", tmp_path / "model"
+    shutil.copytree(store.tokens, tokens)
+    shutil.rmtree(tokens / "tokenizer")
+    tokenizer(tokens / "tokenizer")
+    tiny_model("llama", vocab=300).save_pretrained(model)
+    asked: dict[str, Any] = {
+        "name": "main", "tokens": tokens, "output": tmp_path / "teacher", "work": tmp_path / "work",
+        "scratch": None, "path": str(model), "revision": None, "trust_remote_code": False,
+        "fit": fit, "device": "cpu",
+    }  # fmt: skip
+    tokenizer(model, one_merge)
+    with pytest.raises(IncompatibleError, match=r"merge 3 .* run decant tokenize main") as raised:
+        teach(**asked)
+    ledger.record("another tokenizer", detected=raised.value.exit_code == 4)
+    assert not (tmp_path / "teacher").exists()
+    tokenizer(model)
+    teach(**asked)
 
 
 def test_what_does_not_change_a_text_is_no_other_tokenizer(tmp_path):
     """An added special token, no tokenizer at all, and merges written as files of old have them."""
     teacher = tokenizer(tmp_path / "teacher")
-    check_same_tokenizer(str(tokenizer(tmp_path / "same")), None, teacher)
-    check_same_tokenizer(str(tokenizer(tmp_path / "more", more_specials)), None, teacher)
+    check(tokenizer(tmp_path / "same"), teacher)
+    check(tokenizer(tmp_path / "more", more_specials), teacher)
 
     def as_text(backend: dict[str, Any]) -> None:
         backend["model"]["merges"] = [" ".join(pair) for pair in backend["model"]["merges"]]
 
-    check_same_tokenizer(str(tokenizer(tmp_path / "old", as_text)), None, teacher)
+    check(tokenizer(tmp_path / "old", as_text), teacher)
     (tmp_path / "none").mkdir()
-    check_same_tokenizer(str(tmp_path / "none"), None, teacher)
+    check(tmp_path / "none", teacher)
 
 
 def test_a_checkpoint_is_compared_before_its_weights_are_read(store, tmp_path, ledger):

@@ -1,7 +1,7 @@
-"""Does a checkpoint read text as its teacher's tokenizer writes it? Equal sizes do not say so.
+"""Compares a model's own tokenizer with the one that wrote the token ids.
 
-A student that starts from a checkpoint gets the store's ids. With one merge of another tokenizer
-they would be other pieces to it than those it has learned, and nothing later would notice.
+Equal vocabulary sizes do not show that they agree. With one merge of another tokenizer, ids stand
+for other pieces than those the model has learned, and nothing later would notice.
 """
 
 import json
@@ -23,37 +23,47 @@ SHOWN = 16
 MAX_SHOWN = 60
 
 
-def check_same_tokenizer(checkpoint: str, revision: str | None, teacher: Path) -> None:
-    """Refuse a checkpoint whose own tokenizer writes a text in other ids than the teacher's.
+def check_same_tokenizer(
+    model: str,
+    revision: str | None,
+    tokenizer: Path,
+    *,
+    key: str,
+    remedy: str,
+    trust_remote_code: bool = False,
+) -> None:
+    """Refuse a model whose own tokenizer writes a text in other ids.
 
     Special tokens of its own are no difference, nor is having no tokenizer at all.
 
     Args:
-        checkpoint: A directory or hub id.
+        model: A directory or hub id.
         revision: Revision of a hub id.
-        teacher: Directory of the teacher's tokenizer.
+        tokenizer: Directory of the tokenizer that wrote the ids.
+        key: What names the model, for the message.
+        remedy: What to do, for the message.
+        trust_remote_code: Run code from the model's repository.
 
     Raises:
         IncompatibleError: With the first difference and the digests of both.
     """
-    if Path(checkpoint).is_dir() and not any(any(Path(checkpoint).glob(name)) for name in FILES):
-        logger.info("%s: brings no tokenizer, so its ids are taken for the teacher's", checkpoint)
+    if Path(model).is_dir() and not any(any(Path(model).glob(name)) for name in FILES):
+        logger.info("%s: has no tokenizer; its ids are taken for those of the corpus", model)
         return
     try:
-        own = load_tokenizer(checkpoint, revision=revision)
+        own = load_tokenizer(model, revision=revision, trust_remote_code=trust_remote_code)
     except ConfigError as error:
-        if Path(checkpoint).is_dir():
+        if Path(model).is_dir():
             raise
-        logger.warning("its ids are taken for the teacher's: %s", error)
+        logger.warning("%s: its ids are taken for those of the corpus: %s", model, error)
         return
-    ours = json.loads(own.backend_tokenizer.to_str())
-    theirs = json.loads(load_tokenizer(teacher).backend_tokenizer.to_str())
-    difference = _difference(ours, theirs)
+    found = json.loads(own.backend_tokenizer.to_str())
+    expected = json.loads(load_tokenizer(tokenizer).backend_tokenizer.to_str())
+    difference = _difference(found, expected)
     if difference is not None:
         raise IncompatibleError(
-            f"model.checkpoint {checkpoint}: {difference} (tokenizer {_digest(ours)}, expected "
-            f"{_digest(theirs)}); start from a checkpoint with the teacher's tokenizer, or from "
-            "model.architecture"
+            f"{key} {model}: {difference} (tokenizer {_digest(found)}, expected "
+            f"{_digest(expected)}); {remedy}"
         )
 
 
@@ -66,7 +76,7 @@ def _difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
     for part in PARTS[1:]:
         if ours[part] != theirs[part]:
             return (
-                f"its tokenizer's {part} is {_short(ours[part])}, the teacher's "
+                f"its tokenizer's {part} is {_short(ours[part])}, the corpus's "
                 f"{_short(theirs[part])}"
             )
     found, expected = ours["model"], theirs["model"]
@@ -74,7 +84,7 @@ def _difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
     for rank, (merge, wanted) in enumerate(pairs):
         if merge != wanted:
             return (
-                f"merge {rank} of its tokenizer is {_short(merge)}, of the teacher's "
+                f"merge {rank} of its tokenizer is {_short(merge)}, of the corpus's "
                 f"{_short(wanted)}"
             )
     for key in sorted(found.keys() | expected.keys()):
@@ -91,7 +101,7 @@ def _other_added(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
     for number, content in found.items():
         if expected.get(number, content) != content or numbers.get(content, number) != number:
             wanted = expected.get(number, "nothing")
-            return f"its id {number} is {_short(content)}, the teacher's {_short(wanted)}"
+            return f"its id {number} is {_short(content)}, the corpus's {_short(wanted)}"
     return None
 
 
@@ -99,8 +109,8 @@ def _first_other(found: dict[str, Any], expected: dict[str, Any], key: str) -> s
     ours, theirs = found.get(key), expected.get(key)
     if isinstance(ours, dict) and isinstance(theirs, dict):
         piece = min(p for p in ours.keys() | theirs.keys() if ours.get(p) != theirs.get(p))
-        return f"where {_short(piece)} is {ours.get(piece)}, the teacher's {theirs.get(piece)}"
-    return f"{_short(ours)}, the teacher's {_short(theirs)}"
+        return f"where {_short(piece)} is {ours.get(piece)}, the corpus's {theirs.get(piece)}"
+    return f"{_short(ours)}, the corpus's {_short(theirs)}"
 
 
 def _short(value: Any) -> str:
