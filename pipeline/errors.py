@@ -34,6 +34,19 @@ class ResourceError(DecantError):
     exit_code = 5
 
 
+class Interrupted(KeyboardInterrupt):
+    """Work was ended by a signal after its state had been saved.
+
+    Args:
+        keeps: What the same command does when it is run again, to follow "the same command".
+        exit_code: 128 plus the signal's number.
+    """
+
+    def __init__(self, keeps: str, exit_code: int) -> None:
+        super().__init__(f"interrupted; the same command {keeps}")
+        self.exit_code = exit_code
+
+
 def in_short(error: BaseException) -> str:
     """Return, as the start of one line, what another library's error says, or else is called."""
     return " ".join(str(error).split())[:200] or type(error).__name__

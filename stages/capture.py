@@ -11,7 +11,7 @@ from pipeline.teacher.reference import TeacherReference
 from pipeline.teacher.request import resolve_layers, resolve_signals
 from pipeline.teacher.spec import store_fingerprint, store_spec
 from pipeline.teacher.whole import is_whole, write_manifests
-from stages.command import params_option, stage
+from stages.command import params_option, resumable
 from stages.parameters import section
 from stages.project import DATA, dashboard_address, placement, prepare_torch, runtime, stores
 from stages.sections.capture import CaptureParams, plain_layers
@@ -22,7 +22,7 @@ from stages.sections.capture import CaptureParams, plain_layers
 @click.option("--no-wait", is_flag=True, help="Exit with 5 if another process writes the store.")
 @click.option("--verify", is_flag=True, help="Read every file there is and rebuild damaged ones.")
 @params_option
-@stage
+@resumable("keeps every finished segment")
 def capture(teacher: str, params: Path, no_wait: bool, verify: bool) -> None:
     """Run TEACHER once over the corpus and write its features to data/stores.
 

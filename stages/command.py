@@ -12,12 +12,14 @@ from typing import ParamSpec, TextIO
 import click
 from tqdm import tqdm
 
-from pipeline.errors import DecantError, ResourceError
+from pipeline.errors import DecantError, Interrupted, ResourceError
 from pipeline.provenance import free_bytes, is_no_room
 from stages.parameters import check_unchanged, forget_sections
 
 Arguments = ParamSpec("Arguments")
+Stage = Callable[Arguments, None]
 INTERRUPTED = 130
+STARTS_OVER = "starts from the beginning"
 
 KERNELS = "Failed to load CPU gemm_4bit_forward from kernels-community"
 """What bitsandbytes warns of when peft imports it: the hub has a faster product for weights of four
@@ -42,10 +44,23 @@ class _AboveBars(logging.StreamHandler[TextIO]):
         sys.stderr.flush()
 
 
-def stage(run: Callable[Arguments, None]) -> Callable[Arguments, None]:
+def resumable(keeps: str) -> Callable[[Stage[Arguments]], Stage[Arguments]]:
+    """Return `stage` for a command that keeps work when it is interrupted.
+
+    Args:
+        keeps: What the same command does then, to follow "the same command".
+    """
+    return functools.partial(stage, keeps=keeps)
+
+
+def stage(run: Stage[Arguments], *, keeps: str = STARTS_OVER) -> Stage[Arguments]:
     """Turn the library's errors into one line on stderr and their exit code.
 
     A command ends well only if the parameters that it read are still those in the file.
+
+    Args:
+        run: The command's function.
+        keeps: What the same command does after an interrupt, to follow "the same command".
     """
 
     @functools.wraps(run)
@@ -64,10 +79,11 @@ def stage(run: Callable[Arguments, None]) -> Callable[Arguments, None]:
             check_unchanged()
         except DecantError as error:
             _fail(error)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
+            saved = error if isinstance(error, Interrupted) else Interrupted(keeps, INTERRUPTED)
             _end_progress()
-            click.echo("interrupted; the same command goes on where this one was", err=True)
-            sys.exit(INTERRUPTED)
+            click.echo(str(saved), err=True)
+            sys.exit(saved.exit_code)
         except Exception as error:
             # Not only OSError: torch and safetensors have classes of their own for a full disk.
             resource = resource_error(error)

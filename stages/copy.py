@@ -6,7 +6,7 @@ import click
 from tqdm import tqdm
 
 from pipeline.store.upkeep.copy import StoreCopy
-from stages.command import stage
+from stages.command import resumable
 
 
 @click.command()
@@ -24,7 +24,7 @@ from stages.command import stage
     multiple=True,
     help="Only this signal, by its name or a beginning that fits one alone; may be repeated.",
 )
-@stage
+@resumable("keeps every file that was copied")
 def copy(source: tuple[Path, ...], target: Path, signals: tuple[str, ...]) -> None:
     """Copy the store SOURCE to TARGET, reading every file again at the other end.
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from pipeline.corpus.transfer import keep_corpus
-from stages.command import params_option, stage
+from stages.command import params_option, resumable
 from stages.parameters import check_unchanged, section
 from stages.project import DATA, placement, prepare_torch, runtime, work
 from stages.sections.tokens import TokenParams
@@ -14,7 +14,7 @@ from stages.sections.tokens import TokenParams
 @click.command()
 @click.argument("teacher")
 @params_option
-@stage
+@resumable("keeps every finished batch")
 def generate(teacher: str, params: Path) -> None:
     """Let TEACHER write its own training targets into data/corpus/transfer/TEACHER.
 

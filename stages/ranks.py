@@ -23,11 +23,16 @@ from stages.command import INTERRUPTED
 GRACE_SECONDS = 5.0
 """How long processes have to end by themselves when one has failed; each says why it ends."""
 POLL_SECONDS = 0.1
+APART_SECONDS = 1.0
+"""Signals closer than this are one."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "recvValue failed")
 """How gloo and torch's store say that another process is gone."""
 LOST_CODE = 75
 """The exit code of a process that only lost another one."""
 SHOWN_BYTES = 4096
+KEEPS = "goes on from the last checkpoint, if there is one"
+"""What a training does when it is run again, to follow "the same command"."""
 Process = subprocess.Popen[bytes]
 
 
@@ -65,7 +70,9 @@ def check_gpus(device: str) -> None:
 def run_ranks(module: str, arguments: Sequence[str], *, processes: int, threads: int) -> int:
     """Run `python -m module` in so many processes, to the end of all.
 
-    The first one speaks; of the others a failure is said, if the first has none of its own.
+    The first one speaks; of the others a failure is said, if the first has none of its own. An
+    interrupt or a SIGTERM is passed on to all of them, and they have all the time they need to save
+    their state; a second one gives them seconds.
 
     Args:
         module: What runs.
@@ -91,7 +98,8 @@ def run_ranks(module: str, arguments: Sequence[str], *, processes: int, threads:
     with tempfile.TemporaryDirectory(prefix="decant-") as folder:
         said = [Path(folder) / str(rank) for rank in range(processes)]
         ranks: list[Process] = []
-        before = signal.signal(signal.SIGTERM, _end)
+        forward = _Forward(ranks)
+        before = {number: signal.signal(number, forward) for number in SIGNALS}
         try:
             for rank in range(processes):
                 mine = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -105,20 +113,39 @@ def run_ranks(module: str, arguments: Sequence[str], *, processes: int, threads:
             _settle(ranks, signal.SIGTERM)
             failed = _culprit(ranks, first)
         except KeyboardInterrupt:
-            # The terminal told them too; the first says what there is to say.
             _settle(ranks, signal.SIGINT)
             return INTERRUPTED
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
             for one in ranks:
                 one.kill()
                 one.wait()
+        if ranks[failed].returncode == -forward.number:
+            # It was told to end before it could handle signals.
+            click.echo(f"interrupted; the same command {KEEPS}", err=True)
+            return 128 + forward.number
         has_spoken = ranks[0].returncode not in (0, LOST_CODE) and ranks[0].returncode > 0
         return _tell(failed, ranks[failed].returncode, None if has_spoken else said[failed])
 
 
-def _end(number: int, frame: Any) -> None:
-    sys.exit(128 + number)
+class _Forward:
+    """Passes a signal on to processes; raises at a second one."""
+
+    def __init__(self, ranks: Sequence[Process]) -> None:
+        self._ranks = ranks
+        self.number = 0
+        self._since = 0.0
+
+    def __call__(self, number: int, frame: Any) -> None:
+        now = time.monotonic()
+        for one in self._ranks:
+            if one.poll() is None:
+                one.send_signal(number)
+        if self.number and now - self._since >= APART_SECONDS:
+            raise KeyboardInterrupt
+        if not self.number:
+            self.number, self._since = number, now
 
 
 def _wait(ranks: Sequence[Process]) -> int | None:

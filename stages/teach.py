@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from pipeline.training.options import TrainOptions
-from stages.command import params_option, stage
+from stages.command import params_option, resumable
 from stages.parameters import check_unchanged, section
 from stages.project import DATA, prepare_torch, runtime, work
 from stages.sections.teacher import TeacherModel
@@ -14,7 +14,7 @@ from stages.sections.teacher import TeacherModel
 @click.command()
 @click.argument("teacher")
 @params_option
-@stage
+@resumable("goes on from the last checkpoint, if there is one")
 def teach(teacher: str, params: Path) -> None:
     """Make TEACHER ready in data/teachers/TEACHER: a reference, or weights trained on the corpus.
 

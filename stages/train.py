@@ -10,10 +10,10 @@ import click
 
 from pipeline.errors import ConfigError
 from pipeline.provenance import read_json
-from stages.command import params_option, stage
+from stages.command import params_option, resumable
 from stages.parameters import check_unchanged, section
 from stages.project import DATA, Runtime, prepare_torch, runtime, stores, work
-from stages.ranks import LOST_CODE, check_gpus, is_first, is_lost_peer, is_rank, run_ranks
+from stages.ranks import KEEPS, LOST_CODE, check_gpus, is_first, is_lost_peer, is_rank, run_ranks
 from stages.sections.student import StudentParams
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     help="Several of one store, with commas between them: what they learn from is read once.",
 )
 @params_option
-@stage
+@resumable(KEEPS)
 def train(student: str | None, named: str | None, students: str | None, params: Path) -> None:
     """Train STUDENT from the store into data/students/STUDENT. The teacher is not loaded.
 

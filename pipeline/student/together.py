@@ -17,7 +17,7 @@ from typing import Any
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
-from pipeline.errors import ConfigError, in_short
+from pipeline.errors import ConfigError, Interrupted, in_short
 from pipeline.store.reader import StoreReader
 from pipeline.student.random_state import RandomState
 from pipeline.student.reads import SegmentReads
@@ -25,6 +25,7 @@ from pipeline.student.stream import POOLS
 from pipeline.student.train import StudentRun
 from pipeline.student.trainer import DistillationTrainer
 from pipeline.student.training import Training
+from pipeline.training.interrupts import INTERRUPTS
 
 logger = logging.getLogger(__name__)
 RUN_EACH = ("tensorboard", "dvclive")
@@ -48,7 +49,7 @@ class Turns:
     ) -> None:
         self._states = list(states)
         self._how_far = how_far
-        self._errors: list[Exception | None] = [None] * len(walks)
+        self._errors: list[BaseException | None] = [None] * len(walks)
         self._greenlets = [greenlet(partial(self._go, *one)) for one in enumerate(walks)]
         for one in self._greenlets:
             one.gr_context = copy_context()
@@ -60,10 +61,11 @@ class Turns:
         assert home is not None, "nobody takes turns here"
         home.switch()
 
-    def run(self) -> list[Exception | None]:
+    def run(self) -> list[BaseException | None]:
         """Run all to their end, and return the error of each that has failed.
 
-        An interrupt ends who runs, and then all others where they have passed on.
+        A `KeyboardInterrupt` ends who runs, and then all others where they have passed on;
+        `Interrupted` ends one that has saved its state, and the others go on to save theirs.
         """
         try:
             while left := [n for n, one in enumerate(self._greenlets) if not one.dead]:
@@ -79,7 +81,7 @@ class Turns:
     def _go(self, number: int, walk: Callable[[], None]) -> None:
         try:
             walk()
-        except Exception as error:  # noqa: BLE001 (raised when the others are done)
+        except (Exception, Interrupted) as error:  # noqa: BLE001 (raised when the others are done)
             self._errors[number] = error
             # Its frames hold a batch and a graph, for which the others may want the room.
             for one in (error, error.__cause__):
@@ -97,6 +99,7 @@ def train_together(trainings: Sequence[Training]) -> None:
         ConfigError: If their stores or precisions differ, several processes train, or they report
             to what has one run for a process.
         DecantError: The error of the first student that failed, when all others are done.
+        Interrupted: If a signal came; every student has written a checkpoint.
     """
     _check(trainings)
     _check_reporters(trainings)
@@ -110,7 +113,10 @@ def train_together(trainings: Sequence[Training]) -> None:
     shared = {"users": len(trainings), "most_kept": 2 * POOLS * first.pool_segments}
     reads = SegmentReads(StoreReader(first.store, pins), list(pins), **shared if walk_alike else {})
     try:
-        _finish(trainings, _run_all(*_prepare(trainings, reads), reads.leave))
+        # Around all of them: who has not begun is to stop too.
+        with INTERRUPTS.heeded():
+            found = _run_all(*_prepare(trainings, reads), reads.leave)
+        _finish(trainings, found)
     finally:
         reads.close()
 
@@ -140,7 +146,7 @@ def _run_all(
     trainers: Sequence[DistillationTrainer],
     states: Sequence[RandomState],
     leave: Callable[[], None],
-) -> list[Exception | None]:
+) -> list[BaseException | None]:
     def train(number: int) -> None:
         try:
             runs[number].train(trainers[number])
@@ -183,7 +189,7 @@ def _walk(training: Training) -> tuple[Any, ...]:
     return training.options.seed, training.pool_segments, training.parts
 
 
-def _finish(trainings: Sequence[Training], found: Sequence[Exception | None]) -> None:
+def _finish(trainings: Sequence[Training], found: Sequence[BaseException | None]) -> None:
     """Say which students are done, and raise the first error."""
     errors = {
         training.name: error

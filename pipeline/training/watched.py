@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from pipeline.errors import IntegrityError, in_short
+from pipeline.training.interrupts import INTERRUPTS, StopAtInterrupt
 from pipeline.training.progress import PACE, Progress
 from pipeline.training.values import GRADIENT, LOSS, StepValues, check_finite, means
 
@@ -50,16 +51,22 @@ class WatchedTrainer(Trainer):
         self._progress = Progress(description, tokens)
         self._reports = list(reports)
         self._values = StepValues()
-        super().__init__(args=args, callbacks=[*callbacks, self._progress, *self._reports], **more)
+        self._stop = StopAtInterrupt()
+        callbacks = [*callbacks, self._progress, self._stop, *self._reports]
+        super().__init__(args=args, callbacks=callbacks, **more)
         self.remove_callback(PrinterCallback)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as `Trainer` does; however it ends, bar and reports are closed.
 
         A run that stops because it diverged is the one whose curve is looked at.
+
+        Raises:
+            Interrupted: If a signal came; the checkpoint of the last step is written.
         """
         try:
-            return super().train(*args, **kwargs)
+            with INTERRUPTS.heeded():
+                found = super().train(*args, **kwargs)
         except BaseException:
             for report in self._reports:
                 try:
@@ -69,6 +76,8 @@ class WatchedTrainer(Trainer):
             raise
         finally:
             self._progress.close()
+        self._stop.check(self.state.global_step)
+        return found
 
     def note(self, **values: Tensor) -> None:
         """Add values of a micro-batch to the current step's; over ranks they are summed."""

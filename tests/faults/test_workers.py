@@ -303,7 +303,7 @@ def test_workers_listen_on_loopback_and_end_at_once_with_an_interrupted_capture(
     assert seconds < 10
     assert "Traceback" not in child.errors()
     lines = child.errors().splitlines()
-    assert lines[-1] == "interrupted; the same command goes on where this one was"
+    assert lines[-1] == "interrupted; the same command keeps every finished segment"
     until(lambda: not processes_of(child.pid))
     # Python's tracker of semaphores ends last, and had a warning to say.
     assert "resource_tracker" not in child.errors()

@@ -4,8 +4,27 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import click
+
+
+def save_when_interrupted(rank: int) -> None:
+    """Take as long as the first process needs to save, then end as an interrupted training."""
+    told: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: told.append(number))
+    ready = Path(os.environ["READY"])
+    (ready / str(rank)).touch()
+    if rank == 0:
+        while len(list(ready.iterdir())) < 2:
+            time.sleep(0.01)
+        os.kill(os.getppid(), signal.SIGTERM)
+    while not told:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    click.echo(f"saved {rank} {len(told)}", err=True)
+    sys.exit(128 + told[0])
 
 
 def main(what: str) -> None:
@@ -24,6 +43,8 @@ def main(what: str) -> None:
         sys.exit(75)
     elif what == "the second is killed" and rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
+    elif what == "all save when interrupted":
+        save_when_interrupted(rank)
     elif what == "the second is killed":
         time.sleep(60)
 

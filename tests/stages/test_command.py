@@ -10,8 +10,14 @@ import pytest
 from click.testing import CliRunner
 from tqdm import tqdm
 
-from pipeline.errors import ConfigError, IncompatibleError, IntegrityError, ResourceError
-from stages.command import INTERRUPTED, resource_error, stage
+from pipeline.errors import (
+    ConfigError,
+    IncompatibleError,
+    IntegrityError,
+    Interrupted,
+    ResourceError,
+)
+from stages.command import INTERRUPTED, resource_error, resumable, stage
 from tests.cases import ROOT, error_line
 
 
@@ -83,10 +89,26 @@ def test_what_was_not_foreseen_keeps_its_traceback():
     assert result.exception is error
 
 
-def test_an_interrupted_stage_says_that_it_goes_on():
+def test_an_interrupted_command_promises_nothing_that_it_does_not_keep():
     result = CliRunner().invoke(failing(KeyboardInterrupt()))
     assert result.exit_code == INTERRUPTED
-    assert "the same command goes on where this one was" in result.stderr
+    assert result.stderr == "interrupted; the same command starts from the beginning\n"
+
+
+def test_an_interrupted_command_says_what_it_keeps():
+    @click.command()
+    @resumable("keeps every finished part")
+    def command() -> None:
+        raise KeyboardInterrupt
+
+    result = CliRunner().invoke(command)
+    assert result.stderr == "interrupted; the same command keeps every finished part\n"
+
+
+def test_who_saved_its_state_says_where_and_ends_by_the_signals_code():
+    result = CliRunner().invoke(failing(Interrupted("goes on from step 3", 143)))
+    assert result.exit_code == 143
+    assert result.stderr == "interrupted; the same command goes on from step 3\n"
 
 
 def test_a_store_that_is_whole_is_recognised_without_torch(project):

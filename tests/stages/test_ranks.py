@@ -51,6 +51,14 @@ def test_who_waits_for_one_that_was_killed_is_ended(capfd, monkeypatch):
     assert line.startswith("error: process 1 was ended by signal 9")
 
 
+def test_a_signal_is_passed_on_once_and_all_have_time_to_save(capfd, tmp_path, monkeypatch):
+    monkeypatch.setenv("READY", str(tmp_path))
+    before = signal.getsignal(signal.SIGTERM)
+    assert start("all save when interrupted") == 143
+    assert capfd.readouterr().err == "saved 0 1\n"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_one_that_does_not_start_leaves_no_other_behind(monkeypatch):
     started = []
 

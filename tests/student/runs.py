@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import signal as signals
 import socket
 import subprocess
 import sys
@@ -102,6 +103,19 @@ def curve(root: Path) -> list[dict[str, float]]:
     with (root / "curve.csv").open() as file:
         rows = list(csv.DictReader(file))
     return [{key: float(value) for key, value in row.items() if value} for row in rows]
+
+
+def send(monkeypatch: pytest.MonkeyPatch, step: int, *numbers: int) -> None:
+    """Send signals to this process when `step` steps are done."""
+    plain = Progress.on_step_end
+
+    def at(self, args, state, control, **kwargs):
+        plain(self, args, state, control, **kwargs)
+        if state.global_step == step:
+            for number in numbers:
+                signals.raise_signal(number)
+
+    monkeypatch.setattr(Progress, "on_step_end", at)
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, step: int) -> None:

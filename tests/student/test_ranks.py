@@ -44,6 +44,7 @@ def two(store, tmp_path_factory) -> Path:
     cases = {name: {"objective": ALL} | case for name, case in CASES.items()}
     cases["undisturbed"] = DROPOUT
     cases["interrupted"] = DROPOUT | {"interrupt": 5}
+    cases["told to end"] = DROPOUT | {"signal": 4, "options": {"save_every": 200}}
     train_on_two_ranks(store, root, cases)
     return root
 
@@ -71,7 +72,8 @@ def test_two_processes_have_the_curve_of_one(name, store, two, tmp_path):
         torch.testing.assert_close(value, expected[key], rtol=1e-3, atol=5e-5)
 
 
-def test_an_interrupted_run_ends_with_the_same_bits(two):
-    assert equal(weights(two / "interrupted"), weights(two / "undisturbed"))
-    assert curve(two / "interrupted") == curve(two / "undisturbed")
-    assert not list((two / "interrupted" / "work" / "train").glob("*/checkpoint-*"))
+@pytest.mark.parametrize("name", ["interrupted", "told to end"])
+def test_an_interrupted_run_ends_with_the_same_bits(name, two):
+    assert equal(weights(two / name), weights(two / "undisturbed"))
+    assert curve(two / name) == curve(two / "undisturbed")
+    assert not list((two / name / "work" / "train").glob("*/checkpoint-*"))

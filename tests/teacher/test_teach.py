@@ -1,6 +1,7 @@
 """A teacher: referenced, fine-tuned, or built; and one-line refusals before anything is trained."""
 
 import json
+import signal as signals
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from pipeline.corpus.tokens import TokenSet
-from pipeline.errors import ConfigError, IncompatibleError
+from pipeline.errors import ConfigError, IncompatibleError, Interrupted
 from pipeline.teacher.load import load_teacher
 from pipeline.teacher.reference import TeacherReference
 from pipeline.teacher.teach import PaddedRows, teach
 from pipeline.training.options import TrainOptions
 from pipeline.training.progress import Progress
 from tests.captured import LENGTHS, VOCAB, prepared, signal, write_rows
+from tests.student.runs import send
 from tests.tiny import PAD_ID, tiny_model
 
 SCRATCH = {
@@ -103,6 +105,19 @@ def test_an_interrupted_teacher_ends_with_the_same_bits(tokens, tmp_path, monkey
             run(tmp_path, tokens, scratch=SCRATCH, fit=FIT)
     assert not (tmp_path / "teacher").exists()
     assert run(tmp_path, tokens, scratch=SCRATCH, fit=FIT) == expected
+
+
+def test_a_teacher_that_is_told_to_end_writes_a_checkpoint(tokens, tmp_path, monkeypatch):
+    expected = run(tmp_path / "undisturbed", tokens, scratch=SCRATCH, fit=FIT)
+    rarely = FIT.model_copy(update={"save_every": 200})
+    with monkeypatch.context() as patch:
+        send(patch, 3, signals.SIGTERM)
+        with pytest.raises(Interrupted, match="from the checkpoint of step 3"):
+            run(tmp_path, tokens, scratch=SCRATCH, fit=rarely)
+    (marker,) = (tmp_path / "work").glob("teach/*/checkpoint-*/complete.json")
+    assert marker.parent.name == "checkpoint-3"
+    assert not (tmp_path / "teacher").exists()
+    assert run(tmp_path, tokens, scratch=SCRATCH, fit=rarely) == expected
 
 
 def test_fine_tuning_gives_a_new_head_where_classes_differ(tmp_path):
