@@ -68,7 +68,7 @@ class Adoption:
         self._is_alike = extent == Extent(writer.shard_rows, writer.chunk_rows)
         rows = len(reader.plan["segments"]) * extent.shard_rows
         self._specs = {
-            part: ArraySpec(found, rows, extent.shard_rows, extent.chunk_rows)
+            part: ArraySpec(found, rows, extent.shard_rows, extent.chunk_rows, declared.axis)
             for part, found in declared.parts().items()
         }
 

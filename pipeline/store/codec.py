@@ -40,8 +40,19 @@ def group_metadata() -> bytes:
 
 
 @lru_cache(maxsize=1024)
-def array_metadata(part: Part, *, rows: int, shard_rows: int, chunk_rows: int) -> bytes:
-    """Return the `zarr.json` of an array; equal arguments give equal bytes."""
+def array_metadata(
+    part: Part, *, rows: int, shard_rows: int, chunk_rows: int, axes: tuple[str, ...] = ()
+) -> bytes:
+    """Return the `zarr.json` of an array; equal arguments give equal bytes.
+
+    Args:
+        part: Dtype and shape of a row.
+        rows: Rows of the array.
+        shard_rows: Rows of a shard.
+        chunk_rows: Rows of a chunk.
+        axes: What a row is and what its axes are; empty as in stores of the first release.
+    """
+    unnamed = ["row", *(f"axis_{i + 1}" for i in range(len(part.row_shape)))]
     little = {"name": "bytes", "configuration": {"endian": "little"}}
     item_bytes = np.dtype(part.dtype).itemsize
     crc32c = {"name": "crc32c"}
@@ -75,7 +86,7 @@ def array_metadata(part: Part, *, rows: int, shard_rows: int, chunk_rows: int) -
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
             "fill_value": 0.0 if part.dtype.startswith("float") else 0,
             "codecs": [sharding],
-            "dimension_names": ["row", *(f"axis_{i + 1}" for i in range(len(part.row_shape)))],
+            "dimension_names": list(axes) or unnamed,
             "attributes": {},
         }
     )

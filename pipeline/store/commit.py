@@ -71,7 +71,11 @@ class SignalWriter:
         self.shard_rows, self.chunk_rows = extent.shard_rows, extent.chunk_rows
         self._specs = {
             f"{declared.signal}/{name}": ArraySpec(
-                part, plan.segments * self.shard_rows, self.shard_rows, self.chunk_rows
+                part,
+                plan.segments * self.shard_rows,
+                self.shard_rows,
+                self.chunk_rows,
+                declared.axis,
             )
             for name, part in declared.parts().items()
         }

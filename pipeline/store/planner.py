@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.axes import SPLITS
+from pipeline.axes import SPLITS, Axis
 from pipeline.errors import IntegrityError
 from pipeline.provenance import sync_what_is_there
 from pipeline.store.forms.form import Part
@@ -48,6 +48,26 @@ EXAMPLE_DTYPES = {
     "piece": "int32",
     "label": "int64",
 }
+EXAMPLE_PARTS = {name: Part(dtype, ()) for name, dtype in EXAMPLE_DTYPES.items()} | {
+    "digest": Part("uint8", (ROW_DIGEST_BYTES,), ("byte",))
+}
+"""The columns of the example table; `targets` come to them where rows have numbers."""
+
+
+def target_part(outputs: int) -> Part:
+    """Return the column of the example table that holds each row's numbers."""
+    return Part("float32", (outputs,), ("output",))
+
+
+def example_array(part: Part, examples: int) -> ArraySpec:
+    """Return a column of the example table, which is one shard."""
+    return ArraySpec(part, examples, examples, examples, Axis.EXAMPLE)
+
+
+def token_array(column: str, segments: int, segment_tokens: int, chunk_tokens: int) -> ArraySpec:
+    """Return a column of `tokens/`, a shard a segment."""
+    part, rows = Part(TOKEN_DTYPES[column], ()), segments * segment_tokens
+    return ArraySpec(part, rows, segment_tokens, chunk_tokens, Axis.TOKEN)
 
 
 @dataclass(frozen=True)
@@ -215,8 +235,7 @@ def _token_arrays(plan: Plan, rows: Rows, chunk_tokens: int) -> Iterator[Shards]
             yield buffer
 
     for column in rows.tokens:
-        part = Part(TOKEN_DTYPES[column], ())
-        spec = ArraySpec(part, plan.segments * capacity, capacity, chunk_tokens)
+        spec = token_array(column, plan.segments, capacity, chunk_tokens)
         yield f"tokens/{column}", spec, shards(column)
 
 
@@ -224,13 +243,9 @@ def _example_arrays(plan: Plan, rows: Rows) -> Iterator[Shards]:
     count = len(plan.row)
     for name, dtype in EXAMPLE_DTYPES.items():
         values = getattr(rows if name in {"source_row", "piece", "label"} else plan, name)
-        yield (
-            f"examples/{name}",
-            ArraySpec(Part(dtype, ()), count, count, count),
-            [values.astype(dtype)],
-        )
-    part = Part("uint8", (ROW_DIGEST_BYTES,))
-    yield "examples/digest", ArraySpec(part, count, count, count), [rows.digests]
+        spec = example_array(EXAMPLE_PARTS[name], count)
+        yield f"examples/{name}", spec, [values.astype(dtype)]
+    yield "examples/digest", example_array(EXAMPLE_PARTS["digest"], count), [rows.digests]
     if rows.targets is not None:
-        part = Part("float32", (rows.targets.shape[1],))
-        yield "examples/targets", ArraySpec(part, count, count, count), [rows.targets]
+        part = target_part(rows.targets.shape[1])
+        yield "examples/targets", example_array(part, count), [rows.targets]

@@ -17,14 +17,15 @@ from pipeline.axes import TRAIN
 from pipeline.errors import IncompatibleError, IntegrityError
 from pipeline.store.attachments import Attachments
 from pipeline.store.extent import example_rows, first_rows, segment_extent
-from pipeline.store.forms.form import Channels, Part
+from pipeline.store.forms.form import Channels
 from pipeline.store.index import read_index
 from pipeline.store.layout import Layout
 from pipeline.store.planner import (
-    EXAMPLE_DTYPES,
-    ROW_DIGEST_BYTES,
-    TOKEN_DTYPES,
+    EXAMPLE_PARTS,
+    example_array,
     rows_digest,
+    target_part,
+    token_array,
 )
 from pipeline.store.records import Declaration, StoredSignal, of_manifest, signal_digest
 from pipeline.store.schema import check_plan
@@ -192,16 +193,8 @@ class StoreReader:
         """
         count = self.plan["examples"]
         table = {
-            name: self._read(
-                f"examples/{name}",
-                ArraySpec(Part(dtype, shape), count, count, count),
-                0,
-                self.plan["files"],
-            )
-            for name, dtype, shape in [
-                *((key, dtype, ()) for key, dtype in EXAMPLE_DTYPES.items()),
-                ("digest", "uint8", (ROW_DIGEST_BYTES,)),
-            ]
+            name: self._read(f"examples/{name}", example_array(part, count), 0, self.plan["files"])
+            for name, part in EXAMPLE_PARTS.items()
         }
         check_table(table, self.plan, self.layout.features / "examples")
         return table
@@ -213,7 +206,7 @@ class StoreReader:
         if not outputs:
             return None
         count = self.plan["examples"]
-        spec = ArraySpec(Part("float32", (outputs,)), count, count, count)
+        spec = example_array(target_part(outputs), count)
         return self._read("examples/targets", spec, 0, self.plan["files"])
 
     @cached_property
@@ -272,7 +265,7 @@ class StoreReader:
         tokens = {
             column: self._read(
                 f"tokens/{column}",
-                ArraySpec(Part(TOKEN_DTYPES[column], ()), count * capacity, capacity, chunk),
+                token_array(column, count, capacity, chunk),
                 segment,
                 self.plan["files"],
             )
@@ -332,7 +325,11 @@ class StoreReader:
             )
             self._specs[declared.signal] = {
                 name: ArraySpec(
-                    part, count * extent.shard_rows, extent.shard_rows, extent.chunk_rows
+                    part,
+                    count * extent.shard_rows,
+                    extent.shard_rows,
+                    extent.chunk_rows,
+                    declared.axis,
                 )
                 for name, part in declared.parts().items()
             }

@@ -44,19 +44,29 @@ METADATA = "zarr.json"
 class ArraySpec:
     """An array of a store: what its rows are, and how many lie in all, in a shard and in a chunk.
 
-    A shard is the unit of writing, a chunk the unit of reading for other Zarr readers.
+    A shard is the unit of writing, a chunk the unit of reading for other Zarr readers. `axis` is
+    what a row is.
     """
 
     part: Part
     rows: int
     shard_rows: int
     chunk_rows: int
+    axis: str = ""
 
     def metadata(self) -> bytes:
         """Return the array's `zarr.json`."""
-        return array_metadata(
-            self.part, rows=self.rows, shard_rows=self.shard_rows, chunk_rows=self.chunk_rows
-        )
+        return self.accepted_metadata()[0]
+
+    def accepted_metadata(self) -> tuple[bytes, ...]:
+        """Return what its `zarr.json` may be: as now, or as before axes had names."""
+        named = (self.axis, *self.part.row_axes) if self.axis else ()
+        sizes = {
+            "rows": self.rows,
+            "shard_rows": self.shard_rows,
+            "chunk_rows": self.chunk_rows,
+        }
+        return array_metadata(self.part, axes=named, **sizes), array_metadata(self.part, **sizes)
 
     def check_size(self, array: Path, file_bytes: int) -> None:
         """Refuse, before anything is read or allocated, a shard of more bytes than it can have.
@@ -90,15 +100,26 @@ def create_array(features: Path, name: str, spec: ArraySpec) -> None:
     """
     array = features / name
     groups = [parent for parent in array.parents if parent.is_relative_to(features)]
-    wanted = [*((group, group_metadata()) for group in groups), (array, spec.metadata())]
-    for directory, metadata in wanted:
+    wanted = dict.fromkeys(groups, (group_metadata(),)) | {array: spec.accepted_metadata()}
+    for directory, accepted in wanted.items():
         path = directory / METADATA
         try:
-            is_there = read_inside(path, features.parent, len(metadata)) == metadata
+            check_metadata(path, features.parent, accepted)
         except IntegrityError:
-            is_there = False
-        if not is_there:
-            write_bytes_atomically(path, metadata)
+            write_bytes_atomically(path, accepted[0])
+
+
+def check_metadata(path: Path, root: Path, accepted: tuple[bytes, ...]) -> None:
+    """Compare a `zarr.json` with what the records imply.
+
+    Raises:
+        IntegrityError: If it cannot be read, or is none of the `accepted`.
+    """
+    if read_inside(path, root, limit=max(map(len, accepted))) not in accepted:
+        raise IntegrityError(
+            f"{path}: not the metadata that the manifest states; run `decant capture TEACHER "
+            "--verify` to rebuild it"
+        )
 
 
 def shard_name(segment: int, part: Part) -> str:
@@ -243,12 +264,7 @@ def read_shard(
         IntegrityError: If metadata, file or chunks are not those that the manifest states.
     """
     spec.check_size(array, expected["bytes"])
-    metadata = spec.metadata()
-    if read_inside(array / METADATA, root, len(metadata)) != metadata:
-        raise IntegrityError(
-            f"{array / METADATA}: not the metadata that the manifest states; run "
-            "`decant capture TEACHER --verify` to rebuild it"
-        )
+    check_metadata(array / METADATA, root, spec.accepted_metadata())
     path = array / shard_name(segment, spec.part)
     return decode_shard(
         check_file(path, root, expected),

@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 
 from pipeline.axes import SPLITS
 from pipeline.errors import IntegrityError
-from pipeline.store.forms.form import Part
 from pipeline.store.layout import Layout
-from pipeline.store.planner import ROW_DIGEST_BYTES, row_digest
+from pipeline.store.planner import EXAMPLE_PARTS, ROW_DIGEST_BYTES, example_array, row_digest
 from pipeline.store.schema import check_plan
 from pipeline.store.sealed import read_record
-from pipeline.store.shards import ArraySpec, read_shard, shard_name
+from pipeline.store.shards import read_shard, shard_name
 
 
 def check_table(table: Mapping[str, NDArray[Any]], plan: Mapping[str, Any], path: Path) -> None:
@@ -141,7 +140,7 @@ def planned_digests(layout: Layout) -> NDArray[np.uint8] | None:
         plan = read_record(layout.plan, layout.root)
         check_plan(plan, layout.plan)
         array, count = layout.features / "examples" / "digest", plan["examples"]
-        spec = ArraySpec(Part("uint8", (ROW_DIGEST_BYTES,)), count, count, count)
+        spec = example_array(EXAMPLE_PARTS["digest"], count)
         name = (array / shard_name(0, spec.part)).relative_to(layout.root).as_posix()
         return read_shard(array, layout.root, spec, 0, plan["files"][name])
     except (IntegrityError, KeyError):

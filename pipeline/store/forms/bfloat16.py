@@ -26,7 +26,7 @@ class BFloat16:
 
     def parts(self, geometry: Geometry) -> dict[str, Part]:
         """One uint16 array of `width` channels."""
-        return {"values_bits": Part("uint16", (geometry.width,))}
+        return {"values_bits": Part("uint16", (geometry.width,), ("channel",))}
 
     def encode(self, values: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
         """Round to nearest even by integer arithmetic on the float32 bits."""

@@ -23,7 +23,7 @@ class Dense:
 
     def parts(self, geometry: Geometry) -> dict[str, Part]:
         """One float32 row of `vocab` (here: classes) logits an example."""
-        return {"logits": Part("float32", (geometry.vocab,))}
+        return {"logits": Part("float32", (geometry.vocab,), ("output",))}
 
     def encode(self, values: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
         """Store `logits` (examples, classes) as they are."""

@@ -28,7 +28,7 @@ class Float16:
 
     def parts(self, geometry: Geometry) -> dict[str, Part]:
         """One float16 array of `width` channels."""
-        return {"values": Part("float16", (geometry.width,))}
+        return {"values": Part("float16", (geometry.width,), ("channel",))}
 
     def encode(self, values: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
         """Round to nearest even; overflow gives infinities, which the capture refuses."""

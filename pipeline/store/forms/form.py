@@ -7,7 +7,7 @@ every Zarr reader knows; compression is the store's business.
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 from pipeline.axes import Axis
@@ -54,10 +54,15 @@ class Channels:
 
 @dataclass(frozen=True)
 class Part:
-    """One stored array of a signal: its dtype and the shape of one row."""
+    """One stored array: its dtype, the shape of one row, and what the axes of a row are called.
+
+    Arrays of one Zarr group that share an axis's name have the same size there. Names are for
+    readers of the Zarr files; no value depends on them, so they are not compared.
+    """
 
     dtype: str
     row_shape: tuple[int, ...]
+    row_axes: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)

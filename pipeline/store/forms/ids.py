@@ -14,7 +14,7 @@ LARGEST_SHORT = 2**16
 
 def gap_part(vocab: int, n: int) -> Part:
     """Return the array that holds `n` gaps, or ids, of a vocabulary."""
-    return Part("uint16" if vocab <= LARGEST_SHORT else "uint32", (n,))
+    return Part("uint16" if vocab <= LARGEST_SHORT else "uint32", (n,), ("id",))
 
 
 def gaps_of(ids: Array, vocab: int) -> Array:

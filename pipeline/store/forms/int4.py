@@ -45,8 +45,8 @@ class Int4:
         """Two levels a byte, the first one in its upper half, and a scale a group."""
         groups, size = self._groups(geometry.width)
         return {
-            "levels": Part("uint8", (groups * size // 2,)),
-            "scale": Part("float16", (groups,)),
+            "levels": Part("uint8", (groups * size // 2,), ("channel_pair",)),
+            "scale": Part("float16", (groups,), ("group",)),
         }
 
     def _grouped(self, rows: Array) -> Array:

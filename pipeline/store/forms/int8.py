@@ -75,7 +75,10 @@ class Int8:
 
     def parts(self, geometry: Geometry) -> dict[str, Part]:
         """Levels of `width` channels and one scale a token."""
-        return {"levels": Part("int8", (geometry.width,)), "scale": Part("float16", ())}
+        return {
+            "levels": Part("int8", (geometry.width,), ("channel",)),
+            "scale": Part("float16", ()),
+        }
 
     def encode(self, values: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
         """Standardise, then quantise every token by its own scale."""

@@ -32,7 +32,7 @@ class Map:
 
     def parts(self, geometry: Geometry) -> dict[str, Part]:
         """One level a head."""
-        return {"levels": Part("uint8", (geometry.heads,))}
+        return {"levels": Part("uint8", (geometry.heads,), ("head",))}
 
     def encode(self, values: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
         """Encode `probability` (pairs, heads), all in 0..1."""

@@ -31,10 +31,10 @@ class QueryKey:
     def parts(self, geometry: Geometry) -> dict[str, Part]:
         """Levels and one scale a head, for queries and for (possibly fewer) keys."""
         return {
-            "query": Part("int8", (geometry.heads, geometry.d_head)),
-            "query_scale": Part("float16", (geometry.heads,)),
-            "key": Part("int8", (geometry.kv_heads, geometry.d_head)),
-            "key_scale": Part("float16", (geometry.kv_heads,)),
+            "query": Part("int8", (geometry.heads, geometry.d_head), ("head", "channel")),
+            "query_scale": Part("float16", (geometry.heads,), ("head",)),
+            "key": Part("int8", (geometry.kv_heads, geometry.d_head), ("kv_head", "channel")),
+            "key_scale": Part("float16", (geometry.kv_heads,), ("kv_head",)),
         }
 
     def encode(self, values: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:

@@ -102,8 +102,8 @@ class TopK:
             )
         return {
             "id_gaps": gap_part(geometry.vocab, self.k),
-            "log_probs": Part("float16", (self.k,)),
-            "log_normalizer": Part("float32", (len(self.temperatures),)),
+            "log_probs": Part("float16", (self.k,), ("id",)),
+            "log_normalizer": Part("float32", (len(self.temperatures),), ("temperature",)),
         }
 
     def encode(self, values: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:

@@ -29,8 +29,8 @@ class ValueInt8:
     def parts(self, geometry: Geometry) -> dict[str, Part]:
         """Levels and one scale a key head."""
         return {
-            "value": Part("int8", (geometry.kv_heads, geometry.d_head)),
-            "value_scale": Part("float16", (geometry.kv_heads,)),
+            "value": Part("int8", (geometry.kv_heads, geometry.d_head), ("kv_head", "channel")),
+            "value_scale": Part("float16", (geometry.kv_heads,), ("kv_head",)),
         }
 
     def encode(self, values: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:

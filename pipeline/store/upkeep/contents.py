@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, IncompatibleError, IntegrityError
 from pipeline.store.extent import segment_extent
-from pipeline.store.forms.form import Part
-from pipeline.store.planner import EXAMPLE_DTYPES, ROW_DIGEST_BYTES, TOKEN_DTYPES
+from pipeline.store.planner import EXAMPLE_PARTS, example_array, target_part, token_array
 from pipeline.store.reader import StoreReader
 from pipeline.store.records import Declaration
 from pipeline.store.shards import ArraySpec
@@ -26,19 +25,16 @@ BLOCKS = "blocks"
 
 def planned_arrays(plan: Mapping[str, Any]) -> dict[str, ArraySpec]:
     """Return the arrays that the planner wrote, by their path below `features.zarr`."""
-    rows = len(plan["segments"]) * plan["segment_tokens"]
+    count, capacity, chunk = len(plan["segments"]), plan["segment_tokens"], plan["chunk_tokens"]
     arrays = {
-        f"tokens/{column}": ArraySpec(
-            Part(TOKEN_DTYPES[column], ()), rows, plan["segment_tokens"], plan["chunk_tokens"]
-        )
+        f"tokens/{column}": token_array(column, count, capacity, chunk)
         for column in plan["columns"]
     }
-    parts = {name: Part(dtype, ()) for name, dtype in EXAMPLE_DTYPES.items()}
-    parts["digest"] = Part("uint8", (ROW_DIGEST_BYTES,))
+    parts = dict(EXAMPLE_PARTS)
     if plan.get("outputs", 0):
-        parts["targets"] = Part("float32", (plan["outputs"],))
-    count = plan["examples"]
-    arrays |= {f"examples/{name}": ArraySpec(p, count, count, count) for name, p in parts.items()}
+        parts["targets"] = target_part(plan["outputs"])
+    for name, part in parts.items():
+        arrays[f"examples/{name}"] = example_array(part, plan["examples"])
     return arrays
 
 
@@ -60,7 +56,9 @@ def signal_arrays(
     extent = segment_extent(declared.axis, plan, length=length, segment=segment, rule=declared.rule)
     rows = len(plan["segments"]) * extent.shard_rows
     return {
-        f"{declared.signal}/{name}": ArraySpec(part, rows, extent.shard_rows, extent.chunk_rows)
+        f"{declared.signal}/{name}": ArraySpec(
+            part, rows, extent.shard_rows, extent.chunk_rows, declared.axis
+        )
         for name, part in declared.parts().items()
     }
 

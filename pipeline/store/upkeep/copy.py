@@ -22,7 +22,7 @@ from pipeline.store.links import refuse_links
 from pipeline.store.lock import writer_lock
 from pipeline.store.reader import StoreReader
 from pipeline.store.sealed import read_record, write_record
-from pipeline.store.shards import METADATA, check_file, create_array, matches, read_inside
+from pipeline.store.shards import METADATA, check_file, check_metadata, create_array, matches
 from pipeline.store.upkeep.contents import (
     asset_file,
     assets_of,
@@ -193,14 +193,9 @@ class StoreCopy:
         for name, spec in arrays.items():
             array = source.features / name
             groups = [parent for parent in array.parents if parent.is_relative_to(source.features)]
-            wanted = [(array, spec.metadata()), *((group, group_metadata()) for group in groups)]
-            for directory, metadata in wanted:
-                path = directory / METADATA
-                if read_inside(path, source.root, len(metadata)) != metadata:
-                    raise IntegrityError(
-                        f"{path}: not the metadata that the manifest states; run "
-                        "`decant capture TEACHER --verify` to rebuild it"
-                    )
+            check_metadata(array / METADATA, source.root, spec.accepted_metadata())
+            for group in groups:
+                check_metadata(group / METADATA, source.root, (group_metadata(),))
             create_array(self._layout.features, name, spec)
 
     def _receipts(self, name: str) -> None:

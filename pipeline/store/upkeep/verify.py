@@ -207,9 +207,9 @@ class _Verification:
         for name, spec in arrays.items():
             array = features / name
             groups |= dict.fromkeys(p for p in array.parents if p.is_relative_to(features))
-            files.metadata(array / METADATA, spec.metadata())
+            files.metadata(array / METADATA, spec.accepted_metadata())
         for group in groups:
-            files.metadata(group / METADATA, group_metadata())
+            files.metadata(group / METADATA, (group_metadata(),))
 
     def _check_assets(self) -> SignalState:
         files, layout = self._files(), self.layout
