@@ -51,7 +51,10 @@ def predict_rows(
     }
     if models_language(meta.task):
         found = perplexity(model, rows, **running)
-        columns = {"nats": list(found.row_nats), "targets": list(found.row_targets)}
+        nats = list(found.row_nats)
+        if "unknown_nats" in rows.column_names:
+            nats = [own + more for own, more in zip(nats, rows["unknown_nats"][:], strict=True)]
+        columns = {"nats": nats, "targets": list(found.row_targets)}
         for name, column in (("words", "target_words"), ("bytes", "target_bytes")):
             if column in rows.column_names:
                 columns[name] = rows[column][:]

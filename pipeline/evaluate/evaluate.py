@@ -17,6 +17,7 @@ from pipeline.corpus.examples import Split
 from pipeline.corpus.tokens import TokenSet
 from pipeline.errors import ConfigError, IncompatibleError
 from pipeline.evaluate.answers import predict_rows
+from pipeline.evaluate.chance import score_at_chance
 from pipeline.evaluate.cost import cost_metrics, measure_speed
 from pipeline.evaluate.generated import generate_rows
 from pipeline.evaluate.intervals import bootstrap_intervals
@@ -25,7 +26,7 @@ from pipeline.evaluate.options import GenerateOptions, IntervalOptions
 from pipeline.evaluate.predictions import Identity, Row, identity, score_rows
 from pipeline.evaluate.scores import SCORES, headline, reported
 from pipeline.evaluate.text_scores import score_texts
-from pipeline.tasks import generates
+from pipeline.tasks import generates, models_language
 
 logger = logging.getLogger(__name__)
 
@@ -79,8 +80,9 @@ def evaluate_model(
         timing_repeats: Timed passes; the median counts.
 
     Returns:
-        As metrics `task`, `classes` where there are any, `score`, `lower_is_better` and
-        `test_score`; `<split>_<metric>` for each that `scores.reported` names and the rows allow,
+        As metrics `task`, `classes` where there are any, `vocab` of a language model, `score`,
+        `lower_is_better` and `test_score`; `test_chance`, what the best constant answer scores;
+        `<split>_<metric>` for each that `scores.reported` names and the rows allow,
         those of generated text for test only, with `generated_rows`, `signatures` and
         `against_teacher`; `test_intervals`; `is_constant` where every test row gets one answer; and
         what `cost_metrics` returns.
@@ -106,6 +108,8 @@ def evaluate_model(
         "score": judged_by,
         "lower_is_better": SCORES[judged_by].lower_is_better,
     }
+    if models_language(meta.task):
+        metrics["vocab"] = meta.vocab
     if meta.classes:
         metrics["classes"] = len(meta.classes)
     predictions: list[Row] = []
@@ -125,8 +129,15 @@ def evaluate_model(
                 for place, text in written.items():
                     rows[place].update(text)
                 metrics["generated_rows"] = len(written)
-        metrics |= _scores(rows, split, meta.task, judged_by, len(meta.classes) or None, intervals)
+        classes = len(meta.classes) or None
+        metrics |= _scores(rows, split, meta.task, judged_by, classes, intervals)
         logger.info("%s: %s", split, _shown(metrics, split))
+    if predictions:
+        at_chance = score_at_chance(
+            predictions, meta.task, judged_by, classes=len(meta.classes) or None, vocab=meta.vocab
+        )
+        if at_chance is not None:
+            metrics["test_chance"] = at_chance
     if is_constant(predictions):
         metrics["is_constant"] = True
         logger.warning("the same answer to every test row: it has learnt nothing, or not enough")

@@ -13,6 +13,8 @@ from pipeline.evaluate.options import IntervalOptions
 
 # 2^21 counts are 16 MiB.
 CHUNK_CELLS = 1 << 21
+FEWEST_ROWS = 5
+"""Resamples of fewer rows are all alike: an interval of them looks sure where nothing is."""
 
 
 def bootstrap_intervals(
@@ -20,11 +22,15 @@ def bootstrap_intervals(
 ) -> dict[str, tuple[float, float]]:
     """Return the low and high end of each metric, all from the same resamples.
 
+    Of fewer than five rows there are no intervals.
+
     Args:
         metrics: Functions of counts over the same rows.
         rows: How many rows there are.
         options: How many resamples, their seed, and the confidence.
     """
+    if rows < FEWEST_ROWS:
+        return {}
     found: dict[str, list[Floats]] = {name: [] for name in metrics}
     for counts in resampled_counts(rows, options.resamples, np.random.default_rng(options.seed)):
         for name, metric in metrics.items():

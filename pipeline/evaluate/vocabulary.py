@@ -2,10 +2,12 @@
 
 Held-out text has pieces that such a student lacks; there its own tokenizer writes the same text in
 more pieces. What is text, prompt and target stays what it was, so that scores a byte or a word
-compare with those of any other model.
+compare with those of any other model. What it can only write as unknown is charged as one of all
+the pieces that this may stand for: else it would be cheaper to know less.
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -36,10 +38,12 @@ class StudentTokenSet(TokenSet):
         path: The token set that they were made from.
         directory: The student, whose tokenizer this is.
         columns: The rows of each split.
+        unknown_nats: What each row of a split is charged beyond the likelihood of its ids.
     """
 
     directory: Path
     columns: dict[Split, TokenColumns]
+    unknown_nats: dict[Split, NDArray[np.float64]]
 
     @property
     def tokenizer_path(self) -> Path:
@@ -48,7 +52,10 @@ class StudentTokenSet(TokenSet):
 
     def split(self, name: Split) -> datasets.Dataset:
         """Return the rows of one split."""
-        return datasets.Dataset(self.columns[name].to_table())
+        table = self.columns[name].to_table()
+        if self.unknown_nats[name].any():
+            table = table.append_column("unknown_nats", [self.unknown_nats[name]])
+        return datasets.Dataset(table)
 
 
 def student_token_set(tokens: TokenSet, student_directory: Path, room: int | None) -> TokenSet:
@@ -74,12 +81,12 @@ def student_token_set(tokens: TokenSet, student_directory: Path, room: int | Non
     teacher, student = load_tokenizer(tokens.tokenizer_path), load_tokenizer(student_directory)
     longest = min(student.model_max_length, room or SANE_LENGTH, SANE_LENGTH)
     writer = _Writer(teacher, student, longest)
-    columns: dict[Split, TokenColumns] = {
-        split: writer.rewrite(_columns(tokens.split(split)), split) for split in SPLITS
-    }
-    return StudentTokenSet(
-        tokens.path, _meta(tokens.meta, columns, student, longest), student_directory, columns
-    )
+    columns: dict[Split, TokenColumns] = {}
+    unknown: dict[Split, NDArray[np.float64]] = {}
+    for split in SPLITS:
+        columns[split], unknown[split] = writer.rewrite(_columns(tokens.split(split)), split)
+    meta = _meta(tokens.meta, columns, student, longest)
+    return StudentTokenSet(tokens.path, meta, student_directory, columns, unknown)
 
 
 def _tokenizer_text(directory: Path) -> bytes:
@@ -151,11 +158,17 @@ class _Writer:
         self._place = np.full(1 + max(self._pieces), -1, np.int64)
         for number, piece in self._pieces.items():
             self._place[number] = self._vocab.get(piece, -1)
+        self._lacks = sum(self._place[number] < 0 for number in self._pieces)
         self._is_special = np.zeros(len(self._place), bool)
         self._is_special[list(self._teacher.get_added_tokens_decoder())] = True
 
-    def rewrite(self, columns: TokenColumns, split: str) -> TokenColumns:
-        """Return a split's rows with new ids, and all that goes by token as long as they are."""
+    def rewrite(
+        self, columns: TokenColumns, split: str
+    ) -> tuple[TokenColumns, NDArray[np.float64]]:
+        """Return a split's rows with new ids, and all that goes by token as long as they are.
+
+        With them, in nats, what each row is charged for what it can only write as unknown.
+        """
         placed = self._place[columns.input_ids]
         lacking = np.add.reduceat(placed < 0, columns.offsets[:-1]) if len(placed) else placed
         ids: list[NDArray[np.int32]] = []
@@ -165,28 +178,36 @@ class _Writer:
             for name in ("target_bytes", "target_words", "prompt_tokens")
             if getattr(columns, name) is not None
         }
-        cut = 0
+        cut, written, unknown = 0, 0, np.zeros(len(columns.offsets) - 1, np.int64)
         for row, (start, stop) in enumerate(
             zip(columns.offsets[:-1].tolist(), columns.offsets[1:].tolist(), strict=True)
         ):
             new, source = placed[start:stop], np.arange(start, stop)
             if lacking[row]:
                 new, source = self._write(columns, row, placed)
+            written += len(new)
             if "prompt_tokens" in numbers:
                 border = start + int(numbers["prompt_tokens"][row])
                 numbers["prompt_tokens"][row] = int((source < border).sum())
             if len(new) > self._longest:
                 cut += 1
                 new, source = self._cut(columns, row, new, source, numbers)
+            if lacking[row]:
+                unknown[row] = self._unknown_targets(new, columns.loss_mask[source]) - (
+                    self._unknown_targets(placed[start:stop], columns.loss_mask[start:stop])
+                )
             ids.append(new.astype(np.int32))
             sources.append(source)
         origin = np.concatenate(sources) if sources else np.zeros(0, np.int64)
+        unknown = np.maximum(unknown, 0)
         logger.info(
-            "%s: %d of %d rows have pieces that the student lacks, %d are cut at %d tokens",
-            split, int((lacking > 0).sum()), len(ids), cut, self._longest,
+            "%s: %d of %d rows have pieces that the student's vocabulary lacks, as held-out text "
+            "will; they are written in smaller ones, %d tokens instead of %d",
+            split, int((lacking > 0).sum()), len(ids), written, len(placed),
         )  # fmt: skip
+        self._warn(split, len(ids), int(unknown.sum()), cut)
         types = columns.token_type_ids
-        return replace(
+        rewritten = replace(
             columns,
             offsets=np.concatenate([[0], np.cumsum([len(row) for row in ids])]).astype(np.int64),
             input_ids=np.concatenate(ids) if ids else columns.input_ids,
@@ -194,6 +215,29 @@ class _Writer:
             token_type_ids=None if types is None else types[origin],
             **numbers,
         )
+        return rewritten, unknown * math.log(max(1, self._lacks))
+
+    def _unknown_targets(self, ids: NDArray[np.int64], counts: NDArray[np.bool_]) -> int:
+        """Return how many tokens to be predicted are the unknown one; the first never is."""
+        if self._unknown is None:
+            return 0
+        return int(((ids == self._unknown) & counts)[1:].sum())
+
+    def _warn(self, split: str, rows: int, unknown: int, cut: int) -> None:
+        """Say what was lost, and what to do."""
+        if unknown:
+            logger.warning(
+                "%s: %d tokens are unknown to the student; each is charged as one of the %d pieces "
+                "that it lacks: train on more text, or use vocabulary: teacher",
+                split, unknown, self._lacks,
+            )  # fmt: skip
+        if cut:
+            logger.warning(
+                "%s: %d of %d rows are longer than the student's %d positions: what is over is not "
+                "scored, nor counted in bytes or words; raise max_position_embeddings in the "
+                "student's model.architecture",
+                split, cut, rows, self._longest,
+            )  # fmt: skip
 
     def _write(
         self, columns: TokenColumns, row: int, placed: NDArray[np.int64]

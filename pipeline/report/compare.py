@@ -2,17 +2,29 @@
 
 Retention is the share of the teacher's quality a student keeps: of a score the student's over the
 teacher's, of what is better when it is less, as perplexity, the teacher's over the student's. So 1
-means "as good", and more than 1 "better". Of scores that are not positive there is no share.
+means "as good", and more than 1 "better". Of scores that are not positive there is no share, nor
+where teacher or student is at chance: a model that answers one class to everything keeps nothing.
+
+Perplexity a token compares only models that count the same tokens; where some do not, all are
+compared a byte.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import ConfigError, IncompatibleError
-from pipeline.report.measures import Measure, headline_of, measure_of
+from pipeline.report.measures import PER_BYTE, Measure, headline_of, measure_of
 from pipeline.report.results import ModelMetrics, StudentResult, Task, TeacherResult
 from pipeline.report.words import Number
+
+SAME_ANSWER = {
+    "classification": "answers one class",
+    "multi-label": "answers one set",
+    "regression": "answers one number",
+}
+"""What a model does that gives every test row the same answer; in generation, `writes one text`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +38,8 @@ class Row:
         metrics: What was measured of it.
         quality: The headline measure on the test split.
         retention: Share of the teacher's quality, 1 for a teacher.
+        at_chance: Why its quality means nothing, as "answers one class"; empty where it does.
+        no_retention: Why there is no retention, where quality is known: that, or the teacher's.
         size_ratio: The teacher's parameters over this model's.
         speed_ratio: This model's tokens a second over the teacher's.
     """
@@ -38,6 +52,8 @@ class Row:
     retention: float | None
     size_ratio: float | None
     speed_ratio: float | None
+    at_chance: str = ""
+    no_retention: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +64,14 @@ class Comparison:
         task: What the models do.
         headline: Which measure is their quality.
         rows: Models in the order given, students after their teacher.
+        tokens_differ: Whether some models count other tokens than others, so that measures a token
+            do not compare.
     """
 
     task: Task
     headline: Measure
     rows: tuple[Row, ...]
+    tokens_differ: bool = False
 
     @property
     def quality_name(self) -> str:
@@ -69,16 +88,20 @@ class Comparison:
         """The students' rows."""
         return tuple(row for row in self.rows if not row.is_teacher)
 
+    def comparable(self, key: str) -> str:
+        """Return the measure to compare by in the place of one that counts tokens."""
+        return PER_BYTE.get(key, key) if self.tokens_differ else key
+
     def of_teacher(self, name: str) -> tuple[Row, ...]:
         """A teacher's row and its students'."""
         return tuple(row for row in self.rows if row.teacher == name)
 
     def best_student(self, teacher: str) -> Row | None:
-        """The student of a teacher that keeps most, or None where none was measured."""
+        """The best student of a teacher, or None where none was measured to be above chance."""
         known = [
             (-row.quality if self.is_lower_better else row.quality, row)
             for row in self.students
-            if row.teacher == teacher and row.quality is not None
+            if row.teacher == teacher and row.quality is not None and not row.at_chance
         ]
         return max(known, key=lambda pair: pair[0], default=(0.0, None))[1]
 
@@ -126,7 +149,8 @@ def compare(
                 f"{model.name}: found task {model.metrics.task}, expected {task} as of "
                 f"{teachers[0].name}; report one task at a time"
             )
-    headline = _headline([*teachers, *students], score)
+    tokens_differ = _tokens_differ([model.metrics for model in (*teachers, *students)])
+    headline = _headline([*teachers, *students], score, tokens_differ)
     rows: list[Row] = []
     for teacher in teachers:
         best = _row(teacher.name, teacher.name, teacher.metrics, None, headline)
@@ -136,7 +160,7 @@ def compare(
             for student in students
             if student.teacher == teacher.name
         ]
-    return Comparison(task=task, headline=headline, rows=tuple(rows))
+    return Comparison(task, headline, tuple(rows), tokens_differ)
 
 
 def report_metrics(comparison: Comparison) -> dict[str, Any]:
@@ -144,8 +168,9 @@ def report_metrics(comparison: Comparison) -> dict[str, Any]:
 
     Returns:
         `teacher`: the first teacher's metrics; `students`: by name, each student's metrics with
-        `retention`, `size_ratio` and `speed_ratio`; and with several teachers `teachers`, by name.
-        What was not measured is absent.
+        `retention`, or `no_retention`, which says why there is none, `size_ratio` and
+        `speed_ratio`; with several teachers `teachers`, by name; and `compared_by` where that is
+        not the score of the metrics files. What was not measured is absent.
     """
     teachers: dict[str, dict[str, Any]] = {}
     students: dict[str, dict[str, Any]] = {}
@@ -159,16 +184,28 @@ def report_metrics(comparison: Comparison) -> dict[str, Any]:
             "retention": row.retention,
             "size_ratio": row.size_ratio,
             "speed_ratio": row.speed_ratio,
+            "no_retention": row.no_retention or None,
         }
         metrics |= {name: value for name, value in ratios.items() if value is not None}
         students[row.name] = metrics | {"teacher": row.teacher}
     report: dict[str, Any] = {"teacher": next(iter(teachers.values())), "students": students}
     if len(teachers) > 1:
         report["teachers"] = teachers
+    if comparison.tokens_differ:
+        report["compared_by"] = comparison.headline.key
     return report
 
 
-def _headline(models: Sequence[TeacherResult | StudentResult], score: str | None) -> Measure:
+def _tokens_differ(models: Sequence[ModelMetrics]) -> bool:
+    """Tell whether some models have other ids, or score the test rows in another number of them."""
+    vocabs = {model.vocab for model in models} - {None}
+    known = [ratio for model in models if (ratio := model.tokens_per_byte) is not None]
+    return len(vocabs) > 1 or not all(math.isclose(one, known[0], rel_tol=1e-6) for one in known)
+
+
+def _headline(
+    models: Sequence[TeacherResult | StudentResult], score: str | None, tokens_differ: bool
+) -> Measure:
     """The measure that all models are judged by."""
     said = {model.metrics.score: model for model in models if model.metrics.score is not None}
     if score is None and len(said) > 1:
@@ -180,6 +217,8 @@ def _headline(models: Sequence[TeacherResult | StudentResult], score: str | None
     task = models[0].metrics.task
     score = score or next(iter(said), None) or headline_of(task)
     known = said.get(score)
+    if tokens_differ:
+        score = PER_BYTE.get(score, score)
     return measure_of(
         score, task, is_lower_better=None if known is None else known.metrics.lower_is_better
     )
@@ -190,22 +229,30 @@ def _row(
 ) -> Row:
     """One row; `best` is the teacher's, None for the teacher itself."""
     quality = metrics.test(headline.key)
+    said = SAME_ANSWER.get(metrics.task, "writes one text") if metrics.is_constant else "at chance"
+    at_chance = said if metrics.is_at_chance else ""
     if best is None:
-        known = (quality, metrics.parameters, metrics.tokens_per_second)
-        return Row(name, teacher, True, metrics, quality, *[_ratio(one, one) for one in known])
-    retention = (
+        size, speed = (_ratio(x, x) for x in (metrics.parameters, metrics.tokens_per_second))
+        kept = None if at_chance else _ratio(quality, quality)
+        return Row(name, teacher, True, metrics, quality, kept, size, speed, at_chance, at_chance)
+    no_retention = at_chance or ("teacher at chance" if best.at_chance else "")
+    kept = (
         _ratio(best.quality, quality) if headline.is_lower_better else _ratio(quality, best.quality)
     )
+    # A teacher without an error leaves no error of which a student could have a share.
+    if no_retention or (headline.is_lower_better and best.quality == 0):
+        kept = None
     return Row(
         name=name,
         teacher=teacher,
         is_teacher=False,
         metrics=metrics,
         quality=quality,
-        # A teacher without an error leaves no error of which a student could have a share.
-        retention=None if headline.is_lower_better and best.quality == 0 else retention,
+        retention=kept,
         size_ratio=_ratio(best.metrics.parameters, metrics.parameters),
         speed_ratio=_ratio(metrics.tokens_per_second, best.metrics.tokens_per_second),
+        at_chance=at_chance,
+        no_retention=no_retention,
     )
 
 

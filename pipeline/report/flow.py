@@ -105,9 +105,13 @@ def _captured(teacher: TeacherResult) -> Facts:
 
 
 def _best(comparison: Comparison, teacher: str) -> Facts:
-    """What evaluation found best: the retention and size of the student that keeps most."""
+    """What evaluation found best: the retention, or else the quality, and size of the student."""
     best = comparison.best_student(teacher)
     if best is None:
         return ()
-    kept = (words.percent(best.retention), "of quality kept")
+    kept = (
+        (comparison.headline.show(best.quality), comparison.quality_name)
+        if best.retention is None
+        else (words.percent(best.retention), "of quality kept")
+    )
     return (kept, (words.times(best.size_ratio), "smaller")) if best.size_ratio else (kept,)

@@ -74,12 +74,15 @@ def grids(comparison: Comparison) -> list[Grid]:
         # The headline alone stands in the table above.
         if not known or set(known) == {comparison.headline}:
             continue
+        bests = {
+            measure: _bests(comparison, rows, column, measure) for measure, column in known.items()
+        }
         lines = tuple(
             Line(
                 row.name,
                 row.is_teacher,
                 tuple(
-                    _cell(row, measure, column[place], _best(rows, column, measure, row), group)
+                    _cell(row, measure, column[place], bests[measure][row.teacher], group)
                     for measure, column in known.items()
                 ),
             )
@@ -108,18 +111,21 @@ def _value(row: Row, measure: Measure, group: Group) -> float | None:
     return row.metrics.test(measure.key)
 
 
-def _best(
-    rows: tuple[Row, ...], column: list[float | None], measure: Measure, row: Row
-) -> float | None:
-    """The best value among the students of a row's teacher; None where all are alike."""
-    known = [
-        value
-        for other, value in zip(rows, column, strict=True)
-        if value is not None and not other.is_teacher and other.teacher == row.teacher
-    ]
-    if row.is_teacher or len(set(known)) < 2:
-        return None
-    return min(known) if measure.is_lower_better else max(known)
+def _bests(
+    comparison: Comparison, rows: tuple[Row, ...], column: list[float | None], measure: Measure
+) -> dict[str, float | None]:
+    """The best value among each teacher's students; None where all are alike, or do not compare."""
+    found: dict[str, float | None] = {}
+    for teacher in {row.teacher for row in rows}:
+        known = [
+            value
+            for row, value in zip(rows, column, strict=True)
+            if value is not None and not row.is_teacher and row.teacher == teacher
+        ]
+        is_contest = len(set(known)) > 1 and comparison.comparable(measure.key) == measure.key
+        best = min if measure.is_lower_better else max
+        found[teacher] = best(known) if is_contest else None
+    return found
 
 
 def _cell(
@@ -128,4 +134,5 @@ def _cell(
     if value is None:
         return Cell(UNKNOWN)
     interval = None if group.against_teacher else row.metrics.test_intervals.get(measure.key)
-    return Cell(measure.show(value), measure.bounds(interval), value == best)
+    is_best = value == best and not row.is_teacher
+    return Cell(measure.show(value), measure.bounds(interval), is_best)

@@ -132,6 +132,10 @@ SHORTLIST = {
 }
 
 
+PER_BYTE = {"perplexity": "perplexity_per_byte", "nats_per_token": "bits_per_byte"}
+"""What compares in the place of a measure a token, where models count different tokens."""
+
+
 def headline_of(task: str) -> str:
     """Return the metric that a task is judged by where nothing else is said."""
     return "perplexity" if models_language(task) else HEADLINE[task]

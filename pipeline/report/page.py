@@ -206,6 +206,14 @@ def summary(
             "without the teacher."
         )
         best = comparison.best_student(teacher.name)
+        blind = [row for row in mine if row.at_chance]
+        if comparison.of_teacher(teacher.name)[0].at_chance:
+            sentences.append(
+                "The teacher is not above chance on the test split, so that there is no quality to "
+                "keep a share of: teach it longer, or on more text."
+            )
+        elif best is None and blind:
+            sentences.append("No student is above chance on the test split.")
         if best is not None:
             reached = f"{comparison.quality_name} {comparison.headline.show(best.quality)}"
             sentence = (

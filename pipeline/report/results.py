@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import IntegrityError
 from pipeline.provenance import read_json
+from pipeline.report.measures import LANGUAGE
 from pipeline.tasks import Task
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -49,6 +50,8 @@ class ModelMetrics(BaseModel):
     Attributes:
         score: The metric it is judged by; None in files that do not say.
         test_score: Its value, where it is none of the metrics itself.
+        test_chance: What the best constant answer scores; None in files that do not say.
+        vocab: Ids that a language model chooses from; None in files that do not say.
         test_intervals: Lower and upper end of a metric's confidence interval.
         against_teacher: Measures of generated text with the teacher's as the reference.
         signatures: How sacrebleu computed a measure, in its own words.
@@ -66,6 +69,8 @@ class ModelMetrics(BaseModel):
     score: str | None = None
     lower_is_better: bool | None = None
     test_score: float | None = None
+    test_chance: float | None = None
+    vocab: int | None = None
     test_intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
     against_teacher: dict[str, float] = Field(default_factory=dict)
     signatures: dict[str, str] = Field(default_factory=dict)
@@ -93,6 +98,23 @@ class ModelMetrics(BaseModel):
         if value is None and metric == self.score:
             value = self.test_score
         return float(value) if isinstance(value, float | int) else None
+
+    @property
+    def tokens_per_byte(self) -> float | None:
+        """Tokens that a byte of the test rows is scored in, or None where that is not known."""
+        bits, nats = self.test("bits_per_byte"), self.test("nats_per_token")
+        return bits * math.log(2) / nats if bits and nats else None
+
+    @property
+    def is_at_chance(self) -> bool:
+        """Whether its score is not surely better than that of a constant answer."""
+        if self.is_constant and self.score not in LANGUAGE:
+            return True
+        value = None if self.score is None else self.test(self.score)
+        if self.score is None or value is None or self.test_chance is None:
+            return False
+        low, high = self.test_intervals.get(self.score, (value, value))
+        return high >= self.test_chance if self.lower_is_better else low <= self.test_chance
 
 
 class SignalResult(BaseModel):

@@ -1,5 +1,7 @@
 """The table a run ends with in the terminal."""
 
+from textwrap import fill
+
 from rich import box
 from rich.table import Table
 from rich.text import Text
@@ -13,6 +15,8 @@ PIPE = 80
 MAX_NAME = 24
 MAX_EXTRA = 3
 LAST = "latency"
+RETENTION = 10
+"""Characters of a line that says why there is no retention."""
 
 
 def results_table(comparison: Comparison, *, width: int = PIPE) -> Table:
@@ -26,13 +30,21 @@ def results_table(comparison: Comparison, *, width: int = PIPE) -> Table:
         width: Characters of a line.
     """
     direction = f" (teacher's {comparison.headline.heading} / student's)"
+    notes = [
+        "Retention is the share of the teacher's quality kept"
+        + (direction if comparison.is_lower_better else "")
+        + "."
+    ]
+    if any(row.no_retention for row in comparison.rows):
+        notes.append("At chance: not surely better than one answer to every row.")
+    if comparison.tokens_differ:
+        notes.append("Models count different tokens, so a byte is what compares.")
+    notes.append("★ is best. KL in nats.")
     table = Table(
         box=box.SIMPLE_HEAD,
         show_edge=False,
         padding=0,
-        caption="Retention is the share of the teacher's quality kept"
-        + (direction if comparison.is_lower_better else "")
-        + ". ★ keeps most. KL in nats.",
+        caption=" ".join(notes),
         caption_justify="left",
     )
     names = [_name(comparison, row) for row in comparison.rows]
@@ -58,6 +70,13 @@ def _name(comparison: Comparison, row: Row) -> str:
         return f"{row.name} (teacher)"
     best = comparison.best_student(row.teacher)
     return f"{row.name} ★" if best is not None and best.name == row.name else row.name
+
+
+def _retention(row: Row) -> str:
+    """The share of the teacher's quality, or in short lines why there is none."""
+    if row.quality is None or not row.no_retention:
+        return words.percent(row.retention)
+    return fill(row.no_retention, RETENTION)
 
 
 def _fitting(comparison: Comparison, room: int) -> list[tuple[str, list[str]]]:
@@ -86,17 +105,18 @@ def _is_known(column: tuple[str, list[str]]) -> bool:
 def _width(column: tuple[str, list[str]]) -> int:
     """Characters of a column with the blank before it."""
     heading, values = column
-    return 1 + max(map(len, [*heading.split("\n"), *values]))
+    return 1 + max(len(line) for text in (heading, *values) for line in text.split("\n"))
 
 
 def _further(comparison: Comparison) -> list[tuple[str, list[str]]]:
     """Measures of the task beside the headline, those that are most asked for first."""
     found = []
     for key in SHORTLIST[comparison.task]:
-        measure = measure_of(key, comparison.task)
-        if measure.key != comparison.headline.key:
+        measure = measure_of(comparison.comparable(key), comparison.task)
+        heading = measure.short or measure.heading
+        if measure.key != comparison.headline.key and heading not in [name for name, _ in found]:
             values = [measure.show(row.metrics.test(key)) for row in comparison.rows]
-            found.append((measure.short or measure.heading, values))
+            found.append((heading, values))
     return found
 
 
@@ -113,7 +133,7 @@ def _columns(comparison: Comparison) -> list[tuple[str, list[str]]]:
             f"test\n{headline.short or headline.heading}",
             [headline.show(row.quality) for row in rows],
         ),
-        ("retention", [words.percent(row.retention) for row in rows]),
+        ("retention", [_retention(row) for row in rows]),
         ("KL", [words.number(agreement(row, "kl"), 3) for row in rows]),
         ("top-1", [words.percent(agreement(row, "top1")) for row in rows]),
         ("params", [words.count(row.metrics.parameters) for row in rows]),

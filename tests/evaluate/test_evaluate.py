@@ -25,17 +25,17 @@ FEW = IntervalOptions(resamples=20)
 WORDS = ["a", "b", "c", "d"]
 
 
-def token_set(path, *, task="causal-lm", classes=("no", "yes"), vocab=11, **extra):
-    ids = np.concatenate([np.array(row, np.int32) for row in ROWS])
+def token_set(path, *, task="causal-lm", classes=("no", "yes"), vocab=11, rows=ROWS, **extra):
+    ids = np.concatenate([np.array(row, np.int32) for row in rows])
     columns = TokenColumns(
-        offsets=np.cumsum([0] + [len(row) for row in ROWS]),
+        offsets=np.cumsum([0] + [len(row) for row in rows]),
         input_ids=ids,
         loss_mask=np.ones(len(ids), bool),
-        source_row=np.arange(3) * 10,
-        piece=np.zeros(3, np.int32),
+        source_row=np.arange(len(rows)) * 10,
+        piece=np.zeros(len(rows), np.int32),
         **extra,
     )
-    each = dict.fromkeys(("train", "validation", "test"), 3)
+    each = dict.fromkeys(("train", "validation", "test"), len(rows))
     meta = TokenMeta(
         task=task,
         classes=classes if task in {"classification", "multi-label"} else (),
@@ -113,7 +113,7 @@ COST = {
     "latency_seconds",
     "timing",
 }
-ALWAYS = {"task", "score", "lower_is_better", "test_score"}
+ALWAYS = {"task", "score", "lower_is_better", "test_score", "test_chance"}
 
 
 def test_a_causal_model(tmp_path):
@@ -123,7 +123,9 @@ def test_a_causal_model(tmp_path):
     found = evaluate(model, token_set(tmp_path / "tokens"), directory=tmp_path / "model")
     metrics = found.metrics
     want = {f"{s}_{m}" for s in ("validation", "test") for m in ("perplexity", "nats_per_token")}
-    assert set(metrics) == ALWAYS | want | COST
+    assert set(metrics) == ALWAYS | {"vocab"} | want | COST
+    assert metrics["vocab"] == 11
+    assert metrics["test_chance"] == pytest.approx(11)
     assert metrics["test_perplexity"] == metrics["test_score"] == pytest.approx(11)
     assert metrics["validation_nats_per_token"] == pytest.approx(math.log(11))
     assert metrics["score"] == "perplexity"
@@ -138,18 +140,26 @@ def test_a_causal_model(tmp_path):
 
 
 def test_words_and_bytes_of_the_text_and_intervals_of_every_score(tmp_path):
-    tokens = token_set(tmp_path, **measured())
+    twice = {name: np.tile(column, 2) for name, column in measured().items()}
+    tokens = token_set(tmp_path, rows=ROWS * 2, **twice)
     found = evaluate(llama(), tokens, score="bits_per_byte", intervals=FEW)
     metrics = found.metrics
     nats = sum(row["nats"] for row in found.predictions)
-    assert metrics["test_score"] == pytest.approx(nats / 25 / math.log(2))
-    assert metrics["test_perplexity_per_word"] == pytest.approx(math.exp(nats / 5))
-    assert metrics["validation_perplexity_per_byte"] == pytest.approx(math.exp(nats / 25))
+    assert metrics["test_score"] == pytest.approx(nats / 50 / math.log(2))
+    assert metrics["test_perplexity_per_word"] == pytest.approx(math.exp(nats / 10))
+    assert metrics["validation_perplexity_per_byte"] == pytest.approx(math.exp(nats / 50))
+    # Every id as likely, at each of the 12 targets.
+    assert metrics["test_chance"] == pytest.approx(12 * math.log2(11) / 50)
     scores = {"perplexity", "nats_per_token", "perplexity_per_word", "perplexity_per_byte"}
     assert set(metrics["test_intervals"]) == scores | {"bits_per_byte"}
     low, high = metrics["test_intervals"]["bits_per_byte"]
     assert low <= metrics["test_score"] <= high
     assert evaluate(llama(), tokens, intervals=FEW).predictions == found.predictions
+
+
+def test_three_rows_have_no_interval(tmp_path):
+    metrics = evaluate(llama(), token_set(tmp_path), intervals=FEW).metrics
+    assert metrics["test_intervals"] == {}
 
 
 @pytest.fixture
@@ -227,6 +237,7 @@ def test_a_classifier_that_always_says_yes(tmp_path):
     assert metrics["test_accuracy"] == pytest.approx(2 / 3)
     assert metrics["test_f1"] == pytest.approx(4 / 5)
     assert metrics["test_matthews"] == 0
+    assert metrics["test_chance"] == metrics["test_accuracy"]
     sure = math.e / (1 + math.e)
     assert metrics["test_ece"] == pytest.approx(sure - 2 / 3)
     assert found.predictions[2]["label"] == 0
@@ -240,7 +251,7 @@ def test_a_glue_task_is_judged_by_glues_score(tmp_path):
     tokens = token_set(tmp_path, task="classification", label=np.array([1, 1, 0]))
     metrics = evaluate(model, tokens, score="mrpc").metrics
     assert metrics["score"] == "accuracy_f1"
-    assert metrics["test_score"] == pytest.approx((2 / 3 + 4 / 5) / 2)
+    assert metrics["test_score"] == metrics["test_chance"] == pytest.approx((2 / 3 + 4 / 5) / 2)
     assert metrics["validation_accuracy_f1"] == metrics["test_score"]
     with pytest.raises(ConfigError, match="found 'stsb', the task classification has"):
         evaluate(model, tokens, score="stsb")

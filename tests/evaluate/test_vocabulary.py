@@ -1,15 +1,18 @@
 """Held-out rows in a student's ids: the same text, the same targets, in the pieces that it has."""
 
+import math
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from pipeline.corpus.examples import SPLITS, Split
 from pipeline.corpus.tokens import TokenColumns, TokenMeta, TokenSet, token_digest, write_tokens
 from pipeline.errors import IntegrityError
+from pipeline.evaluate.answers import predict_rows
 from pipeline.evaluate.vocabulary import student_token_set
 from pipeline.student.smaller_tokenizer import cut_tokenizer
 from pipeline.tasks import models_language
@@ -192,6 +195,39 @@ def test_a_prompt_that_outgrows_the_student_gives_way_to_its_target(tmp_path):
             assert row["target_bytes"] == full["target_bytes"]
         shorter += full["prompt_tokens"] >= 9
     assert shorter
+
+
+def test_what_a_student_only_knows_as_unknown_is_charged_as_one_of_all_it_lacks(tmp_path, caplog):
+    """A model to which every id is as likely then spends on a text what it says of all texts."""
+    caplog.set_level("INFO")
+    tokens, student = write_set(tmp_path, "words", task="causal-lm")
+    ours = student_token_set(tokens, student)
+    tokenizer = AutoTokenizer.from_pretrained(student)
+    theirs = AutoTokenizer.from_pretrained(tokens.tokenizer_path).unk_token_id
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=8,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+        )
+    )
+    torch.nn.init.zeros_(model.lm_head.weight)
+    found = predict_rows(model, ours, "test", batch_tokens=64, device=torch.device("cpu"))
+    charged = 0
+    for row, old, new in zip(found, tokens.split("test"), ours.split("test"), strict=True):
+        pairs = zip(old["input_ids"][1:], new["input_ids"][1:], strict=True)
+        unknown = sum(b == tokenizer.unk_token_id and a != theirs for a, b in pairs)
+        lacks = tokens.meta.vocab - len(tokenizer)
+        expected = row["targets"] * math.log(len(tokenizer)) + unknown * math.log(lacks)
+        assert row["nats"] == pytest.approx(expected)
+        charged += unknown
+    assert charged
+    assert f"test: {charged} tokens are unknown to the student" in caplog.text
+    # Rows of the training split have no other pieces than those that were kept.
+    assert "unknown_nats" not in ours.split("train").column_names
+    assert "train: 0 of 6 rows have pieces that the student's vocabulary lacks" in caplog.text
 
 
 def rows_of(tokens: TokenSet, split: Split, *, target: int) -> TokenColumns:
