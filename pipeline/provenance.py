@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, DecantError, IntegrityError, ResourceError
+from pipeline.written_by import remedy
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Disk full, quota used up, file too large: the errors that a number of bytes explains."""
@@ -238,22 +239,21 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes_atomically(path, json_text(value))
 
 
-def read_json(path: Path, remedy: str = "run the stage that writes it again") -> Any:
+def read_json(path: Path) -> Any:
     """Read a JSON file that this software wrote.
 
     Args:
         path: The file.
-        remedy: What helps if it cannot be read, for the error.
 
     Raises:
-        IntegrityError: If the file is missing or is not JSON.
+        IntegrityError: If the file is missing or is not JSON; it names the command that writes it.
     """
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise IntegrityError(f"{path}: missing; {remedy}") from error
+        raise IntegrityError(f"{path}: missing; {remedy(path)}") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise IntegrityError(f"{path}: not readable as JSON ({error}); {remedy}") from error
+        raise IntegrityError(f"{path}: not readable as JSON ({error}); {remedy(path)}") from error
 
 
 def software() -> dict[str, str]:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from pipeline.errors import DecantError, Interrupted, ResourceError
 from pipeline.provenance import free_bytes, is_no_room
 from stages.parameters import check_unchanged, forget_sections
+from pipeline.visible import visible
 
 Arguments = ParamSpec("Arguments")
 Stage = Callable[Arguments, None]
@@ -40,7 +41,7 @@ class _AboveBars(logging.StreamHandler[TextIO]):
     """Writes lines to stderr above progress bars that are open."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        tqdm.write(visible(self.format(record)), file=sys.stderr)
         sys.stderr.flush()
 
 
@@ -122,7 +123,7 @@ def resource_error(error: BaseException) -> ResourceError | None:
 
 def _fail(error: DecantError) -> None:
     _end_progress()
-    click.echo(f"error: {' '.join(str(error).split())}", err=True)
+    click.echo(f"error: {visible(' '.join(str(error).split()))}", err=True)
     sys.exit(error.exit_code)
 
 

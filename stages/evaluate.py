@@ -53,7 +53,7 @@ def evaluate(student: str, params: Path) -> None:
     model = load_student(directory, task=teacher_tokens.meta.task)
     tokens = student_token_set(teacher_tokens, directory, longest_row(model))
     selected = DATA / "selected" / f"{student}.agreement.json"
-    reference = read_json(selected, f"run decant select {student}")
+    reference = read_json(selected)
     if reference is not None and tokens is not teacher_tokens:
         logger.info("%s has a vocabulary of its own: no agreement with its teacher", student)
         reference = None

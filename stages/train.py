@@ -97,7 +97,7 @@ def _training(name: str, options: StudentParams, settings: Runtime, device: str)
 
     return Training(
         name=name,
-        selected=read_json(DATA / "selected" / f"{name}.json", f"run decant select {name}"),
+        selected=read_json(DATA / "selected" / f"{name}.json"),
         stores=stores(),
         output=DATA / "students" / name,
         curve=DATA / "metrics" / "curves" / f"{name}.csv",

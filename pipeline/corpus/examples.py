@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pipeline.errors import IntegrityError
 from pipeline.provenance import canonical_json, fingerprint, read_json, write_json
 from pipeline.tasks import Task
+from pipeline.written_by import remedy
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -158,12 +159,10 @@ def load_table(path: Path) -> datasets.Dataset:
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise IntegrityError(
-            f"{path}: not a readable dataset ({reason}); run the stage that writes it again"
+            f"{path}: not a readable dataset ({reason}); {remedy(path)}"
         ) from error
     if not isinstance(dataset, datasets.Dataset):
-        raise IntegrityError(
-            f"{path}: found several datasets, expected one; run the stage that writes it again"
-        )
+        raise IntegrityError(f"{path}: found several datasets, expected one; {remedy(path)}")
     return dataset
 
 
@@ -188,7 +187,7 @@ def read_corpus_meta(path: Path) -> CorpusMeta:
         first = error.errors()[0]
         raise IntegrityError(
             f"{path / 'corpus.json'}: key {'.'.join(map(str, first['loc']))}: {first['msg']}; "
-            "run prepare again"
+            "run `decant prepare`"
         ) from error
 
 

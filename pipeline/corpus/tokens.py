@@ -20,6 +20,7 @@ from pipeline.corpus.examples import SPLITS, Split, load_table, save_table
 from pipeline.errors import IncompatibleError, IntegrityError
 from pipeline.provenance import read_json, write_json
 from pipeline.tasks import Task
+from pipeline.written_by import remedy
 
 NUMBERS = ("label", "source_row", "piece", "target_bytes", "target_words", "prompt_tokens")
 """Columns of one number a row."""
@@ -224,7 +225,7 @@ class TokenSet:
             first = error.errors()[0]
             raise IntegrityError(
                 f"{path / 'tokens.json'}: key {'.'.join(map(str, first['loc']))}: {first['msg']}; "
-                "run tokenize again"
+                f"{remedy(path)}"
             ) from error
         return cls(path, meta)
 
@@ -243,7 +244,7 @@ class TokenSet:
         if len(rows) != self.meta.rows[name]:
             raise IntegrityError(
                 f"{self.path / name}: {len(rows)} rows, expected {self.meta.rows[name]} as "
-                "tokens.json says; run tokenize again"
+                f"tokens.json says; {remedy(self.path)}"
             )
         return rows
 

@@ -29,6 +29,7 @@ from pipeline.corpus.tokens import (
 )
 from pipeline.errors import IntegrityError
 from pipeline.provenance import read_json, write_json
+from pipeline.written_by import remedy
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def transfer_tokens(transfer: Path, tokens: Path) -> Path:
     record = read_json(transfer / RECORD)
     if not isinstance(record, dict) or record.get("targets") not in {"corpus", "teacher"}:
         raise IntegrityError(
-            f"{transfer / RECORD}: found no targets, expected corpus or teacher; run generate again"
+            f"{transfer / RECORD}: found no targets, expected corpus or teacher; {remedy(transfer)}"
         )
     if record["targets"] == "corpus":
         return tokens
@@ -84,7 +85,7 @@ def transfer_tokens(transfer: Path, tokens: Path) -> Path:
     if record.get("tokens") != expected:
         raise IntegrityError(
             f"{transfer / RECORD}: made of tokens {str(record.get('tokens'))[:16]}, expected "
-            f"{expected[:16]} as in {tokens}; run generate again"
+            f"{expected[:16]} as in {tokens}; {remedy(transfer)}"
         )
     return transfer
 

@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError, IncompatibleError
 from pipeline.evaluate.answers import predict_rows
 from pipeline.evaluate.chance import score_at_chance
 from pipeline.evaluate.cost import cost_metrics, measure_speed
-from pipeline.evaluate.generated import generate_rows
+from pipeline.evaluate.generated import generate_rows, tokenizer_for
 from pipeline.evaluate.intervals import bootstrap_intervals
 from pipeline.evaluate.measure import values
 from pipeline.evaluate.options import GenerateOptions, IntervalOptions
@@ -112,12 +112,22 @@ def evaluate_model(
         metrics["vocab"] = meta.vocab
     if meta.classes:
         metrics["classes"] = len(meta.classes)
+    # All that is read later is looked at before anything is run.
+    for split in splits:
+        if not len(tokens.split(split)):
+            raise ConfigError(
+                f"{split}: found 0 rows, expected at least 1; name more text for it in "
+                "corpus.source, or raise its share"
+            )
+    is_generating = generate is not None and generate.rows > 0 and generates(meta.task)
+    if is_generating:
+        tokenizer_for(tokens.split("test"), tokens.tokenizer_path)
     predictions: list[Row] = []
     for split in splits:
         rows = predict_rows(model, tokens, split, batch_tokens=batch_tokens, device=device)
         if split == "test":
             predictions = rows
-            if generate is not None and generate.rows and generates(meta.task):
+            if generate is not None and is_generating:
                 written = generate_rows(
                     model,
                     tokens.split(split),

@@ -13,6 +13,7 @@ from pipeline.errors import IntegrityError
 from pipeline.evaluate.options import GenerateOptions
 from pipeline.generation.ends import end_ids
 from pipeline.generation.generate import GenerationOptions, generate_ids
+from pipeline.written_by import remedy
 
 
 def generate_rows(
@@ -40,15 +41,9 @@ def generate_rows(
     Raises:
         IntegrityError: If the rows have no prompts, or the tokenizer is not readable.
     """
-    missing = {"prompt_tokens", "references"} - set(split.column_names)
-    if missing:
-        raise IntegrityError(
-            f"test rows: no column {', '.join(sorted(missing))}, expected prompts and references; "
-            "run tokenize again"
-        )
+    words = tokenizer_for(split, tokenizer)
     places = chosen_rows(len(split), options.rows)
     rows = split.select(places)
-    words = _tokenizer(tokenizer)
     prompts = [
         list(ids[:length])
         for ids, length in zip(rows["input_ids"][:], rows["prompt_tokens"][:], strict=True)
@@ -86,13 +81,24 @@ def chosen_rows(rows: int, wanted: int) -> list[int]:
     return sorted(np.random.default_rng(0).permutation(rows)[:wanted].tolist())
 
 
-def _tokenizer(directory: Path) -> Any:
+def tokenizer_for(split: datasets.Dataset, directory: Path) -> Any:
+    """Load the tokenizer that a split's prompts are read and answered with.
+
+    Raises:
+        IntegrityError: If the rows have no prompts, or the tokenizer is not readable.
+    """
+    missing = {"prompt_tokens", "references"} - set(split.column_names)
+    if missing:
+        raise IntegrityError(
+            f"test rows: no column {', '.join(sorted(missing))}, expected prompts and references; "
+            f"{remedy(directory)}"
+        )
     try:
         return AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if directory.is_dir() else "it is missing"
         raise IntegrityError(
-            f"{directory}: no whole tokenizer ({str(error).splitlines()[0]}); run the stage that "
-            "writes it again"
+            f"{directory}: no whole tokenizer ({reason}); {remedy(directory)}"
         ) from error
 
 

@@ -10,6 +10,7 @@ from transformers import (
 
 from pipeline.errors import IntegrityError
 from pipeline.tasks import models_language
+from pipeline.written_by import remedy
 
 
 def load_student(directory: Path, *, task: str) -> PreTrainedModel:
@@ -18,11 +19,13 @@ def load_student(directory: Path, *, task: str) -> PreTrainedModel:
     Raises:
         IntegrityError: If the directory is not a whole model.
     """
+    if not directory.is_dir():
+        raise IntegrityError(f"{directory}: no whole student, it is missing; {remedy(directory)}")
     kind = AutoModelForCausalLM if models_language(task) else AutoModelForSequenceClassification
     try:
         model = kind.from_pretrained(directory, local_files_only=True, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise IntegrityError(
-            f"{directory}: no whole student ({str(error).splitlines()[0]}); train it again"
+            f"{directory}: no whole student ({str(error).splitlines()[0]}); {remedy(directory)}"
         ) from error
     return model.eval()

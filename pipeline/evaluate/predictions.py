@@ -4,13 +4,16 @@ One JSON object a row: `row` and `source_row` say which, the others what was ask
 said. Scores, intervals and paired tests need nothing but these rows, and no model.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Required
 
 import numpy as np
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+
+# Pydantic's own requirement, and what it asks for below Python 3.12.
+from typing_extensions import TypedDict
 
 from pipeline.errors import IntegrityError
 from pipeline.evaluate.classification import classification_metrics
@@ -21,8 +24,33 @@ from pipeline.evaluate.regression import regression_metrics
 from pipeline.evaluate.text_scores import score_texts
 from pipeline.provenance import canonical_json, write_bytes_atomically
 from pipeline.tasks import models_language
+from pipeline.written_by import remedy
 
 Row = dict[str, Any]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+@with_config(ConfigDict(extra="allow", strict=True))
+class _Prediction(TypedDict, total=False):
+    """A line of a file of predictions: the keys whose type scores rely on."""
+
+    row: Required[int]
+    source_row: Required[int]
+    nats: Number
+    words: int
+    bytes: int
+    targets: int | list[int]
+    label: int
+    predicted: int | Number
+    probability: Number
+    probabilities: list[Number]
+    target: Number
+    prompt: str
+    text: str
+    references: list[str]
+
+
+_PREDICTION = TypeAdapter(_Prediction)
 Identity = tuple[int, int]
 
 
@@ -80,6 +108,12 @@ def _sequence_metrics(rows: list[Row], task: str, classes: int | None) -> dict[s
 
 
 def _column(rows: Sequence[Row], name: str) -> Floats:
+    for row in rows:
+        if name not in row:
+            raise IntegrityError(
+                f"predictions: row {row['row']} has no {name}, expected one in every row; evaluate "
+                "the model again"
+            )
     return np.array([row[name] for row in rows], dtype=np.float64)
 
 
@@ -102,17 +136,16 @@ def read_predictions(path: Path) -> list[Row]:
     try:
         lines = path.read_bytes().splitlines()
     except FileNotFoundError as error:
-        raise IntegrityError(f"{path}: missing; run the stage that writes it again") from error
+        raise IntegrityError(f"{path}: missing; {remedy(path)}") from error
     rows: list[Row] = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if not isinstance(row, dict) or not {"row", "source_row"} <= set(row):
+            rows.append(dict(_PREDICTION.validate_json(line)))
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"])) or "all of it"
             raise IntegrityError(
-                f"{path}: line {number} is no prediction, expected a JSON object with row and "
-                "source_row; run the stage that writes it again"
-            )
-        rows.append(row)
+                f"{path}: line {number} is no prediction: {key}: {first['msg']}, found "
+                f"{first['input']!r:.60}; {remedy(path)}"
+            ) from error
     return rows

@@ -12,7 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.errors import ConfigError, IncompatibleError, IntegrityError
-from pipeline.evaluate.intervals import chunk_sizes, percentile_interval, resampled_counts
+from pipeline.evaluate.intervals import (
+    FEWEST_ROWS,
+    chunk_sizes,
+    percentile_interval,
+    resampled_counts,
+)
 from pipeline.evaluate.measure import Floats, Metric
 from pipeline.evaluate.predictions import Identity, Row, identity, score_rows
 
@@ -35,7 +40,7 @@ class PairedResult:
         a: The first model's value.
         b: The second's.
         difference: a - b.
-        low: Low end of the difference's bootstrap interval.
+        low: Low end of the difference's bootstrap interval; None of fewer than five rows.
         high: Its high end.
         p_value: How often a difference as large arises if the models are equal; never 0.
         rows: How many rows were compared.
@@ -45,8 +50,8 @@ class PairedResult:
     a: float
     b: float
     difference: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     p_value: float
     rows: int
 
@@ -153,12 +158,14 @@ def _compare(
     difference = value_a - value_b
     # Two streams of one seed: the resamples of the interval do not decide the swaps of the test.
     generators = [np.random.default_rng([seed, stream]) for stream in range(2)]
-    resampled = differences(
-        (counts, np.zeros_like(counts))
-        for counts in resampled_counts(rows, resamples, generators[0])
-    )
+    low, high = None, None
+    if rows >= FEWEST_ROWS:
+        resampled = differences(
+            (counts, np.zeros_like(counts))
+            for counts in resampled_counts(rows, resamples, generators[0])
+        )
+        low, high = percentile_interval(resampled, confidence)
     swapped = differences((1.0 - swaps, swaps) for swaps in _swaps(rows, resamples, generators[1]))
-    low, high = percentile_interval(resampled, confidence)
     slack = ROUNDING * max(1.0, abs(value_a), abs(value_b))
     as_large = int((np.abs(swapped) >= abs(difference) - slack).sum())
     return PairedResult(

@@ -24,6 +24,8 @@ from pipeline.corpus.examples import SPLITS, Split
 from pipeline.corpus.tokenizer import load_tokenizer, tokenizer_digest
 from pipeline.corpus.tokens import NUMBERS, TokenColumns, TokenMeta, TokenSet, token_digest
 from pipeline.errors import IncompatibleError, IntegrityError
+from pipeline.provenance import read_json
+from pipeline.written_by import remedy
 
 logger = logging.getLogger(__name__)
 
@@ -94,9 +96,7 @@ def _tokenizer_text(directory: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise IntegrityError(
-            f"{path}: not readable ({error}); run the stage that writes it again"
-        ) from error
+        raise IntegrityError(f"{path}: not readable ({error}); {remedy(path)}") from error
 
 
 def _columns(rows: datasets.Dataset) -> TokenColumns:

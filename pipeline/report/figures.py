@@ -15,6 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from pipeline.visible import visible
+
 # Stands for the page's ink inside matplotlib, which knows no currentColor.
 INK = "#010203"
 # Okabe and Ito's colours without black and yellow: told apart by the colour-blind, legible on
@@ -75,7 +77,8 @@ def svg(drawn: Axes, *, description: str) -> str:
     """
     figure = drawn.get_figure(root=True)
     assert figure is not None  # axes() made it
-    name = str(figure.get_gid())
+    # A term's name is whatever heads a column of a curve.
+    name = re.sub(r"[^\w.-]", "-", str(figure.get_gid()))
     buffer = io.StringIO()
     figure.savefig(
         buffer,
@@ -83,7 +86,7 @@ def svg(drawn: Axes, *, description: str) -> str:
         transparent=True,
         metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")),
     )
-    text = buffer.getvalue()
+    text = visible(buffer.getvalue())
     text = text[text.index("<svg") :]
     text = re.sub(r'\s(?:xmlns(?::xlink)?|version)="[^"]*"', "", text)
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
@@ -91,7 +94,7 @@ def svg(drawn: Axes, *, description: str) -> str:
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'href="#', f'href="#{name}-', text)
     text = re.sub(r"url\(#", f"url(#{name}-", text)
-    label = escape(description, quote=True)
+    label = visible(escape(description, quote=True)).replace("\\", r"\\")
     # The page sets the width; the view box keeps the shape.
     return re.sub(
         r'<svg width="[^"]*" height="[^"]*"', f'<svg role="img" aria-label="{label}"', text, count=1

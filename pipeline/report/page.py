@@ -21,6 +21,7 @@ from pipeline.report.pairs import PairedTest
 from pipeline.report.recipes import recipe
 from pipeline.report.results import CorpusSummary, StudentResult, TeacherResult, in_order
 from pipeline.report.samples import Sample
+from pipeline.visible import visible
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +129,7 @@ def render_page(
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
+        finalize=_shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -168,6 +170,11 @@ def render_page(
         confidence=f"{100 * confidence:g}%",
         signatures=signatures(comparison),
     )
+
+
+def _shown(value: Any) -> Any:
+    """Show the control characters in what others wrote; markup of our own has none."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def summary(

@@ -26,7 +26,7 @@ class PairedTest(BaseModel):
         a: The value of the first.
         b: The value of the second.
         difference: First minus second.
-        low: Lower end of the difference's interval.
+        low: Lower end of the difference's interval; None of too few rows.
         high: Its upper end.
         p_value: How likely a difference as large is if both were equally good.
         rows: Rows that both answered.
@@ -40,10 +40,15 @@ class PairedTest(BaseModel):
     a: float
     b: float
     difference: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     p_value: float
     rows: int
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Both ends of the interval, where there is one."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
 
     @property
     def is_significant(self) -> bool:

@@ -4,8 +4,9 @@ Unknown keys pass through, so a new metric reaches `metrics.json` without a chan
 """
 
 import csv
+import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -15,6 +16,7 @@ from pipeline.errors import IntegrityError
 from pipeline.provenance import read_json
 from pipeline.report.measures import LANGUAGE
 from pipeline.tasks import Task
+from pipeline.written_by import remedy
 
 Model = TypeVar("Model", bound=BaseModel)
 KINDS = ("hidden", "attention", "value", "logits")
@@ -71,6 +73,7 @@ class ModelMetrics(BaseModel):
     test_score: float | None = None
     test_chance: float | None = None
     vocab: int | None = None
+    classes: int | None = None
     test_intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
     against_teacher: dict[str, float] = Field(default_factory=dict)
     signatures: dict[str, str] = Field(default_factory=dict)
@@ -269,7 +272,7 @@ def load_teacher(
         signals = [_validate(SignalResult, path) for path in sorted(manifests.rglob("*.json"))]
     return TeacherResult(
         name=name,
-        metrics=_validate(ModelMetrics, metrics, name=name),
+        metrics=load_metrics(metrics, name),
         tokens=None if tokens is None else _validate(TokensSummary, tokens),
         transfer=None if transfer is None else _validate(TransferSummary, transfer),
         signals=in_order(signals),
@@ -310,10 +313,23 @@ def load_student(
     return StudentResult(
         name=name,
         teacher=teacher,
-        metrics=_validate(ModelMetrics, metrics, name=name),
+        metrics=load_metrics(metrics, name),
         curve=load_curve(curve) if curve is not None and curve.exists() else None,
         section=section or {},
     )
+
+
+def load_metrics(path: Path, name: str) -> ModelMetrics:
+    """Read a model's metrics file.
+
+    Args:
+        path: The file.
+        name: The model's name, for files that do not say.
+
+    Raises:
+        IntegrityError: If it is missing or not what its stage writes.
+    """
+    return _validate(ModelMetrics, path, name=name)
 
 
 def load_corpus(path: Path) -> CorpusSummary:
@@ -337,11 +353,11 @@ def load_curve(path: Path) -> Curve:
             rows = list(reader)
             names = list(reader.fieldnames or [])
     except OSError as error:
-        raise IntegrityError(f"{path}: not readable ({error.strerror}); train again") from error
+        raise IntegrityError(f"{path}: not readable ({error.strerror}); {remedy(path)}") from error
     if "step" not in names:
         found = ", ".join(names) or "none"
         raise IntegrityError(
-            f"{path}: found columns {found}, expected step among them; train again"
+            f"{path}: found columns {found}, expected step among them; {remedy(path)}"
         )
     terms = [name for name in names if name not in {"step", "epoch"}]
     try:
@@ -350,7 +366,7 @@ def load_curve(path: Path) -> Curve:
             terms={name: tuple(_cell(row[name]) for row in rows) for name in terms},
         )
     except (TypeError, ValueError) as error:
-        raise IntegrityError(f"{path}: a cell is no number ({error}); train again") from error
+        raise IntegrityError(f"{path}: a cell is no number ({error}); {remedy(path)}") from error
 
 
 def _cell(text: str | None) -> float | None:
@@ -369,16 +385,36 @@ def _natural(name: str) -> tuple[int, list[tuple[int, str]]]:
 
 
 def _validate(kind: type[Model], path: Path, **defaults: Any) -> Model:
-    """Read a JSON file as a model, naming file and key when it does not fit."""
+    """Read a JSON file as a model, naming file and key when it does not fit.
+
+    A text is no number, were it one of digits, and neither is NaN, whatever the key.
+    """
     value = read_json(path)
     if isinstance(value, dict):
         value = defaults | value
+    for key, leaf in _leaves(value):
+        is_number = isinstance(leaf, int | float) and not isinstance(leaf, bool)
+        is_score = issubclass(kind, ModelMetrics) and key.startswith(("test_", "validation_"))
+        if (is_score and not is_number) or (is_number and not math.isfinite(leaf)):
+            raise IntegrityError(
+                f"{path}: {key}: found {leaf!r:.80}, expected a finite number; {remedy(path)}"
+            )
     try:
-        return kind.model_validate(value)
+        # As JSON: in its strict sense a list is what a tuple is read from.
+        return kind.model_validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"])) or "the whole file"
         raise IntegrityError(
-            f"{path}: {key}: {first['msg']}, found {first['input']!r:.80}; "
-            "run the stage that writes it again"
+            f"{path}: {key}: {first['msg']}, found {first['input']!r:.80}; {remedy(path)}"
         ) from error
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value that is none of values, with the keys that lead to it."""
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, item in items:
+            yield from _leaves(item, f"{key}.{name}" if key else str(name))
+    elif value is not None:
+        yield key, value

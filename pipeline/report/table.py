@@ -9,6 +9,7 @@ from rich.text import Text
 from pipeline.report import words
 from pipeline.report.compare import Comparison, Row
 from pipeline.report.measures import SHORTLIST, measure_of
+from pipeline.visible import visible
 
 # Through a pipe rich takes a line to be so long.
 PIPE = 80
@@ -56,7 +57,7 @@ def results_table(comparison: Comparison, *, width: int = PIPE) -> Table:
         last = index + 1 == len(comparison.rows) or comparison.rows[index + 1].is_teacher
         table.add_row(
             # Text, not markup: a name may hold brackets.
-            Text(names[index]),
+            Text(visible(names[index])),
             *[values[index] for _, values in columns],
             style="bold" if row.is_teacher else None,
             end_section=last,

@@ -74,8 +74,8 @@ class StoreReader:
         self.layout = Layout(path)
         if not self.layout.index.exists():
             raise IntegrityError(
-                f"{path}: no whole store is here; run the capture stage first, or finish the copy "
-                "with the same `decant copy`"
+                f"{path}: no whole store is here; run the capture stage first (`decant capture "
+                "TEACHER`), or finish the copy with the same `decant copy`"
             )
         self._seen = self._stamp()
         self.index = read_index(self.layout)
@@ -95,12 +95,13 @@ class StoreReader:
             raise IncompatibleError(
                 f"{self.layout.root}: no signal {signal}; it has "
                 f"{', '.join(self.signals) or 'none'}; "
-                "run the capture stage again"
+                "run the capture stage again (`decant capture TEACHER`)"
             )
         if found["digest"] != digest:
             raise IncompatibleError(
                 f"{self.layout.root}: {signal} has digest {found['digest'][:16]}, expected "
-                f"{digest[:16]}; the store was captured anew: run the select stage again"
+                f"{digest[:16]}; the store was captured anew: run the select stage again (`decant "
+                "select STUDENT`)"
             )
 
     def check_pins(self) -> None:
@@ -125,14 +126,14 @@ class StoreReader:
             found = index["signals"].get(name, {}).get("digest")
             if found != digest:
                 is_gone = "was withdrawn" if found is None else f"has digest {found[:16]} now"
-                remedy = (
-                    "run the capture stage, then the same command again"
+                first = (
+                    "capture stage (`decant capture TEACHER`)"
                     if found is None
-                    else "run the select stage, then the same command again"
+                    else "select stage (`decant select STUDENT`)"
                 )
                 raise IncompatibleError(
                     f"{self.layout.root}: {name} {is_gone}, expected {digest[:16]}: it was "
-                    f"rewritten while it was read; {remedy}"
+                    f"rewritten while it was read; run the {first}, then the same command again"
                 )
         self._seen = seen
 

@@ -100,7 +100,7 @@ class TeacherFeatures(nn.Module):
             if ("hidden", below) not in self._forms:
                 raise IncompatibleError(
                     f"attention/{layer}: rebuilt from hidden/{below}, which is not among the "
-                    "student's signals; run the select stage again"
+                    "student's signals; run the select stage again (`decant select STUDENT`)"
                 )
 
     def _load_head(
@@ -112,7 +112,8 @@ class TeacherFeatures(nn.Module):
         if found != (sizes.vocab, sizes.width):
             raise IncompatibleError(
                 f"{declared.signal}: the store's {HEAD} is {found}, the signal needs "
-                f"{(sizes.vocab, sizes.width)}; run the capture stage again"
+                f"{(sizes.vocab, sizes.width)}; run the capture stage again (`decant capture "
+                "TEACHER`)"
             )
         rows = slice(None) if vocabulary is None else vocabulary.long().cpu()
         bias = tensors.get("bias")
@@ -288,7 +289,7 @@ def _own_asset(reader: StoreReader, declared: Declaration, name: str) -> dict[st
     if reader.index["assets"].get(name) != declared.info.get(name):
         raise IncompatibleError(
             f"{declared.signal}: the store's asset {name} is not the one it was captured with; "
-            "run the capture stage again"
+            "run the capture stage again (`decant capture TEACHER`)"
         )
     path = reader.asset(name)
     try:

@@ -12,6 +12,7 @@ from pipeline.errors import ConfigError, DecantError, IncompatibleError, in_shor
 from pipeline.provenance import read_json
 from pipeline.student.maps import block_choice, layer_map, transport_map
 from pipeline.student.objective import Alignment, AttentionTerm, FeatureTerm, Objective
+from pipeline.written_by import remedy
 
 FIDELITY = ("float16", "bfloat16", "int8", "int4")
 """Forms of vectors, the most faithful first; where nobody names one, the first that is there."""
@@ -60,7 +61,7 @@ def select_signals(
     records = [read_json(path) for path in sorted(manifests.glob("*.json"))]
     store = next((r for r in records if "config" in r), None)
     if store is None:
-        raise ConfigError(f"{manifests}: no store.json; run the capture stage first")
+        raise ConfigError(f"{manifests}: no store.json; {remedy(manifests)}")
     signals = [r for r in records if "kind" in r]
     teacher_layers = int(store["layers"])
     key = f"students.{name}"

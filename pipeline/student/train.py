@@ -317,6 +317,7 @@ def _blocks(reader: StoreReader, selected: Mapping[str, Any]) -> Path:
     wanted = selected["assets"]["blocks"]["digest"]
     if found != wanted:
         raise IncompatibleError(
-            f"{path}: blocks {found}, expected {wanted}; run the select stage again"
+            f"{path}: blocks {found}, expected {wanted}; run the select stage again (`decant "
+            "select STUDENT`)"
         )
     return path

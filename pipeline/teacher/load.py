@@ -18,6 +18,7 @@ from pipeline.teacher.reference import TeacherReference
 from pipeline.teacher.weights import weights_sha256
 from pipeline.training.out_of_memory import is_out_of_memory
 from pipeline.training.own_code import code_sha256, own_code
+from pipeline.written_by import remedy
 
 logger = logging.getLogger(__name__)
 _LOADING = threading.Lock()
@@ -208,6 +209,8 @@ def load_teacher(
         IncompatibleError: If its weights or its code are not those of the reference.
     """
     location = reference.location(directory)
+    if reference.trained and not Path(location).is_dir():
+        raise ConfigError(f"{location}: the trained teacher is missing; {remedy(directory)}")
     _check_weights(location, reference)
     options = (placement or Placement()).options(device)
     quantization = Quantization.of(reference.quantization)

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.errors import IntegrityError
 from pipeline.provenance import fingerprint, read_json, write_json
+from pipeline.written_by import remedy
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class TeacherReference:
             return cls(**read_json(directory / "teacher.json"))
         except TypeError as error:
             raise IntegrityError(
-                f"{directory / 'teacher.json'}: {error}; run the teach stage again"
+                f"{directory / 'teacher.json'}: {error}; {remedy(directory)}"
             ) from error
 
     def save(self, directory: Path) -> None:

@@ -227,7 +227,7 @@ def test_a_token_set_that_lost_rows_is_an_integrity_error(tmp_path, texts, token
     with pytest.raises(IntegrityError, match="test: not a readable dataset"):
         tokens.split("test")
     (tokens.path / "tokens.json").write_text("[]")
-    with pytest.raises(IntegrityError, match=r"tokens\.json: .*run tokenize again"):
+    with pytest.raises(IntegrityError, match=r"tokens\.json: .*run the stage that writes it again"):
         TokenSet.load(tokens.path)
 
 

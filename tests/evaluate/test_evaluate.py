@@ -1,6 +1,7 @@
 """One call measures all that the metrics file promises, for every task."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -224,6 +225,18 @@ def test_rows_without_prompts_are_named(tmp_path):
     tokens = token_set(tmp_path, task="prompt-target", **measured())
     with pytest.raises(IntegrityError, match="no column prompt_tokens, references, expected"):
         evaluate(llama(), tokens, generate=GenerateOptions())
+
+
+def test_what_is_missing_is_named_before_anything_is_run(tmp_path):
+    """Not after the validation split was worked through."""
+    model = llama()
+    model.forward = None  # would end in another error
+    tokens = token_set(tmp_path, task="prompt-target", **prompts())
+    with pytest.raises(IntegrityError, match=r"tokenizer: no whole tokenizer \(it is missing\)"):
+        evaluate(model, tokens, generate=GenerateOptions())
+    shutil.rmtree(tmp_path / "test")
+    with pytest.raises(IntegrityError, match="test: not a readable dataset"):
+        evaluate(model, tokens)
 
 
 def test_a_classifier_that_always_says_yes(tmp_path):

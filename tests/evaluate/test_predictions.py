@@ -38,6 +38,39 @@ def test_a_missing_file_and_a_broken_line_are_named(tmp_path):
         read_predictions(path)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("nats", '"3.5"'),
+        ("nats", "NaN"),
+        ("targets", '"2"'),
+        ("predicted", '"yes"'),
+        ("probability", "Infinity"),
+        ("probabilities", '[0.5, "0.5"]'),
+        ("text", "7"),
+        ("references", '["a", null]'),
+        ("source_row", "true"),
+    ],
+)
+def test_text_for_a_number_is_named_with_its_line_and_key(tmp_path, key, value):
+    path = tmp_path / "p.jsonl"
+    row = '{"row": 1, "source_row": 1'
+    path.write_text(f'{row}}}\n{row}, "{key}": {value}}}\n')
+    with pytest.raises(IntegrityError, match=rf"p\.jsonl: line 2 is no prediction: {key}"):
+        read_predictions(path)
+
+
+def test_a_class_stays_a_whole_number(tmp_path):
+    write_predictions(tmp_path / "p.jsonl", ROWS)
+    assert [type(row["predicted"]) for row in read_predictions(tmp_path / "p.jsonl")] == [int, int]
+
+
+def test_a_row_without_what_a_score_needs_is_named():
+    rows = [{"row": 0, "source_row": 0, "nats": 1.0, "targets": 2}, {"row": 7, "source_row": 1}]
+    with pytest.raises(IntegrityError, match="row 7 has no nats, expected one in every row"):
+        score_rows(rows, "causal-lm")
+
+
 def test_two_classes_are_assumed_where_rows_show_one():
     (scored,) = score_rows(ROWS[:1], "classification")
     assert values(scored.metrics, 1)["f1"] == 1

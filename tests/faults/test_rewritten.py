@@ -110,7 +110,7 @@ FAULTS: dict[str, tuple[Callable[[Captured], Any], Callable[[Captured], Any], ty
         restore_values,
         IncompatibleError,
         rf"{NAME} has digest [0-9a-f]{{16}} now, expected [0-9a-f]{{16}}: it was rewritten while "
-        "it was read; run the select stage, then the same command again",
+        r"it was read; run the select stage \(`decant select STUDENT`\), then the same command",
     ),
     "withdrawn signal": (
         withdraw_it,

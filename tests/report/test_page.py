@@ -1,6 +1,7 @@
 """The page stands alone, names everything, and survives a run of which little is known."""
 
 import json
+import warnings
 from html.parser import HTMLParser
 
 import pytest
@@ -8,7 +9,13 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.report.page import write_report
 from pipeline.report.pairs import PairedTest
-from pipeline.report.results import ModelMetrics, StudentResult, TeacherResult, TransferSummary
+from pipeline.report.results import (
+    Curve,
+    ModelMetrics,
+    StudentResult,
+    TeacherResult,
+    TransferSummary,
+)
 from pipeline.report.samples import generated_samples
 from tests.report.examples import VALUES, classifier, corpus, run_of, student, teacher
 
@@ -248,3 +255,27 @@ def test_students_are_shown_with_the_digests_of_what_they_used(tmp_path):
     for text in ("aligned", "hidden/3/&lt;b&gt;", "9f9f9f9f9f9f", "logits/topk-1", "agreement"):
         assert text in section
     assert "What each student used of it" not in write(tmp_path)[1]
+
+
+def test_no_byte_of_a_text_controls_anything(tmp_path):
+    """Texts, names and terms, wherever the page shows them."""
+    evil = "\x1b[31mred\0\x9b1m\u202e"
+    rows = [row | {"prompt": evil, "references": [evil]} for row in rows_of(evil, "plain")]
+    teachers, students = run_of("prompt-target", students=(f"s{evil}",))
+    curve = Curve(step=(1,), terms={f"loss{evil}": (1.0,)})
+    section = {"model": {"architecture": {"num_hidden_layers": evil}}}
+    students = [one.model_copy(update={"curve": curve, "section": section}) for one in students]
+    samples = generated_samples("big", rows, {students[0].name: rows}, count=2)
+    with warnings.catch_warnings():
+        # matplotlib has no glyph of an escape to measure; the page's font draws its symbol.
+        warnings.simplefilter("ignore", UserWarning)
+        _, page = write(
+            tmp_path,
+            teachers=teachers,
+            students=students,
+            samples=samples,
+            corpus=corpus().model_copy(update={"source": {"kind": evil}}),
+        )
+    assert "␛[31mred␀" in page
+    assert not {character for character in page if not character.isprintable()} - {"\n"}
+    Loads(page)

@@ -1,5 +1,7 @@
 """Files of other stages are read whole, or refused with their name and key."""
 
+import re
+
 import pytest
 
 from pipeline.errors import IntegrityError
@@ -112,3 +114,25 @@ def test_bytes_of_a_token_are_not_diluted_by_splits_that_lack_a_signal():
         name="t", metrics=ModelMetrics(name="t", task="causal-lm"), signals=signals
     )
     assert teacher.stored_bytes_per_token == 42.0
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("test_perplexity", '"40.0"'),
+        ("test_new", '"40.0"'),
+        ("test_new", "true"),
+        ("test_new", "NaN"),
+        ("test_intervals.bleu.1", '{"bleu": [1.0, "2"]}'),
+        ("timing.length", '{"length": Infinity}'),
+        ("parameters", '"5"'),
+        ("agreement.kl", '{"kl": "0.1", "top1": 0.5}'),
+    ],
+)
+def test_text_or_nothing_for_a_number_is_refused_with_file_and_key(tmp_path, key, value):
+    path = tmp_path / "s.json"
+    name = key.partition(".")[0]
+    path.write_text(f'{{"task": "causal-lm", "{name}": {value}}}')
+    with pytest.raises(IntegrityError, match=rf"s\.json: {re.escape(key)}: ") as caught:
+        load_student("s", teacher="t", metrics=path)
+    assert "\n" not in str(caught.value)

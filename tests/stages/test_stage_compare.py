@@ -1,5 +1,7 @@
 """compare: two models' scores on the same test rows, read from their predictions alone."""
 
+import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +91,77 @@ def test_a_name_without_predictions_is_told_which_there_are(decant):
     assert result.exit_code == 2
     assert "bad: no predictions of such a student or teacher" in error_line(result)
     assert "good, main, poor" in error_line(result)
+
+
+def test_a_model_that_was_not_evaluated_is_told_the_command(decant, empty):
+    result = decant("compare", "aligned", "main")
+    assert result.exit_code == 2
+    assert error_line(result).endswith("jsonl is missing; run `decant evaluate aligned`")
+    model("students", "aligned", 0.9)
+    result = decant("compare", "main", "aligned")
+    assert error_line(result).endswith("jsonl is missing; run `decant evaluate-teacher main`")
+    Path("data/predictions/students/aligned.jsonl").unlink()
+    assert "no model was evaluated yet" in error_line(decant("compare", "other", "aligned"))
+
+
+def language(name: str, nats: float, pieces: int, *, rows: int = 40, **asked) -> None:
+    """Write what a language model leaves behind that has so many tokens a row."""
+    found = [
+        {"row": r, "source_row": r, "nats": nats + r, "targets": pieces, "words": 2, "bytes": 12}
+        for r in range(rows)
+    ]
+    write_predictions(Path(f"data/predictions/students/{name}.jsonl"), found)
+    facts = {"name": name, "task": "causal-lm", "score": "perplexity"} | asked
+    write_json(Path(f"data/metrics/students/{name}.json"), facts)
+
+
+def value_of(cell: str) -> float:
+    """A number as the table has it; what is none is not a number."""
+    found = re.fullmatch(r"([0-9.,]+(?:e[+-][0-9]+)?)([MB]?)", cell)
+    factor = {"": 1, "M": 1e6, "B": 1e9}
+    return math.nan if found is None else float(found[1].replace(",", "")) * factor[found[2]]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.usefixtures("empty")
+def test_every_number_is_whole_at_every_width(decant, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    language("a-model-of-a-long-name", 40.0, 5)
+    language("b[red]", 10.0, 5)
+    result = decant("compare", "a-model-of-a-long-name", "b[red]")
+    assert result.exit_code == 0, result.output
+    text = result.output
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    assert "b[red]" in text
+    for number in (math.exp(59.5 / 2), math.exp(29.5 / 2), 59.5 / 5, 59.5 / 12 / math.log(2)):
+        known = {cell for line in text.splitlines() for cell in line.split()}
+        assert any(math.isclose(number, value, rel_tol=5e-3) for value in map(value_of, known))
+    # Names of scores take two lines only where there is no room.
+    assert ("perplexity_per_word" in text) == (width >= 80)
+    assert "40" in text.split()
+
+
+@pytest.mark.usefixtures("empty")
+def test_models_of_other_tokens_are_not_compared_by_the_token(decant):
+    language("few", 20.0, 5)
+    language("many", 20.0, 9)
+    text = decant("compare", "few", "many").output
+    assert list(lines(decant("compare", "few", "many"))) == [
+        "perplexity_per_word",
+        "perplexity_per_byte",
+        "bits_per_byte",
+    ]
+    assert "not compared: perplexity, nats_per_token" in text
+
+
+@pytest.mark.usefixtures("empty")
+def test_two_rows_have_no_interval(decant):
+    language("one", 20.0, 5, rows=2)
+    language("two", 21.0, 5, rows=2)
+    result = decant("compare", "one", "two")
+    assert result.exit_code == 0
+    assert lines(result)["bits_per_byte"][4] == "–"
 
 
 @pytest.mark.usefixtures("three")

@@ -122,4 +122,4 @@ def test_a_student_learns_from_the_teachers_text(decant, prompted):
     write_json(TRANSFER / "transfer.json", record | {"tokens": "0" * 64})
     result = decant("capture", "main")
     assert result.exit_code == 3
-    assert "run generate again" in error_line(result)
+    assert "run `decant generate main`" in error_line(result)

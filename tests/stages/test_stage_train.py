@@ -50,7 +50,7 @@ def test_what_is_not_selected_names_the_command(decant, project):
     for stage in ("train", "evaluate"):
         result = decant(stage, "aligned")
         assert result.exit_code == 3
-        assert "missing; run decant select aligned" in error_line(result)
+        assert "missing; run `decant select aligned`" in error_line(result)
 
 
 def test_features_other_than_those_selected_are_refused(decant, project):

@@ -219,7 +219,7 @@ def test_the_corpuss_own_targets_are_a_word_and_nothing_else(source, tmp_path):
 def test_text_of_other_tokens_is_refused(source, written, tmp_path):
     with pytest.raises(IntegrityError, match=r"transfer\.json: missing"):
         transfer_tokens(tmp_path, source.tokens)
-    with pytest.raises(IntegrityError, match=r"made of tokens .*run generate again"):
+    with pytest.raises(IntegrityError, match=r"made of tokens .*run the stage that writes it"):
         transfer_tokens(written.path, source.root / "plain")
     write_json(tmp_path / "transfer.json", {"targets": "both"})
     with pytest.raises(IntegrityError, match="found no targets, expected corpus or teacher"):

@@ -54,8 +54,8 @@ class Named:
             store, signal = record["store"], record.get("signal")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise IntegrityError(
-                f"{place}: names no store; run the capture stage of this teacher first, or remove "
-                "the revision"
+                f"{place}: names no store; run the capture stage of this teacher first (`decant "
+                "capture TEACHER`), or remove the revision"
             ) from error
         signals = self.signals[str(store)]
         if signal is not None:
