@@ -22,10 +22,10 @@ from stages.command import params_option, stage
 from stages.parameters import section
 from stages.project import DATA
 from stages.sections.evaluate import EvaluateParams
+from stages.tables import width_of
 
 GROUPS = ("students", "teachers")
 """Where a name is looked for, in this order."""
-WIDEST = 1000
 NUMBER = 10
 """Characters of a model's column."""
 
@@ -113,9 +113,7 @@ def _fitting(
         _table(first, second, results, confidence, has_rows=has_rows, is_narrow=is_narrow)
         for has_rows, is_narrow in ((True, False), (False, False), (False, True))
     ]
-    # Measured without the line's own end: else none is ever too wide.
-    endless = console.options.update(width=WIDEST)
-    fits = (t for t in tables if console.measure(t, options=endless).maximum <= console.width)
+    fits = (table for table in tables if width_of(console, table) <= console.width)
     return next(fits, tables[-1])
 
 

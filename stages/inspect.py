@@ -19,6 +19,7 @@ from pipeline.store.records import Declaration, StoredSignal
 from pipeline.store.sealed import read_record
 from pipeline.teacher.reference import TeacherReference
 from stages.command import stage
+from stages.tables import print_whole
 
 DIGEST_CHARACTERS = 8
 RIGHT = ("tokens", "bytes", "B/token", "skipped")
@@ -80,7 +81,7 @@ def _inspect(store: Path) -> None:
     facts.add_row("captured with", Text("\n").join(map(_plain, _software(signals))))
     console.print(facts)
     console.print()
-    console.print(_signals(signals))
+    print_whole(console, _signals(signals))
     for name, count in pending.items():
         console.print(f"pending: {name}, {count}; run the capture stage again", soft_wrap=True)
     for what, error in damaged.items():
@@ -88,7 +89,7 @@ def _inspect(store: Path) -> None:
     skipped = [] if examples is None else _skipped(reader, signals)
     if skipped:
         console.print()
-        console.print(_skipped_table(reader, skipped))
+        print_whole(console, _skipped_table(reader, skipped))
         console.print(
             f"{len(skipped):,} training examples are skipped by a signal that is not finite there; "
             "a student that uses it is not trained on them",

@@ -22,8 +22,8 @@ from pipeline.store.upkeep.verify import damage_of, unrecorded_files, verify_sto
 from pipeline.teacher.reference import TeacherReference, teacher_at_hand
 from stages.command import stage
 from stages.project import DATA, placement, prepare_torch, runtime, stores
+from stages.tables import print_whole
 
-WIDEST = 1000
 SHOWN = 20
 """Damaged files that are named."""
 RIGHT = ("segments", "files", "bytes")
@@ -152,9 +152,7 @@ def _show(
             row.append("" if is_shared else said.get(state.name, "not asked"))
         table.add_row(*row)
     console.print(f"[bold]store {path.resolve().name}[/]", soft_wrap=True)
-    # Whole lines: what is cut off is of use to nobody, least of all to a file or a pipe.
-    wide = console.measure(table, options=console.options.update(width=WIDEST)).maximum
-    Console(highlight=False, width=max(wide, console.width)).print(table)
+    print_whole(console, table)
     damaged = damage_of(found)
     for damage in damaged[:SHOWN]:
         of_segment = "" if damage.segment is None else f" (segment {damage.segment})"

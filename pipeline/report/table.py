@@ -13,9 +13,11 @@ from pipeline.visible import visible
 
 # Through a pipe rich takes a line to be so long.
 PIPE = 80
-MAX_NAME = 24
+MIN_NAME, MAX_NAME = 12, 24
 MAX_EXTRA = 3
 LAST = "latency"
+GIVEN_UP = (LAST, "tok/s", "params", "top-1", "KL", "faster", "smaller")
+"""Columns that a narrow line has no room for, the first ones first; the page has them all."""
 RETENTION = 10
 """Characters of a line that says why there is no retention."""
 
@@ -49,7 +51,8 @@ def results_table(comparison: Comparison, *, width: int = PIPE) -> Table:
         caption_justify="left",
     )
     names = [_name(comparison, row) for row in comparison.rows]
-    columns = _fitting(comparison, width - min(MAX_NAME, max(map(len, names))))
+    longest = min(MAX_NAME, max(map(len, names)))
+    columns = _fitting(comparison, width - longest, foldable=max(0, longest - MIN_NAME))
     table.add_column("model", overflow="fold")
     for heading, _ in columns:
         table.add_column(heading, justify="right", no_wrap=True)
@@ -80,8 +83,11 @@ def _retention(row: Row) -> str:
     return fill(row.no_retention, RETENTION)
 
 
-def _fitting(comparison: Comparison, room: int) -> list[tuple[str, list[str]]]:
-    """Columns that are known, with as many further measures as a line has room for."""
+def _fitting(comparison: Comparison, room: int, *, foldable: int) -> list[tuple[str, list[str]]]:
+    """Columns that are known, with as many further measures as a line has room for.
+
+    Where they have none, names are folded by `foldable` characters before columns are given up.
+    """
     columns = _columns(comparison)
     quality, always = (
         [column for column in some if _is_known(column)] for some in (columns[:2], columns[2:])
@@ -91,6 +97,11 @@ def _fitting(comparison: Comparison, room: int) -> list[tuple[str, list[str]]]:
     if wanted and room < _width(wanted[0]) and always and always[-1][0] == LAST:
         # How good a model is says more than its latency, which the page has.
         room += _width(always.pop())
+    for heading in GIVEN_UP:
+        if room + foldable < 0:
+            left = [column for column in always if column[0] != heading]
+            room += sum(map(_width, always)) - sum(map(_width, left))
+            always = left
     further = []
     for column in wanted:
         if len(further) < MAX_EXTRA and _width(column) <= room:

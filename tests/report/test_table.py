@@ -62,3 +62,18 @@ def test_a_translators_line_has_three_more_measures_where_there_is_room():
     assert "ROUGE-L" in wide
     assert "CER" in wide
     assert "ppl" in wide
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+@pytest.mark.parametrize("task", VALUES)
+def test_no_number_is_cut_off_at_any_width(task, width):
+    comparison = compare(*run_of(task))
+    text = shown(comparison, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    assert ("params" in text) == (width > 60)
+    for row in comparison.rows:
+        assert comparison.headline.show(row.quality) in text
+        assert f"{100 * row.retention:.1f}%" in text
+    # What is given up last.
+    assert "smaller" in text or width == 40
