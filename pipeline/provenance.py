@@ -8,8 +8,8 @@ import hashlib
 import json
 import os
 import platform
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -19,6 +19,8 @@ from typing import Any
 from pipeline.errors import ConfigError, DecantError, IntegrityError, ResourceError
 from pipeline.written_by import remedy
 
+LONGEST_NAME = 200
+"""Characters of a file's name that an unfinished one shares, so that the rest of it has room."""
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Disk full, quota used up, file too large: the errors that a number of bytes explains."""
 NO_ROOM_WORDS = (
@@ -112,8 +114,13 @@ def replace_directory(place: Path, written: Path) -> None:
     """Put the directory `written` in the place of another, durably: `place` is whole or not there.
 
     Both are on one file system. Between two renames there is neither; a killed process may leave
-    the earlier one beside it, hidden, until the next call.
+    the earlier one beside it, hidden, until the next call. Its files are as readable as the umask
+    lets them be; safetensors hides its own from all but their owner.
     """
+    readable = written.stat().st_mode & 0o666
+    for path in written.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(readable)
     sync_tree(written)
     earlier = place.with_name(f".{place.name}.earlier")
     shutil.rmtree(earlier, ignore_errors=True)
@@ -137,17 +144,22 @@ def write_file(path: Path, data: bytes, *, aside: Path) -> None:
     Raises:
         OSError: If the file system refuses; nothing stays behind.
     """
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=aside)
+    temporary = aside / unfinished_name(path)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        # Not tempfile's functions, which hide what they make from everyone whatever the umask says.
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def unfinished_name(path: Path) -> str:
+    """Return a hidden name that no other writer takes, for what becomes `path` when complete."""
+    return f".{path.name[:LONGEST_NAME]}.{secrets.token_hex(4)}"
 
 
 def unfinished_files(directory: Path) -> list[Path]:

@@ -12,10 +12,10 @@ from typing import ParamSpec, TextIO
 import click
 from tqdm import tqdm
 
-from pipeline.errors import DecantError, Interrupted, ResourceError
+from pipeline.errors import ConfigError, DecantError, Interrupted, ResourceError
 from pipeline.provenance import free_bytes, is_no_room
-from stages.parameters import check_unchanged, forget_sections
 from pipeline.visible import visible
+from stages.parameters import check_unchanged, forget_sections
 
 Arguments = ParamSpec("Arguments")
 Stage = Callable[Arguments, None]
@@ -66,16 +66,13 @@ def stage(run: Stage[Arguments], *, keeps: str = STARTS_OVER) -> Stage[Arguments
 
     @functools.wraps(run)
     def wrapped(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
-        logging.basicConfig(
-            level=os.environ.get("DECANT_LOG", "INFO"),
-            format="%(message)s",
-            handlers=[_AboveBars()],
-        )
+        logging.basicConfig(format="%(message)s", handlers=[_AboveBars()])
         for noisy in ("httpx", "datasets", "distributed", "fontTools", "matplotlib"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
         logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_news)
         forget_sections()
         try:
+            logging.getLogger().setLevel(_log_level())
             run(*args, **kwargs)
             check_unchanged()
         except DecantError as error:
@@ -93,6 +90,17 @@ def stage(run: Stage[Arguments], *, keeps: str = STARTS_OVER) -> Stage[Arguments
             _fail(resource)
 
     return wrapped
+
+
+def _log_level() -> int:
+    """Return the level that `DECANT_LOG` names, in capitals or not; INFO if it names none."""
+    levels = logging.getLevelNamesMapping()
+    name = os.environ.get("DECANT_LOG") or "INFO"
+    if name.upper() not in levels:
+        raise ConfigError(
+            f"DECANT_LOG: found {name!r}, expected one of {', '.join(levels)}; correct it"
+        )
+    return levels[name.upper()]
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -25,6 +25,9 @@ QUOTE = "'"
 _READ: dict[tuple[Path, str], Any] = {}
 """The sections that this command has read, as the file had them: file and dotted key to value."""
 
+NAMED = ("teachers", "students")
+"""Sections whose keys the user chooses."""
+KINDS = {bool: "a truth value", int: "a number", float: "a number", type(None): "nothing"}
 EXPECTED = {
     "model_type": "a mapping",
     "dict_type": "a mapping",
@@ -144,6 +147,23 @@ def _short(values: dict[str, Any], key: str) -> str:
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 
+def _check_names(params: Path, value: Any) -> None:
+    """Refuse names that YAML reads as something else than text: `2024`, `true`, `null`.
+
+    Files, stages of DVC and commands are called by these names, which then are not those of the
+    file any more: 007 would be 7.
+    """
+    for group in NAMED if isinstance(value, dict) else ():
+        names = value.get(group)
+        for name in names if isinstance(names, dict) else ():
+            if not isinstance(name, str):
+                kind = KINDS.get(type(name), type(name).__name__)
+                raise ConfigError(
+                    f"{params}: {group}: YAML reads a name as {kind}, {_text(name)}, expected text; "
+                    "put the name in quotes, or choose one with a letter"
+                )
+
+
 def _read_section(params: Path, key: str) -> Any:
     """Return the plain value at a dotted key.
 
@@ -151,6 +171,7 @@ def _read_section(params: Path, key: str) -> Any:
         ConfigError: If there is none.
     """
     value = read_yaml(params)
+    _check_names(params, value)
     done: list[str] = []
     for part in key.split(".") if key else []:
         if not isinstance(value, dict) or part not in value:
@@ -241,13 +262,13 @@ def _expected(problem: Any) -> str:
 
 
 def _is_quoted_number(problem: Any) -> bool:
-    if problem["type"] not in {"int_type", "float_type"} or not isinstance(problem["input"], str):
+    found = problem["input"]
+    if problem["type"] not in {"int_type", "float_type"} or not isinstance(found, str):
         return False
     try:
-        float(problem["input"])
+        return found.isascii() and math.isfinite(float(found))
     except ValueError:
         return False
-    return True
 
 
 def _resolve(loc: tuple[Key, ...], value: Any, kind: str) -> tuple[Key, ...]:
@@ -273,6 +294,8 @@ def _text_keys(value: Any) -> Any:
 
 
 def _text(key: Any) -> str:
+    if key is None:
+        return "null"
     return str(key).lower() if isinstance(key, bool) else str(key)
 
 

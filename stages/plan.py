@@ -9,6 +9,7 @@ from rich.console import Console
 
 from pipeline.errors import ConfigError
 from stages.command import params_option, stage
+from stages.parameters import forget_sections
 from stages.planning.budget import Budget
 from stages.planning.capture import PlannedCapture
 from stages.planning.parameters import write_capture
@@ -54,6 +55,7 @@ def plan(
             choice, broken = chooser.choose(limit)
             if is_applied:
                 write_capture(params, teacher, choice.rungs, seen=project.seen)
+                forget_sections()  # the change is this command's own
             found["budget"] = chooser.describe(choice, broken, limit, is_applied)
     if is_json:
         click.echo(json.dumps(found, indent=2))

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from pipeline.teacher.placement import Placement
 
 Places = dict[str, int | str]
+Few = Annotated[int, Field(ge=0, le=2**16)]
+"""A number of threads or processes; libraries of C take no large ones."""
 Bytes = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^\d+(\.\d+)?[KMGT]i?B$")]
 """A number of bytes, as accelerate reads it."""
 
@@ -78,12 +80,12 @@ class Runtime(Section):
     tls_cert: Path | None = None
     tls_key: Path | None = None
     dashboard: bool | str = False
-    workers: Annotated[int, Field(ge=0)] = 0
-    worker_megabytes: Annotated[int, Field(ge=0)] = 0
-    writers: Annotated[int, Field(ge=1)] = 1
-    threads: Annotated[int, Field(ge=0)] = 0
-    micro_batch_size: Annotated[int, Field(ge=0)] | Literal["auto"] = 0
-    processes: Annotated[int, Field(ge=1)] = 1
+    workers: Few = 0
+    worker_megabytes: Annotated[int, Field(ge=0, le=2**32)] = 0
+    writers: Annotated[Few, Field(ge=1)] = 1
+    threads: Few = 0
+    micro_batch_size: Annotated[int, Field(ge=0, le=2**32)] | Literal["auto"] = 0
+    processes: Annotated[Few, Field(ge=1)] = 1
     report_to: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
 
 
@@ -95,11 +97,24 @@ def runtime() -> Runtime:
     """
     path = Path("runtime.yaml")
     values = (read_yaml(path) or {}) if path.exists() else {}
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{path}: found {type(values).__name__}, expected keys and values, as `threads: 2`; "
+            "correct it"
+        )
     for key in Runtime.model_fields:
-        text = os.environ.get(f"DECANT_{key.upper()}")
-        if text is not None:
-            values[key] = int(text) if text.isdigit() else SWITCHES.get(text, text)
+        # Set to nothing is not set.
+        if text := os.environ.get(f"DECANT_{key.upper()}"):
+            values[key] = _variable(text)
     return validate(values, Runtime, file="runtime.yaml or DECANT_*")
+
+
+def _variable(text: str) -> int | float | bool | str:
+    """Return what a variable holds: a number, a truth value or text, as in the file."""
+    for pattern, kind in ((r"-?[0-9]{1,18}", int), (r"-?[0-9]+\.[0-9]+", float)):
+        if re.fullmatch(pattern, text):
+            return kind(text)
+    return SWITCHES.get(text, text)
 
 
 def placement(settings: Runtime) -> "Placement | None":

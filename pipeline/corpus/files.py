@@ -6,7 +6,6 @@ Gzip is recognised by the name. Directories are written beside their place and r
 import gzip
 import os
 import shutil
-import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from typing import TextIO
 
 from pipeline.corpus.examples import Split
 from pipeline.errors import ConfigError, ResourceError
-from pipeline.provenance import fsync_directory
+from pipeline.provenance import fsync_directory, unfinished_name
 
 Patterns = str | tuple[str, ...]
 Files = Patterns | dict[Split, Patterns]
@@ -117,10 +116,10 @@ def directory_written_whole(output: Path) -> Iterator[Path]:
     """
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+        temporary = output.with_name(unfinished_name(output))
+        temporary.mkdir()
         try:
             yield temporary
-            temporary.chmod(0o755)
             for path in temporary.rglob("*"):
                 if path.is_file():
                     with path.open("rb") as file:
@@ -128,7 +127,8 @@ def directory_written_whole(output: Path) -> Iterator[Path]:
             if output.exists():
                 # POSIX cannot exchange two directories portably: between the two renames a kill
                 # leaves no output, which reads as "not made yet", never as half of one.
-                replaced = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+                replaced = output.with_name(unfinished_name(output))
+                replaced.mkdir()
                 output.rename(replaced / "old")
                 temporary.rename(output)
                 shutil.rmtree(replaced)

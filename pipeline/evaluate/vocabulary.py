@@ -24,7 +24,6 @@ from pipeline.corpus.examples import SPLITS, Split
 from pipeline.corpus.tokenizer import load_tokenizer, tokenizer_digest
 from pipeline.corpus.tokens import NUMBERS, TokenColumns, TokenMeta, TokenSet, token_digest
 from pipeline.errors import IncompatibleError, IntegrityError
-from pipeline.provenance import read_json
 from pipeline.written_by import remedy
 
 logger = logging.getLogger(__name__)

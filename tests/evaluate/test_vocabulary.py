@@ -201,7 +201,7 @@ def test_what_a_student_only_knows_as_unknown_is_charged_as_one_of_all_it_lacks(
     """A model to which every id is as likely then spends on a text what it says of all texts."""
     caplog.set_level("INFO")
     tokens, student = write_set(tmp_path, "words", task="causal-lm")
-    ours = student_token_set(tokens, student)
+    ours = student_token_set(tokens, student, 64)
     tokenizer = AutoTokenizer.from_pretrained(student)
     theirs = AutoTokenizer.from_pretrained(tokens.tokenizer_path).unk_token_id
     model = LlamaForCausalLM(

@@ -10,7 +10,6 @@ import resource
 import signal as signals
 import tempfile
 import warnings
-from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -34,8 +33,9 @@ def teacher(task: str) -> Captured:
     return foreign_teacher(task, Path(tempfile.mkdtemp(prefix="families-")))
 
 
-def run_one(family: str, task: str) -> dict[str, Any]:
-    """Return what became of a family."""
+def run_one(job: tuple[str, str]) -> dict[str, Any]:
+    """Return what became of a family and a task."""
+    family, task = job
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
@@ -69,12 +69,11 @@ def main(names: tuple[str, ...], processes: int, page: bool) -> None:
         for family in families(task)
         if not names or family in names
     ]
-    context = get_context("forkserver")
     rows: list[dict[str, Any]] = []
-    with ProcessPoolExecutor(processes, context, max_tasks_per_child=20) as pool:
-        for future in [pool.submit(run_one, *job) for job in jobs]:
-            rows.append(future.result())
-            click.echo(json.dumps(rows[-1]))
+    with get_context("forkserver").Pool(processes, maxtasksperchild=20) as pool:
+        for row in pool.imap(run_one, jobs):
+            rows.append(row)
+            click.echo(json.dumps(row))
     if page and not names:
         write_page(rows, transformers.__version__)
     broken = [row for row in rows if row["broken"]]

@@ -1,9 +1,15 @@
 """How a machine is told to run stages, by its file and by its environment."""
 
+import contextlib
+import string
+
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
-from stages.project import dashboard_address, runtime
+from stages.project import Runtime, dashboard_address, runtime
+from tests.cases import error_line
 
 
 @pytest.fixture
@@ -69,3 +75,47 @@ def test_a_micro_batch_is_a_number_or_auto(told):
     assert told("", MICRO_BATCH_SIZE="auto", PROCESSES="2").micro_batch_size == "auto"
     with pytest.raises(ConfigError, match=r"found 'large', expected .* or 'auto'"):
         told("", MICRO_BATCH_SIZE="large")
+
+
+@pytest.mark.parametrize("threads", ["²", "٣", "99999999999", "-1", "9" * 5000, "1.5", "two"])
+def test_a_number_that_is_none_is_one_line(told, threads):
+    with pytest.raises(ConfigError, match=r"^runtime.yaml or DECANT_\*: threads: found ") as error:
+        told("", THREADS=threads)
+    assert "quotes" not in str(error.value)
+
+
+def test_a_variable_set_to_nothing_is_not_set(told):
+    assert told("threads: 3", THREADS="").threads == 3
+
+
+@pytest.mark.parametrize("text", ["[threads, 2]", "threads", "7"])
+def test_a_file_without_keys_is_refused(told, text):
+    with pytest.raises(ConfigError, match=r"^runtime.yaml: found \w+, expected keys and values"):
+        told(text)
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    key=st.sampled_from(sorted(Runtime.model_fields)),
+    text=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30)
+    | st.text(string.digits + "-.eE_,", max_size=30),
+)
+def test_any_text_in_a_variable_is_a_value_or_one_line(key, text, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setenv(f"DECANT_{key.upper()}", text)
+        with contextlib.suppress(ConfigError):
+            assert isinstance(runtime(), Runtime)
+
+
+@pytest.mark.parametrize("level", ["debug", "DEBUG", "Warning", ""])
+def test_a_log_level_is_named_in_any_case(decant, empty, monkeypatch, level):
+    monkeypatch.setenv("DECANT_LOG", level)
+    assert decant("check").exit_code == 0
+
+
+def test_an_unknown_log_level_is_one_line(decant, empty, monkeypatch):
+    monkeypatch.setenv("DECANT_LOG", "loud")
+    result = decant("check")
+    assert result.exit_code == 2
+    assert "DECANT_LOG: found 'loud', expected one of CRITICAL" in error_line(result)

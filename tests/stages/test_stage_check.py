@@ -192,3 +192,23 @@ def test_a_student_is_checked_against_a_teacher_that_lies_on_disk(decant, empty,
 
 def test_the_repositorys_parameters_name_no_key_twice():
     assert set(read_yaml(ROOT / "params.yaml")) == {"corpus", "teachers", "students", "evaluate"}
+
+
+@pytest.mark.parametrize("name", ["2024", "007", "true", "null", "1_0", "1e3", "~", "2024-01-01"])
+@pytest.mark.parametrize("group", ["teachers", "students"])
+def test_a_name_that_yaml_reads_as_something_else_is_refused(decant, empty, group, name):
+    path = empty / "params.yaml"
+    old = {"teachers": "main", "students": "aligned"}[group]
+    path.write_text(path.read_text().replace(f"  {old}:", f"  {name}:"))
+    for command in (["check"], ["train", name], ["capture", name]):
+        result = decant(*command)
+        assert result.exit_code == 2, result.output
+        assert "put the name in quotes, or choose one with a letter" in error_line(result)
+
+
+def test_a_name_in_quotes_is_text(decant, empty):
+    params = tiny_params()
+    params["students"] = {"2024": params["students"]["aligned"]}
+    write_params(empty, params)
+    result = decant("check")
+    assert result.exit_code == 0, result.output

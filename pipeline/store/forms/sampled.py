@@ -6,7 +6,8 @@ points (offset + j) / n through the inverse CDF, an id with probability p is dra
 n·p times, which independent draws are not; and the ids come out sorted, so the gaps between them
 are stored, which compress.
 The offset is a hash of the row's own logits: whoever captures the row, in whatever batch and after
-whatever interruption, draws the same ids.
+whatever interruption, draws the same ids. So do rows with equal logits: over repeated contexts the
+error of a draw does not average out.
 """
 
 from collections.abc import Mapping
