@@ -14,6 +14,7 @@ from pydantic import model_validator
 
 from pipeline.corpus.added import check_added
 from pipeline.corpus.checks import check_task
+from pipeline.corpus.preview import preview
 from pipeline.corpus.tokenize_prompt import Template
 from pipeline.errors import ConfigError, DecantError, IncompatibleError
 from pipeline.evaluate.scores import headline
@@ -93,6 +94,8 @@ def check(params: Path) -> None:
 def _check_project(project: ProjectParams) -> None:
     check_task(project.corpus.source, project.corpus.task, project.corpus.classes)
     check_added(project.corpus.added, project.corpus.task)
+    for source in (project.corpus.source, *project.corpus.added):
+        preview(source, project.corpus.task, root=Path(), classes=project.corpus.classes)
     headline(project.corpus.task, project.evaluate.score)
     _check_names("teachers", project.teachers)
     _check_names("students", project.students)

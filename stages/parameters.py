@@ -159,8 +159,8 @@ def _check_names(params: Path, value: Any) -> None:
             if not isinstance(name, str):
                 kind = KINDS.get(type(name), type(name).__name__)
                 raise ConfigError(
-                    f"{params}: {group}: YAML reads a name as {kind}, {_text(name)}, expected text; "
-                    "put the name in quotes, or choose one with a letter"
+                    f"{params}: {group}: YAML reads a name as {kind}, {_text(name)}, expected "
+                    "text; put the name in quotes, or choose one with a letter"
                 )
 
 

@@ -49,19 +49,42 @@ def open_text(path: Path) -> Iterator[TextIO]:
         ) from error
 
 
+def refuse_zero_bytes(content: str, path: Path) -> None:
+    """Refuse what is no text.
+
+    Raises:
+        ConfigError: Naming the file and the line.
+    """
+    if "\0" in content:
+        line = content[: content.index("\0")].count("\n") + 1
+        raise ConfigError(
+            f"{path}: line {line} holds a zero byte, expected text; correct it, or leave the file "
+            "out of corpus.source"
+        )
+
+
 def _matches(pattern: str, root: Path) -> list[Path]:
-    """Expand one pattern; a plain path is itself, there or not, so that reading names it."""
-    if not any(sign in pattern for sign in "*?["):
+    """Expand one pattern; a plain path is itself, there or not, so that reading names it.
+
+    What exists under a name with signs of a pattern, as `reviews [2024].tsv`, is that name.
+    """
+    if not any(sign in pattern for sign in "*?[") or (root / pattern).exists():
         return [root / pattern]
-    absolute = Path(pattern)
-    base, rest = (root, pattern)
-    if absolute.is_absolute():
-        base, rest = Path(absolute.anchor), str(absolute.relative_to(absolute.anchor))
-    return sorted(path for path in base.glob(rest) if path.is_file())
+    base, rest = root, list(Path(pattern).parts)
+    while len(rest) > 1 and (base / rest[0]).is_dir():
+        base /= rest.pop(0)
+    return sorted(path for path in base.glob(str(Path(*rest))) if path.is_file())
 
 
-def resolve_files(files: Files, *, root: Path) -> list[tuple[Split | None, str, Path]]:
+def resolve_files(
+    files: Files, *, root: Path, key: str = "corpus.source.files"
+) -> list[tuple[Split | None, str, Path]]:
     """Expand names and globs, relative to `root`, to files in a fixed order without repeats.
+
+    Args:
+        files: Names and globs, of each split or of none.
+        root: What they are relative to.
+        key: The parameter that holds them, for errors; `{split}` in it is the split.
 
     Returns:
         Split (None where the source names none), name relative to `root`, and path of each file.
@@ -77,7 +100,7 @@ def resolve_files(files: Files, *, root: Path) -> list[tuple[Split | None, str, 
             paths = _matches(pattern, root)
             if not paths:
                 raise ConfigError(
-                    f"corpus.source.files: {pattern!r} matches no file under {root}; "
+                    f"{_key_of(key, split)}: {pattern!r} matches no file under {root}; "
                     "expected at least one, correct the pattern"
                 )
             for path in paths:
@@ -85,13 +108,21 @@ def resolve_files(files: Files, *, root: Path) -> list[tuple[Split | None, str, 
                 known = found.setdefault(path.resolve(), (split, name, path))
                 if known[0] != split:
                     raise ConfigError(
-                        f"corpus.source.files: {name} stands in the splits {known[0]} and {split}; "
-                        "expected each file in one split, remove it from the other"
+                        f"{_key_of(key, split)}: {name} stands in the splits {known[0]} and "
+                        f"{split}; expected each file in one split, remove it from the other"
                     )
     return list(found.values())
 
 
-def refuse_empty(files: Files, found: set[Split | None]) -> None:
+def _key_of(key: str, split: Split | None) -> str:
+    if "{split}" in key:
+        return key.format(split=split)
+    return f"{key}.{split}" if split else key
+
+
+def refuse_empty(
+    files: Files, found: set[Split | None], *, key: str = "corpus.source.files"
+) -> None:
     """Refuse a split that is named in `files` and gave no example.
 
     Raises:
@@ -99,9 +130,9 @@ def refuse_empty(files: Files, found: set[Split | None]) -> None:
     """
     for split in files if isinstance(files, dict) else (None,):
         if split not in found:
-            where = f"corpus.source.files.{split}" if split else "corpus.source.files"
             raise ConfigError(
-                f"{where}: the files hold no text, expected at least one example; correct the names"
+                f"{_key_of(key, split)}: the files hold no text, expected at least one example; "
+                "correct the names"
             )
 
 

@@ -71,3 +71,22 @@ def test_no_space_is_a_resource_error(tmp_path):
         directory_written_whole(tmp_path / "file" / "out"),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        ("reviews [2024].tsv", ["reviews [2024].tsv"]),
+        ("[v2]/a.tsv", ["[v2]/a.tsv"]),
+        ("[v2]/*.tsv", ["[v2]/a.tsv", "[v2]/b?.tsv"]),
+        ("[v2]/b?.tsv", ["[v2]/b?.tsv"]),
+        ("revie*[[]2024].tsv", ["reviews [2024].tsv"]),
+    ],
+)
+def test_what_exists_is_a_name_and_not_a_pattern(files, found, tmp_path):
+    (tmp_path / "[v2]").mkdir()
+    for name in ("reviews [2024].tsv", "reviews 2.tsv", "[v2]/a.tsv", "[v2]/b?.tsv"):
+        (tmp_path / name).write_text("x")
+    assert [name for _, name, _ in resolve_files(files, root=tmp_path)] == found
+    absolute = resolve_files(f"{tmp_path}/{files}", root=tmp_path / "elsewhere")
+    assert [path for _, _, path in absolute] == [tmp_path / name for name in found]

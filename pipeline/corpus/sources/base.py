@@ -56,3 +56,13 @@ class SourceConfig(BaseModel, ABC):
         Raises:
             ConfigError: If a file cannot be read or is not what the section says.
         """
+
+    def preview(self, root: Path, task: Task, rows: int) -> list[Example]:
+        """Read at most so many rows of each file or split; nothing is downloaded.
+
+        A source that is not at hand, or cannot be read in part, has none to show.
+
+        Raises:
+            ConfigError: As in `read`.
+        """
+        return []

@@ -4,6 +4,7 @@ A source yields rows as mappings of plain Python values; here they become exampl
 """
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -86,7 +87,8 @@ class ColumnSource(SourceConfig):
             return None
         if self.label is not None:
             value = _value(cells, self.label, where, optional=is_test)
-            place["label"] = _text(value, where, self.label)
+            # A space too many is no class of its own.
+            place["label"] = _text(value, where, self.label).strip()
         if self.labels is not None:
             value = _value(cells, self.labels, where, optional=is_test)
             place["labels"] = _names(value, where, self.labels, self.separator)
@@ -129,12 +131,17 @@ def _value(cells: Mapping[str, Any], column: str, where: str, *, optional: bool 
 
 
 def _text(value: Any, where: str, column: str) -> str:
-    """Return a cell as text; numbers and booleans as JSON writes them."""
-    if value is None:
+    """Return a cell as text; numbers and booleans as JSON writes them, NaN as what is missing."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, str):
-        _refuse_surrogates(value, where, column)
+        _refuse_broken(value, where, column)
         return value
+    if isinstance(value, float) and math.isinf(value):
+        raise ConfigError(
+            f"{where}: column {column!r} holds {value}, expected text or a finite number; correct "
+            "the row"
+        )
     if isinstance(value, (bool, int, float)):
         return json.dumps(value)
     raise ConfigError(
@@ -143,8 +150,12 @@ def _text(value: Any, where: str, column: str) -> str:
     )
 
 
-def _refuse_surrogates(text: str, where: str, column: str) -> None:
-    """JSON may escape half of a character, which no file and no tokenizer can hold."""
+def _refuse_broken(text: str, where: str, column: str) -> None:
+    """JSON may escape half of a character or a zero byte, which no text file holds."""
+    if "\0" in text:
+        raise ConfigError(
+            f"{where}: column {column!r} holds a zero byte, expected text; correct the row"
+        )
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -156,7 +167,7 @@ def _refuse_surrogates(text: str, where: str, column: str) -> None:
 
 def _names(value: Any, where: str, column: str, separator: str) -> tuple[str, ...] | None:
     """Return the classes of a cell, each once; an empty cell is no class, none at all no answer."""
-    if value is None:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, list):
         names = [_text(item, where, column) for item in value]
@@ -175,7 +186,7 @@ def _messages(value: Any, where: str, column: str) -> tuple[dict[str, str], ...]
                 f"{where}: column {column!r} is not JSON ({error}); expected a list of "
                 "{role, content}"
             ) from error
-    if not value:
+    if not value or (isinstance(value, float) and math.isnan(value)):
         return ()
     found: list[dict[str, str]] = []
     for turn in value if isinstance(value, list) else [[value]]:
@@ -186,6 +197,6 @@ def _messages(value: Any, where: str, column: str) -> tuple[dict[str, str], ...]
                 f"{where}: column {column!r} holds {str(turn)[:60]!r}, expected a list of "
                 "{role, content}, both texts; convert the column"
             )
-        _refuse_surrogates(content, where, column)
+        _refuse_broken(content, where, column)
         found.append({"role": role, "content": content})
     return tuple(found)

@@ -89,6 +89,22 @@ class HubSource(ColumnSource):
         classes = _class_names(found[chosen["train"]], self.label or self.labels)
         return Reading(examples, provenance, {"empty": empty}, classes=classes)
 
+    def preview(self, root: Path, task: Task, rows: int) -> list[Example]:
+        """Read the first rows of each split of a directory; the hub is not asked."""
+        if not (root / self.id).is_dir():
+            return []
+        found, _ = self.model_copy(update={"streaming": True})._open(root)
+        examples: list[Example] = []
+        for split, name in self._chosen(found).items():
+            head = itertools.islice(self._iterate(_selected(found[name], self.wanted(split))), rows)
+            for number, cells in enumerate(head, start=1):
+                where = f"{name}:{number}"
+                example = self.example(
+                    cells, f"{self.id} {where}", split=split, source=where, row=len(examples)
+                )
+                examples += [] if example is None else [example]
+        return examples
+
     def _open(self, root: Path) -> tuple[Mapping[str, Rows], str | None]:
         """Open all splits; also return the commit where the data set came from the hub."""
         local = root / self.id
@@ -106,9 +122,7 @@ class HubSource(ColumnSource):
                     "corpus.source: %s is not pinned to a revision: what stands under its name may "
                     "change", self.id,
                 )  # fmt: skip
-            builder = datasets.load_dataset_builder(
-                str(local) if local.is_dir() else self.id, self.config, revision=self.revision
-            )
+            builder = self._builder(local)
             commit = self._pinned(builder.hash)
             if self.streaming:
                 opened = builder.as_streaming_dataset()
@@ -117,6 +131,16 @@ class HubSource(ColumnSource):
                 opened = builder.as_dataset()
             assert isinstance(opened, dict)
             return {str(name): rows for name, rows in opened.items()}, commit
+
+    def _builder(self, local: Path) -> datasets.DatasetBuilder:
+        """Return the library's builder; `NA` and `null` in a csv are text, as in a table."""
+        place = str(local) if local.is_dir() else self.id
+        found = datasets.load_dataset_builder(place, self.config, revision=self.revision)
+        if hasattr(found.config, "keep_default_na"):
+            found = datasets.load_dataset_builder(
+                place, self.config, revision=self.revision, keep_default_na=False
+            )
+        return found
 
     def _pinned(self, found: str | None) -> str | None:
         """Return the commit, and refuse another than was asked for.
@@ -197,7 +221,7 @@ def _class_names(rows: Rows, column: str | None) -> tuple[str, ...]:
     F1 of two classes is that of the second: GLUE's paraphrases, not what sorting makes of them.
     """
     names, _ = _class_feature((rows.features or {}).get(column))
-    return () if names is None else tuple(map(str, names.names))
+    return () if names is None else tuple(str(name).strip() for name in names.names)
 
 
 def _namers(rows: Rows) -> dict[str, Callable[[Any], Any]]:

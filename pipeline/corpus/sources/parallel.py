@@ -6,7 +6,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from pipeline.corpus.examples import Example, Split
-from pipeline.corpus.files import Files, Patterns, open_text, refuse_empty, resolve_files
+from pipeline.corpus.files import (
+    Files,
+    Patterns,
+    open_text,
+    refuse_empty,
+    refuse_zero_bytes,
+    resolve_files,
+)
 from pipeline.corpus.sources.base import Reading, SourceConfig
 from pipeline.errors import ConfigError
 from pipeline.provenance import file_sha256
@@ -50,19 +57,11 @@ class ParallelSource(SourceConfig):
 
     def read(self, root: Path, task: Task = "causal-lm") -> Reading:
         """Read the files; line pairs with an empty side are left out."""
-        texts, targets = self._sides()
-        left, right = resolve_files(texts, root=root), resolve_files(targets, root=root)
-        if [split for split, _, _ in left] != [split for split, _, _ in right]:
-            raise ConfigError(
-                f"corpus.source: {len(left)} files of texts ({', '.join(n for _, n, _ in left)}), "
-                f"{len(right)} of targets ({', '.join(n for _, n, _ in right)}), expected one to "
-                "one in every split; correct the names"
-            )
         examples: list[Example] = []
         digests: dict[str, str] = {}
         empty = 0
-        for (split, name, path), (_, other, target_path) in zip(left, right, strict=True):
-            lines, answers = _lines(path), _lines(target_path)
+        for split, (name, path), (other, target_path) in self._pairs(root):
+            lines, answers = read_lines(path), read_lines(target_path)
             if len(lines) != len(answers):
                 raise ConfigError(
                     f"{path} has {len(lines)} lines, {target_path} {len(answers)}, expected as "
@@ -83,9 +82,40 @@ class ParallelSource(SourceConfig):
                         source_row=len(examples),
                     )
                 )
-        refuse_empty(texts, {example.split for example in examples})
+        refuse_empty(
+            self._sides()[0], {example.split for example in examples}, key=self._key("text")
+        )
         provenance: dict[str, Any] = {"kind": self.kind, "files": digests}
         return Reading(examples, provenance, {"empty": empty})
+
+    def preview(self, root: Path, task: Task, rows: int) -> list[Example]:
+        """See that the files of both sides are there, one to one."""
+        self._pairs(root)
+        return []
+
+    def _pairs(self, root: Path) -> list[tuple[Split | None, tuple[str, Path], tuple[str, Path]]]:
+        """Return split, and name and path of either side, of each pair of files.
+
+        Raises:
+            ConfigError: If a file is missing, or a side has more than the other.
+        """
+        texts, targets = self._sides()
+        left = resolve_files(texts, root=root, key=self._key("text"))
+        right = resolve_files(targets, root=root, key=self._key("target"))
+        for _, _, path in (*left, *right):
+            with open_text(path):
+                pass
+        if [split for split, _, _ in left] != [split for split, _, _ in right]:
+            raise ConfigError(
+                f"corpus.source: {len(left)} files of texts ({', '.join(n for _, n, _ in left)}), "
+                f"{len(right)} of targets ({', '.join(n for _, n, _ in right)}), expected one to "
+                "one in every split; correct the names"
+            )
+        return [(a[0], a[1:], b[1:]) for a, b in zip(left, right, strict=True)]
+
+    def _key(self, side: str) -> str:
+        """Return the parameter that names the files of a side."""
+        return f"corpus.source.{side if self.files is None else 'files.{split}.' + side}"
 
     def _sides(self) -> tuple[Files, Files]:
         if self.files is None:
@@ -98,10 +128,12 @@ class ParallelSource(SourceConfig):
         )
 
 
-def _lines(path: Path) -> list[str]:
+def read_lines(path: Path) -> list[str]:
     """Return a file's lines; only line feeds end them, for texts hold other line separators."""
     with open_text(path) as file:
-        lines = file.read().split("\n")
+        content = file.read()
+    refuse_zero_bytes(content, path)
+    lines = content.split("\n")
     if lines[-1] == "":
         lines.pop()
     return [line.strip() for line in lines]

@@ -1,7 +1,9 @@
 """Tables of rows with named columns: tsv, csv, JSON lines, Parquet and Arrow files."""
 
 import csv
+import itertools
 import json
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +19,7 @@ from pipeline.errors import ConfigError
 from pipeline.provenance import file_sha256
 from pipeline.tasks import Task
 
+logger = logging.getLogger(__name__)
 Format = Literal["tsv", "csv", "jsonl", "parquet", "arrow"]
 
 # A cell of the csv module ends at 128 KiB by default, which a long document passes. The largest
@@ -65,6 +68,18 @@ class TableSource(ColumnSource):
         provenance = {"kind": self.kind, "files": digests, **settings}
         return Reading(examples, provenance, {"empty": empty})
 
+    def preview(self, root: Path, task: Task, rows: int) -> list[Example]:
+        """Read the first rows of each file."""
+        found: list[Example] = []
+        for split, name, path in resolve_files(self.files, root=root):
+            head = itertools.islice(self._rows(path, self.wanted(split)), rows)
+            for line, cells in head:
+                where, source = f"{path}: line {line}", f"{name}:{line}"
+                example = self.example(cells, where, split=split, source=source, row=len(found))
+                found += [] if example is None else [example]
+        refuse_empty(self.files, {example.split for example in found})
+        return found
+
     def _rows(self, path: Path, wanted: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield line number in the file, or number of the row, and cells by column name."""
         kind = self.format or _format_of(path)
@@ -82,8 +97,9 @@ class TableSource(ColumnSource):
         self, file: Iterable[str], path: Path, kind: Format, wanted: list[str]
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         csv.field_size_limit(MAX_CELL_CHARACTERS)
+        lines: list[str] = []
         reader = csv.reader(
-            file,
+            _remembered(file, lines),
             delimiter="\t" if kind == "tsv" else ",",
             quoting=csv.QUOTE_MINIMAL if self.quoting else csv.QUOTE_NONE,
             strict=True,
@@ -98,9 +114,16 @@ class TableSource(ColumnSource):
                     f"{path}: {names.count(twice[0])} columns are named {twice[0]!r}, expected "
                     "one; rename the others"
                 )
+            rows = spare = 0
+            lines.clear()
             for cells in reader:
+                if len(lines) > 1:
+                    _refuse_swallowed(lines, len(names), path, kind, reader.line_num)
+                    spare += len(lines) - 1
+                lines.clear()
                 if not cells:
                     continue
+                rows += 1
                 if len(cells) != len(names):
                     hint = "if quote marks are text, set quoting: false"
                     if not self.quoting:
@@ -110,11 +133,37 @@ class TableSource(ColumnSource):
                         f"{len(names)} ({', '.join(names)}); {hint}"
                     )
                 yield reader.line_num, dict(zip(names, cells, strict=True))
+            if spare:
+                logger.info(
+                    "%s: %d rows, %d lines more: quoted cells with line ends", path, rows, spare
+                )
         except csv.Error as error:
             raise ConfigError(
                 f"{path}: line {reader.line_num}: {error}; expected well-formed {kind}, "
                 "if quote marks are text, set quoting: false"
             ) from error
+
+
+def _remembered(file: Iterable[str], lines: list[str]) -> Iterator[str]:
+    """Yield the lines of a file and put them into `lines`."""
+    for line in file:
+        lines.append(line)
+        yield line
+
+
+def _refuse_swallowed(lines: list[str], columns: int, path: Path, kind: Format, last: int) -> None:
+    """Refuse a row whose lines are rows themselves.
+
+    A cell that begins with a quote mark, as text, goes on to the next cell that ends with one: the
+    rows between them would be gone without a word. In a csv, whose texts hold commas, lines cannot
+    tell.
+    """
+    if kind == "tsv" and columns > 1 and all(line.count("\t") == columns - 1 for line in lines):
+        raise ConfigError(
+            f"{path}: lines {last - len(lines) + 1} to {last}: one cell in quotes holds line ends, "
+            f"and each of its {len(lines)} lines has the {columns} cells of a row; if quote marks "
+            "are text, set quoting: false, else write the line ends in the cell as spaces"
+        )
 
 
 def _format_of(path: Path) -> Format:

@@ -8,11 +8,13 @@ from pydantic import Field, model_validator
 
 from pipeline.corpus.duplicates import paragraphs
 from pipeline.corpus.examples import Example
-from pipeline.corpus.files import Files, open_text, refuse_empty, resolve_files
+from pipeline.corpus.files import Files, open_text, refuse_empty, refuse_zero_bytes, resolve_files
 from pipeline.corpus.sources.base import Reading, SourceConfig
-from pipeline.errors import ConfigError
 from pipeline.provenance import file_sha256
 from pipeline.tasks import Task
+
+HEAD_CHARACTERS = 2**16
+"""Of a file that is only looked at."""
 
 
 class TextSource(SourceConfig):
@@ -51,10 +53,7 @@ class TextSource(SourceConfig):
             with open_text(path) as file:
                 # Universal newlines by hand: `open_text` leaves line ends alone for the csv reader.
                 content = file.read().replace("\r\n", "\n").replace("\r", "\n")
-            if "\0" in content:
-                raise ConfigError(
-                    f"{path}: holds zero bytes, expected text; leave it out of corpus.source.files"
-                )
+            refuse_zero_bytes(content, path)
             digests[name] = file_sha256(path)
             for number, piece in enumerate(self._joined(self._pieces(content)), start=1):
                 if not piece.strip():
@@ -70,6 +69,17 @@ class TextSource(SourceConfig):
         )
         provenance = {"kind": self.kind, "files": digests, **settings}
         return Reading(examples, provenance, {"empty": empty})
+
+    def preview(self, root: Path, task: Task, rows: int) -> list[Example]:
+        """Read the beginning of each file, as one example."""
+        found: list[Example] = []
+        for split, name, path in resolve_files(self.files, root=root):
+            with open_text(path) as file:
+                content = file.read(HEAD_CHARACTERS)
+            refuse_zero_bytes(content, path)
+            found += [Example(text=content, split=split, source=name)] if content.strip() else []
+        refuse_empty(self.files, {example.split for example in found})
+        return found
 
     def _pieces(self, content: str) -> list[str]:
         """Cut a file where an example ends; a piece keeps its inner line ends."""

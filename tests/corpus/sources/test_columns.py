@@ -94,3 +94,40 @@ def test_provenance_names_the_columns_a_task_uses(read):
     with_target = read([{"text": "a", "x": "b"}], target="x").provenance
     assert with_target["target"] == "x"
     assert "messages" not in with_target
+
+
+def test_nan_is_missing_as_null_is(read):
+    rows = [
+        {"text": "one", "y": "a"},
+        {"text": float("nan"), "y": "b"},
+        {"text": None, "y": "b"},
+        {"text": "two", "y": float("nan")},
+        {"text": "three", "y": None},
+    ]
+    reading = read(rows, label="y")
+    assert [(one.text, one.label) for one in reading.examples] == [
+        *(("one", "a"), ("two", ""), ("three", "")),
+    ]
+    assert reading.dropped == {"empty": 2}
+    several = read([{"text": "a", "all": float("nan")}, {"text": "b", "all": []}], labels="all")
+    assert [one.labels for one in several.examples] == [None, ()]
+    targets = read([{"text": "a", "t": float("nan")}], target="t")
+    assert [(one.target, one.references) for one in targets.examples] == [("", ())]
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf")])
+def test_infinity_is_no_label(read, value):
+    with pytest.raises(ConfigError, match=r"t\.jsonl: line 1: column 'y' holds -?inf, expected"):
+        read([{"text": "one", "y": value}], label="y")
+
+
+def test_a_space_too_many_is_no_other_class(read):
+    reading = read([{"text": "one", "y": "pos"}, {"text": "two", "y": " pos "}], label="y")
+    assert [one.label for one in reading.examples] == ["pos", "pos"]
+
+
+@pytest.mark.parametrize("column", ["text", "label"])
+def test_a_zero_byte_is_no_text(read, column):
+    row = {"text": "one", "label": "a"} | {column: "a\0b"}
+    with pytest.raises(ConfigError, match=f"line 1: column {column!r} holds a zero byte"):
+        read([row], label="label")

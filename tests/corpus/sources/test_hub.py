@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.corpus.prepare import prepare_corpus
 from pipeline.corpus.sources.hub import HubSource
+from pipeline.corpus.sources.table import TableSource
 from pipeline.errors import ConfigError
 
 NAMES = datasets.ClassLabel(names=["no", "yes"])
@@ -159,3 +160,15 @@ def test_classes_keep_the_order_of_the_data_set(tmp_path, streaming):
     assert meta.classes == ("not_equivalent", "equivalent")
     own = ["equivalent", "not_equivalent"]
     assert prepare_corpus(**asked, **shares, classes=own).classes == tuple(own)
+
+
+def test_words_for_nothing_are_text_as_in_a_table(tmp_path):
+    (tmp_path / "set").mkdir()
+    words = ["NA", "null", "None", "nan", "N/A"]
+    lines = ["text,y", *(f"{word},a" for word in words), "last,"]
+    (tmp_path / "set" / "train.csv").write_text("\n".join(lines) + "\n")
+    hub = HubSource(id="set", label="y").read(tmp_path)
+    table = TableSource(files="set/train.csv", label="y").read(tmp_path)
+    for reading in (hub, table):
+        assert [one.text for one in reading.examples] == [*words, "last"]
+        assert [one.label for one in reading.examples] == [*("a" for _ in words), ""]

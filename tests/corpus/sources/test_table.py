@@ -1,4 +1,5 @@
 import gzip
+import logging
 
 import pyarrow as pa
 import pytest
@@ -143,3 +144,28 @@ def test_several_parquet_files_are_several_splits(tmp_path):
         *(("test", f"c {i}") for i in "12"),
     ]
     assert [one.source_row for one in found] == list(range(6))
+
+
+def test_rows_between_two_quote_marks_do_not_vanish(tmp_path):
+    lines = ["text\tlabel", "a\tpos", '"b\tneg', "c\tpos", 'd"\tneg', "e\tpos"]
+    (tmp_path / "t.tsv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(ConfigError, match=r"t\.tsv: lines 3 to 5: .* set quoting: false"):
+        TableSource(files="t.tsv", label="label").read(tmp_path)
+    plain = TableSource(files="t.tsv", label="label", quoting=False).read(tmp_path)
+    assert [one.text for one in plain.examples] == ["a", '"b', "c", 'd"', "e"]
+
+
+def test_a_cell_may_hold_line_ends_and_they_are_counted(tmp_path, write_table, caplog):
+    caplog.set_level(logging.INFO)
+    rows = [["text", "label"], ["one\ntwo", "pos"], ["three\nfour\t4", "neg"]]
+    write_table("t.tsv", rows)
+    reading = TableSource(files="t.tsv", label="label").read(tmp_path)
+    assert [one.text for one in reading.examples] == ["one\ntwo", "three\nfour\t4"]
+    assert "t.tsv: 2 rows, 2 lines more: quoted cells with line ends" in caplog.text
+
+
+def test_nan_of_a_column_file_is_missing(tmp_path):
+    table = pa.table({"text": ["a", "b"], "y": [1.5, float("nan")]})
+    parquet.write_table(table, tmp_path / "t.parquet")
+    reading = TableSource(files="t.parquet", label="y").read(tmp_path)
+    assert [one.label for one in reading.examples] == ["1.5", ""]

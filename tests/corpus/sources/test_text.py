@@ -54,7 +54,7 @@ def test_empty_and_binary_files_and_contradictions_are_refused(tmp_path):
     (tmp_path / "zero.bin").write_bytes(b"a\0b")
     with pytest.raises(ConfigError, match=r"files\.test: the files hold no text"):
         TextSource(files={"train": "full.txt", "test": "empty.txt"}).read(tmp_path)
-    with pytest.raises(ConfigError, match=r"zero\.bin: holds zero bytes"):
+    with pytest.raises(ConfigError, match=r"zero\.bin: line 1 holds a zero byte"):
         TextSource(files="zero.bin").read(tmp_path)
     with pytest.raises(ValidationError, match="separator and examples: line both"):
         TextSource(files="a", separator="|", examples="line")
