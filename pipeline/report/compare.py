@@ -19,13 +19,6 @@ from pipeline.report.measures import PER_BYTE, Measure, headline_of, measure_of
 from pipeline.report.results import ModelMetrics, StudentResult, Task, TeacherResult
 from pipeline.report.words import Number
 
-SAME_ANSWER = {
-    "classification": "answers one class",
-    "multi-label": "answers one set",
-    "regression": "answers one number",
-}
-"""What a model does that gives every test row the same answer; in generation, `writes one text`."""
-
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -229,8 +222,7 @@ def _row(
 ) -> Row:
     """One row; `best` is the teacher's, None for the teacher itself."""
     quality = metrics.test(headline.key)
-    said = SAME_ANSWER.get(metrics.task, "writes one text") if metrics.is_constant else "at chance"
-    at_chance = said if metrics.is_at_chance else ""
+    at_chance = metrics.at_chance
     if best is None:
         size, speed = (_ratio(x, x) for x in (metrics.parameters, metrics.tokens_per_second))
         kept = None if at_chance else _ratio(quality, quality)

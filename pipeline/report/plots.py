@@ -65,6 +65,8 @@ def plot_term(term: str, curves: Mapping[str, Curve], order: Sequence[str]) -> s
             if is_rate:
                 drawn.yaxis.set_major_formatter("{x:.2g}")
         drawn.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
+        if len({step for steps, _ in lines.values() for step in steps}) == 1:
+            drawn.set_xticks(next(iter(lines.values()))[0])
         drawn.set_title(term.replace("_", " "))
         drawn.set_xlabel("step")
         drawn.grid(visible=True)

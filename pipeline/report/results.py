@@ -20,6 +20,12 @@ from pipeline.written_by import remedy
 
 Model = TypeVar("Model", bound=BaseModel)
 KINDS = ("hidden", "attention", "value", "logits")
+SAME_ANSWER = {
+    "classification": "answers one class",
+    "multi-label": "answers one set",
+    "regression": "answers one number",
+}
+"""What a model does that gives every test row the same answer; in generation, `writes one text`."""
 
 
 class Agreement(BaseModel):
@@ -109,15 +115,19 @@ class ModelMetrics(BaseModel):
         return bits * math.log(2) / nats if bits and nats else None
 
     @property
-    def is_at_chance(self) -> bool:
-        """Whether its score is not surely better than that of a constant answer."""
-        if self.is_constant and self.score not in LANGUAGE:
-            return True
+    def at_chance(self) -> str:
+        """Why its score is not surely better than a constant answer's, or empty where it is."""
         value = None if self.score is None else self.test(self.score)
+        if self.is_constant and self.score not in LANGUAGE:
+            return SAME_ANSWER.get(self.task, "writes one text")
         if self.score is None or value is None or self.test_chance is None:
-            return False
+            return ""
+        if self.score not in self.test_intervals and self.score not in LANGUAGE:
+            # Two rows correlate by 1 or -1, whatever a model says.
+            return "too few rows"
         low, high = self.test_intervals.get(self.score, (value, value))
-        return high >= self.test_chance if self.lower_is_better else low <= self.test_chance
+        is_above = high < self.test_chance if self.lower_is_better else low > self.test_chance
+        return "" if is_above else "at chance"
 
 
 class SignalResult(BaseModel):

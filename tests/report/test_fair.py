@@ -154,6 +154,20 @@ def test_a_student_at_chance_keeps_nothing_and_is_not_the_best(tmp_path, changes
     assert flow(comparison, teachers[0], corpus=None)[-1].facts == ()
 
 
+def test_of_too_few_rows_nothing_is_kept():
+    """Fewer than five have no interval, and two correlate by 1 or -1 whatever is said."""
+    values = {"score": "pearson", "lower_is_better": False, "test_chance": 0.0}
+    models = [
+        ModelMetrics(name=name, task="regression", test_pearson=1.0, test_score=1.0, **values)  # pyright: ignore[reportArgumentType]
+        for name in ("big", "small")
+    ]
+    row = compare(*of(*models)).students[0]
+    assert (row.retention, row.no_retention) == (None, "too few rows")
+    # A row of language has many tokens.
+    one = of(language("big", 6.0, 3, 16, test_chance=16.0), language("s", 6.5, 3, 16))
+    assert compare(*one).students[0].retention is not None
+
+
 def test_nothing_can_be_kept_of_a_teacher_at_chance(tmp_path):
     teachers, students = of(
         classified("big", 0.52, spread=0.05), classified("lucky", 0.7), classified("poor", 0.4)
