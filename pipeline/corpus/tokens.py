@@ -234,6 +234,18 @@ class TokenSet:
         """Directory that `AutoTokenizer.from_pretrained` loads."""
         return self.path / "tokenizer"
 
+    def check_tokenizer(self) -> None:
+        """Look whether the tokenizer is there, for whoever needs it only in the end.
+
+        Raises:
+            IntegrityError: If it is not.
+        """
+        if not (self.tokenizer_path / "tokenizer.json").is_file():
+            raise IntegrityError(
+                f"{self.tokenizer_path}: no tokenizer.json, expected the tokenizer of the rows; "
+                f"{remedy(self.path)}"
+            )
+
     def split(self, name: Split) -> datasets.Dataset:
         """Open the rows of one split.
 

@@ -91,6 +91,7 @@ def capture(
     # Workers have other working directories.
     teacher, stores = teacher.absolute(), stores.absolute()
     token_set = TokenSet.load(tokens)
+    token_set.check_tokenizer()
     meta = token_set.meta
     reference = TeacherReference.load(teacher)
     meta.refuse_others(str(teacher), tokenizer=(reference.made_of or {}).get("tokenizer"))

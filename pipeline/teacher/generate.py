@@ -80,6 +80,7 @@ def generate(
             f"teachers.{name}.tokens.targets: teacher does not fit the task {meta.task}, which has "
             "no prompts to continue; use corpus, or the task prompt-target or messages"
         )
+    token_set.check_tokenizer()
     meta.refuse_others(str(teacher), tokenizer=(reference.made_of or {}).get("tokenizer"))
     train = read_columns(token_set.split("train"))
     if train.prompt_tokens is None:

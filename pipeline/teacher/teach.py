@@ -90,6 +90,8 @@ def teach(
     """
     token_set = TokenSet.load(tokens)
     meta = token_set.meta
+    if fit is not None:
+        token_set.check_tokenizer()
     if path is None and fit is None:
         raise ConfigError(f"teachers.{name}.fit: missing; a teacher from scratch must be trained")
     key, is_trained = f"teachers.{name}", fit is not None
