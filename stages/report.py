@@ -22,6 +22,7 @@ from pipeline.report.results import (
     SignalResult,
     TeacherResult,
     load_corpus,
+    load_signal,
     load_student,
     load_teacher,
 )
@@ -35,6 +36,9 @@ from stages.project import DATA, stores
 from stages.sections.evaluate import EvaluateParams
 
 logger = logging.getLogger(__name__)
+
+STORE = "store.json"
+"""What capture writes of a teacher's store, beside a file for each signal."""
 
 
 @click.command()
@@ -90,14 +94,16 @@ def _teacher(name: str) -> TeacherResult:
         tokens=DATA / "corpus" / "tokens" / name / "tokens.json",
         transfer=transfer if transfer.exists() else None,
     )
-    signals, store = [], ""
+    signals: list[SignalResult] = []
+    store = ""
     for path in sorted((DATA / "manifests" / name).glob("*.json")):
-        record = read_json(path)
-        store = record["store"]
-        if "kind" in record:
-            stored = StoreReader(stores() / store).signal(record["signal"])
-            splits = stored.declaration.splits
-            signals.append(SignalResult(**record, bytes=stored.bytes, splits=splits))
+        if path.name == STORE:
+            store = str(read_json(path).get("store", ""))
+            continue
+        signal = load_signal(path)
+        stored = StoreReader(stores() / signal.store).signal(signal.signal)
+        known = {"bytes": stored.bytes, "splits": stored.declaration.splits}
+        signals.append(signal.model_copy(update=known))
     return result.model_copy(update={"signals": tuple(signals), "fingerprint": store})
 
 

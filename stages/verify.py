@@ -20,6 +20,7 @@ from pipeline.store.upkeep.gc import store_bytes
 from pipeline.store.upkeep.repair import repair as repair_store
 from pipeline.store.upkeep.verify import damage_of, unrecorded_files, verify_store
 from pipeline.teacher.reference import TeacherReference, teacher_at_hand
+from pipeline.visible import visible
 from stages.command import stage
 from stages.project import DATA, placement, prepare_torch, runtime, stores
 from stages.tables import print_whole
@@ -70,7 +71,7 @@ def verify(
         except DecantError as error:
             errors.append(error)
     for error in errors[:-1]:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {visible(str(error))}", err=True)
     if errors:
         raise errors[-1]
 

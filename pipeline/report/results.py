@@ -342,6 +342,15 @@ def load_metrics(path: Path, name: str) -> ModelMetrics:
     return _validate(ModelMetrics, path, name=name)
 
 
+def load_signal(path: Path) -> SignalResult:
+    """Read what capture wrote of one signal; its bytes, which only the store knows, are 0.
+
+    Raises:
+        IntegrityError: If it is missing or not what capture writes.
+    """
+    return _validate(SignalResult, path, bytes=0)
+
+
 def load_corpus(path: Path) -> CorpusSummary:
     """Read `corpus.json`.
 

@@ -141,7 +141,7 @@ def test_a_damaged_corpus_is_an_integrity_error(tmp_path, prepare, lines):
     prepare(lines)
     (tmp_path / "text" / "corpus.json").write_text("{}")
     with pytest.raises(
-        IntegrityError, match=r"corpus\.json: key task: Field required; run `decant prepare"
+        IntegrityError, match=r"corpus\.json: key task: Field required; run `decant prepare`"
     ):
         read_corpus_meta(tmp_path / "text")
     with pytest.raises(IntegrityError, match="not a readable dataset"):

@@ -1,13 +1,14 @@
 """report: students are tested against each other, and answers stand side by side."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from pipeline.corpus.examples import CorpusMeta, Example, write_corpus
+from pipeline.corpus.examples import CorpusMeta, Example, read_corpus_meta, write_corpus
 from pipeline.provenance import read_json, write_json
-from tests.cases import tiny_params, write_params
+from tests.cases import error_line, tiny_params, write_params
 
 DATA = Path("data")
 ROWS = 40
@@ -112,3 +113,27 @@ def test_no_samples_are_shown_where_none_are_asked_for(decant, measured):
     write_params(Path(), tiny_params() | {"evaluate": {"samples": 0}})
     assert decant("report").exit_code == 0
     assert "Where models disagree" not in page()
+
+
+def test_a_signals_record_with_text_for_a_number_is_named(decant, measured):
+    record = {"kind": "logits", "signal": "logits/dense-1", "form": "dense", "digest": "d"}
+    path = DATA / "manifests" / "main" / "logits.json"
+    write_json(path, record | {"store": "s", "tokens": "9", "segments": 1})
+    result = decant("report")
+    assert result.exit_code == 3
+    assert "manifests/main/logits.json: tokens: Input should be a valid integer" in error_line(
+        result
+    )
+    assert error_line(result).endswith("run `decant capture main`")
+
+
+def test_controls_in_texts_reach_neither_page_nor_terminal(decant, measured):
+    meta = read_corpus_meta(DATA / "corpus" / "text")
+    meta = meta.model_copy(update={"classes": ("bad\x1b[2J", "good\0")})
+    texts = [Example(f"\x1b[31msentence\0 {row}", source_row=row) for row in range(ROWS)]
+    shutil.rmtree(DATA / "corpus" / "text")
+    write_corpus(DATA / "corpus" / "text", {"test": texts}, meta)
+    result = decant("report")
+    assert result.exit_code == 0, result.output
+    assert "␛[31msentence␀ 4" in page()
+    assert not {"\x1b", "\0"} & {*page(), *result.output}
