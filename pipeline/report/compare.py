@@ -34,7 +34,7 @@ class Row:
         at_chance: Why its quality means nothing, as "answers one class"; empty where it does.
         no_retention: Why there is no retention, where quality is known: that, or the teacher's.
         size_ratio: The teacher's parameters over this model's.
-        speed_ratio: This model's tokens a second over the teacher's.
+        speed_ratio: This model's tokens a second over the teacher's; bytes where tokens differ.
     """
 
     name: str
@@ -146,10 +146,10 @@ def compare(
     headline = _headline([*teachers, *students], score, tokens_differ)
     rows: list[Row] = []
     for teacher in teachers:
-        best = _row(teacher.name, teacher.name, teacher.metrics, None, headline)
+        best = _row(teacher.name, teacher.name, teacher.metrics, None, headline, tokens_differ)
         rows.append(best)
         rows += [
-            _row(student.name, teacher.name, student.metrics, best, headline)
+            _row(student.name, teacher.name, student.metrics, best, headline, tokens_differ)
             for student in students
             if student.teacher == teacher.name
         ]
@@ -218,7 +218,12 @@ def _headline(
 
 
 def _row(
-    name: str, teacher: str, metrics: ModelMetrics, best: Row | None, headline: Measure
+    name: str,
+    teacher: str,
+    metrics: ModelMetrics,
+    best: Row | None,
+    headline: Measure,
+    tokens_differ: bool,
 ) -> Row:
     """One row; `best` is the teacher's, None for the teacher itself."""
     quality = metrics.test(headline.key)
@@ -242,9 +247,18 @@ def _row(
         quality=quality,
         retention=kept,
         size_ratio=_ratio(best.metrics.parameters, metrics.parameters),
-        speed_ratio=_ratio(metrics.tokens_per_second, best.metrics.tokens_per_second),
+        speed_ratio=_ratio(_speed(metrics, tokens_differ), _speed(best.metrics, tokens_differ)),
         at_chance=at_chance,
         no_retention=no_retention,
+    )
+
+
+def _speed(metrics: ModelMetrics, tokens_differ: bool) -> float | None:
+    """Tokens a second, or bytes where models count different tokens; None where not known."""
+    return (
+        _ratio(metrics.tokens_per_second, metrics.tokens_per_byte)
+        if tokens_differ
+        else metrics.tokens_per_second
     )
 
 

@@ -84,6 +84,15 @@ def test_models_of_other_tokens_are_compared_by_the_byte(said):
     assert report["students"]["cut"]["retention"] == cut.retention
 
 
+def test_speeds_of_other_tokens_are_compared_by_the_byte():
+    """It is as fast by the token, and writes the text in three times as many."""
+    teachers, students = CUT
+    fast = {"tokens_per_second": 600.0}
+    models = [one.metrics.model_copy(update=fast) for one in (*teachers, *students)]
+    ratios = [row.speed_ratio for row in compare(*of(*models)).rows]
+    assert ratios == pytest.approx([1, 1, 1 / 3])
+
+
 def test_nats_a_token_become_bits_a_byte():
     said = {"score": "nats_per_token", "test_score": 3.0}
     teachers, students = CUT
