@@ -26,7 +26,7 @@ from pipeline.evaluate.options import GenerateOptions, IntervalOptions
 from pipeline.evaluate.predictions import Identity, Row, identity, score_rows
 from pipeline.evaluate.scores import SCORES, headline, reported
 from pipeline.evaluate.text_scores import score_texts
-from pipeline.tasks import generates, models_language
+from pipeline.tasks import GENERATION_TASKS, generates, models_language
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +122,11 @@ def evaluate_model(
     is_generating = generate is not None and generate.rows > 0 and generates(meta.task)
     if is_generating:
         tokenizer_for(tokens.split("test"), tokens.tokenizer_path)
+    elif SCORES[judged_by].tasks == GENERATION_TASKS:
+        raise ConfigError(
+            f"evaluate.score: found {judged_by}, of text that is generated for no row; let "
+            "evaluate.generate.rows be more than 0, or choose a score of likelihood"
+        )
     predictions: list[Row] = []
     for split in splits:
         rows = predict_rows(model, tokens, split, batch_tokens=batch_tokens, device=device)
@@ -190,7 +195,7 @@ def _scores(
     if judged_by not in found:
         raise ConfigError(
             f"evaluate.score: found {judged_by}, the test rows have {', '.join(found)}; choose one "
-            "of them, or let evaluate.generate.rows be more than 0"
+            "of them"
         )
     metrics["test_score"] = found[judged_by]
     if signatures:
