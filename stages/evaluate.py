@@ -40,7 +40,7 @@ def evaluate(student: str, params: Path) -> None:
     from pipeline.evaluate.evaluate import evaluate_model
     from pipeline.evaluate.load import load_student
     from pipeline.evaluate.predictions import identity, read_predictions, write_predictions
-    from pipeline.evaluate.vocabulary import student_token_set
+    from pipeline.evaluate.vocabulary import StudentTokenSet, student_token_set
     from pipeline.store.reader import StoreReader
     from pipeline.taps.row_length import longest_row
     from pipeline.tasks import generates
@@ -79,6 +79,8 @@ def evaluate(student: str, params: Path) -> None:
         timing_length=min(TIMING_LENGTH, teacher_tokens.meta.max_length),
     )
     metrics = found.metrics | {"trained_from": _trained_from(record)}
+    if isinstance(tokens, StudentTokenSet) and tokens.cut_rows["test"]:
+        metrics["test_cut_rows"] = tokens.cut_rows["test"]
     if reference is not None:
         metrics["agreement"] = agreement(
             model,

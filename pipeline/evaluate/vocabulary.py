@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tokenizers.models import WordPiece
 from transformers import PreTrainedTokenizerFast
 
+from pipeline.axes import TRAIN
 from pipeline.corpus.examples import SPLITS, Split
 from pipeline.corpus.tokenizer import load_tokenizer, tokenizer_digest
 from pipeline.corpus.tokens import NUMBERS, TokenColumns, TokenMeta, TokenSet, token_digest
@@ -40,11 +41,13 @@ class StudentTokenSet(TokenSet):
         directory: The student, whose tokenizer this is.
         columns: The rows of each split.
         unknown_nats: What each row of a split is charged beyond the likelihood of its ids.
+        cut_rows: How many rows of a split are longer than the student's positions.
     """
 
     directory: Path
     columns: dict[Split, TokenColumns]
     unknown_nats: dict[Split, NDArray[np.float64]]
+    cut_rows: dict[Split, int]
 
     @property
     def tokenizer_path(self) -> Path:
@@ -84,10 +87,12 @@ def student_token_set(tokens: TokenSet, student_directory: Path, room: int | Non
     writer = _Writer(teacher, student, longest)
     columns: dict[Split, TokenColumns] = {}
     unknown: dict[Split, NDArray[np.float64]] = {}
+    cut: dict[Split, int] = {}
     for split in SPLITS:
-        columns[split], unknown[split] = writer.rewrite(_columns(tokens.split(split)), split)
+        rows = _columns(tokens.split(split))
+        columns[split], unknown[split], cut[split] = writer.rewrite(rows, split)
     meta = _meta(tokens.meta, columns, student, longest)
-    return StudentTokenSet(tokens.path, meta, student_directory, columns, unknown)
+    return StudentTokenSet(tokens.path, meta, student_directory, columns, unknown, cut)
 
 
 def _tokenizer_text(directory: Path) -> bytes:
@@ -163,10 +168,11 @@ class _Writer:
 
     def rewrite(
         self, columns: TokenColumns, split: str
-    ) -> tuple[TokenColumns, NDArray[np.float64]]:
+    ) -> tuple[TokenColumns, NDArray[np.float64], int]:
         """Return a split's rows with new ids, and all that goes by token as long as they are.
 
-        With them, in nats, what each row is charged for what it can only write as unknown.
+        With them, in nats, what each row is charged for what it can only write as unknown, and the
+        number of rows that were cut.
         """
         placed = self._place[columns.input_ids]
         lacking = np.add.reduceat(placed < 0, columns.offsets[:-1]) if len(placed) else placed
@@ -199,12 +205,13 @@ class _Writer:
             sources.append(source)
         origin = np.concatenate(sources) if sources else np.zeros(0, np.int64)
         unknown = np.maximum(unknown, 0)
-        logger.info(
-            "%s: %d of %d rows have pieces that the student's vocabulary lacks, as held-out text "
-            "will; they are written in smaller ones, %d tokens instead of %d",
-            split, int((lacking > 0).sum()), len(ids), written, len(placed),
-        )  # fmt: skip
-        self._warn(split, len(ids), int(unknown.sum()), cut)
+        if split != TRAIN:  # of which nothing is scored
+            logger.info(
+                "%s: %d of %d rows have pieces that the student's vocabulary lacks, as held-out "
+                "text will; they are written in smaller ones, %d tokens instead of %d",
+                split, int((lacking > 0).sum()), len(ids), written, len(placed),
+            )  # fmt: skip
+            self._warn(split, len(ids), int(unknown.sum()), cut)
         types = columns.token_type_ids
         rewritten = replace(
             columns,
@@ -214,7 +221,7 @@ class _Writer:
             token_type_ids=None if types is None else types[origin],
             **numbers,
         )
-        return rewritten, unknown * math.log(max(1, self._lacks))
+        return rewritten, unknown * math.log(max(1, self._lacks)), cut
 
     def _unknown_targets(self, ids: NDArray[np.int64], counts: NDArray[np.bool_]) -> int:
         """Return how many tokens to be predicted are the unknown one; the first never is."""

@@ -59,6 +59,7 @@ class ModelMetrics(BaseModel):
         score: The metric it is judged by; None in files that do not say.
         test_score: Its value, where it is none of the metrics itself.
         test_chance: What the best constant answer scores; None in files that do not say.
+        test_cut_rows: Test rows whose end it is not scored on, having too few positions.
         vocab: Ids that a language model chooses from; None in files that do not say.
         test_intervals: Lower and upper end of a metric's confidence interval.
         against_teacher: Measures of generated text with the teacher's as the reference.
@@ -78,6 +79,7 @@ class ModelMetrics(BaseModel):
     lower_is_better: bool | None = None
     test_score: float | None = None
     test_chance: float | None = None
+    test_cut_rows: int | None = None
     vocab: int | None = None
     classes: int | None = None
     test_intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)

@@ -167,6 +167,7 @@ def test_a_row_that_outgrows_the_student_loses_its_end_and_the_bytes_of_it(tmp_p
         assert row["target_bytes"] == len(kept.encode())
         shorter += len(whole) > 12
     assert shorter
+    assert ours.cut_rows["test"] == shorter  # pyright: ignore[reportAttributeAccessIssue]
     assert ours.meta.target_bytes["test"] < tokens.meta.target_bytes["test"]
     assert ours.meta.max_length == 12
     # With room for more, rows may be as long as the teacher's, whatever these rows happen to be.
@@ -227,7 +228,7 @@ def test_what_a_student_only_knows_as_unknown_is_charged_as_one_of_all_it_lacks(
     assert f"test: {charged} tokens are unknown to the student" in caplog.text
     # Rows of the training split have no other pieces than those that were kept.
     assert "unknown_nats" not in ours.split("train").column_names
-    assert "train: 0 of 6 rows have pieces that the student's vocabulary lacks" in caplog.text
+    assert "train: " not in caplog.text
 
 
 def rows_of(tokens: TokenSet, split: Split, *, target: int) -> TokenColumns:

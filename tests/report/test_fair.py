@@ -84,6 +84,15 @@ def test_models_of_other_tokens_are_compared_by_the_byte(said):
     assert report["students"]["cut"]["retention"] == cut.retention
 
 
+def test_text_that_is_left_out_is_said(tmp_path):
+    teachers, students = CUT
+    metrics = students[1].metrics.model_copy(update={"test_cut_rows": 3})
+    cut = students[1].model_copy(update={"metrics": metrics})
+    found = write_report(output=tmp_path, teachers=teachers, students=[cut], versions={})
+    assert found["students"]["cut"]["test_cut_rows"] == 3
+    assert "cut is scored on less text: 3 test rows" in (tmp_path / "index.html").read_text()
+
+
 def test_speeds_of_other_tokens_are_compared_by_the_byte():
     """It is as fast by the token, and writes the text in three times as many."""
     teachers, students = CUT
