@@ -75,7 +75,7 @@ def compare(first: str, second: str, metric: str | None, params: Path) -> None:
     compared = {result.metric for result in shown}
     left_out = [name for name in PER_TOKEN if name in order and name not in compared]
     if left_out and not metric:
-        console.print(f"not compared: {', '.join(left_out)}: a token of one is none of the other's")
+        console.print(f"not compared: {', '.join(left_out)} (the models count different tokens)")
 
 
 def _group(name: str, known: Mapping[str, Mapping[str, Any]]) -> str:
@@ -178,7 +178,7 @@ def _signed(value: float, digits: int) -> str:
 
 
 def _number(value: float) -> str:
-    """Four digits that count, and no exponent."""
+    """Four digits that count."""
     return f"{'-' if value < 0 else ''}{_short(abs(value), 4)}"
 
 

@@ -39,9 +39,9 @@ def results_table(comparison: Comparison, *, width: int = PIPE) -> Table:
         + "."
     ]
     if any(row.no_retention for row in comparison.rows):
-        notes.append("At chance: not surely better than one answer to every row.")
+        notes.append("At chance: not clearly better than the same answer to every row.")
     if comparison.tokens_differ:
-        notes.append("Models count different tokens, so a byte is what compares.")
+        notes.append("Models count different tokens: they are compared by the byte.")
     notes.append("★ is best. KL in nats.")
     table = Table(
         box=box.SIMPLE_HEAD,
@@ -127,7 +127,7 @@ def _further(comparison: Comparison) -> list[tuple[str, list[str]]]:
         measure = measure_of(comparison.comparable(key), comparison.task)
         heading = measure.short or measure.heading
         if measure.key != comparison.headline.key and heading not in [name for name, _ in found]:
-            values = [measure.show(row.metrics.test(key)) for row in comparison.rows]
+            values = [measure.show(row.metrics.test(measure.key)) for row in comparison.rows]
             found.append((heading, values))
     return found
 

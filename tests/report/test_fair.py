@@ -84,6 +84,17 @@ def test_models_of_other_tokens_are_compared_by_the_byte(said):
     assert report["students"]["cut"]["retention"] == cut.retention
 
 
+def test_a_translators_perplexity_is_by_the_byte_too():
+    asked = {"task": "prompt-target", "score": "chrf", "lower_is_better": False}
+    models = [
+        one.metrics.model_copy(update=asked | {"test_score": 50.0, "test_chrf": 50.0})
+        for one in (*CUT[0], *CUT[1])
+    ]
+    text = shown(compare(*of(*models)), 140)
+    assert "3.320" in text.split()
+    assert not {"36.60", "4.95"} & set(text.split())
+
+
 def test_text_that_is_left_out_is_said(tmp_path):
     teachers, students = CUT
     metrics = students[1].metrics.model_copy(update={"test_cut_rows": 3})
