@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 
 from pipeline.corpus.examples import read_split
-from pipeline.errors import ConfigError, IncompatibleError
+from pipeline.errors import ConfigError, IncompatibleError, IntegrityError
 from pipeline.evaluate.predictions import read_predictions
 from pipeline.evaluate.significance import compare_predictions
 from pipeline.provenance import read_json
@@ -30,6 +30,7 @@ from pipeline.report.samples import Prediction, Sample, disagreements, generated
 from pipeline.report.table import results_table
 from pipeline.store.reader import StoreReader
 from pipeline.tasks import generates
+from pipeline.written_by import remedy
 from stages.command import params_option, stage
 from stages.parameters import section
 from stages.project import DATA, stores
@@ -54,6 +55,7 @@ def report(params: Path) -> None:
     teachers = section(params, "teachers", dict[str, Any])
     students = section(params, "students", dict[str, Any])
     evaluation = section(params, "evaluate", EvaluateParams)
+    _check_evaluated({"teachers": teachers, "students": students})
     teacher_results = [_teacher(name) for name in teachers]
     student_results = [
         load_student(
@@ -83,6 +85,21 @@ def report(params: Path) -> None:
     console = Console()
     console.print(results_table(comparison, width=console.width))
     click.echo(f"report: {(DATA / 'reports' / 'index.html').resolve()}")
+
+
+def _check_evaluated(names: Mapping[str, Mapping[str, Any]]) -> None:
+    """Name all models at once that have no metrics yet.
+
+    Raises:
+        IntegrityError: If there are some.
+    """
+    paths = [
+        DATA / "metrics" / kind / f"{name}.json" for kind, known in names.items() for name in known
+    ]
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        commands = ", ".join(remedy(path).removeprefix("run ") for path in missing)
+        raise IntegrityError(f"{', '.join(map(str, missing))}: missing; run {commands}")
 
 
 def _teacher(name: str) -> TeacherResult:

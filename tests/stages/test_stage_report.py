@@ -137,3 +137,14 @@ def test_controls_in_texts_reach_neither_page_nor_terminal(decant, measured):
     assert result.exit_code == 0, result.output
     assert "␛[31msentence␀ 4" in page()
     assert not {"\x1b", "\0"} & {*page(), *result.output}
+
+
+def test_all_models_that_were_not_evaluated_are_named_at_once(decant, measured):
+    for name in STUDENTS:
+        (DATA / "metrics" / "students" / f"{name}.json").unlink()
+    result = decant("report")
+    assert result.exit_code == 3
+    assert error_line(result).endswith(
+        "data/metrics/students/soft.json, data/metrics/students/aligned.json: missing; "
+        "run `decant evaluate soft`, `decant evaluate aligned`"
+    )
