@@ -17,6 +17,7 @@ from pipeline.store.reader import StoreReader
 from pipeline.student.objective import TERMS
 from pipeline.student.vocabulary import Vocabulary
 from pipeline.taps.tap import IMPLEMENTATION
+from pipeline.training.both_versions import write_for_both
 
 
 def export(
@@ -27,6 +28,8 @@ def export(
     kept: Vocabulary | None = None,
 ) -> None:
     """Write the student, with the tokenizer, where any Hugging Face loader finds it.
+
+    transformers 4.57 and 5 read the same model from it.
 
     It is written and synced aside, with `record` of where it comes from, and takes the place of an
     earlier one by two renames: a student is whole or it is not there.
@@ -44,6 +47,7 @@ def export(
             reader.copy_tokenizer(staging)
         else:
             kept.tokenizer.save(staging)
+        write_for_both(staging)
     write_json(staging / "distillation.json", record)
     replace_directory(output, staging)
 

@@ -34,6 +34,7 @@ from pipeline.teacher.reference import TeacherReference
 from pipeline.teacher.scratch import scratch_config
 from pipeline.teacher.weights import weights_sha256
 from pipeline.training.arguments import training_arguments
+from pipeline.training.both_versions import write_for_both
 from pipeline.training.checkpoints import (
     CompletionMarker,
     checkpoint_lock,
@@ -214,6 +215,7 @@ def _save(model: PreTrainedModel, tokenizer: Path, target: Path) -> None:
     with needing_room(staging, needed):
         model.save_pretrained(staging)
     AutoTokenizer.from_pretrained(tokenizer).save_pretrained(staging)
+    write_for_both(staging)
     replace_directory(target, staging)
 
 

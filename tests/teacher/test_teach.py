@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from pipeline.corpus.tokens import TokenSet
 from pipeline.errors import ConfigError, IncompatibleError, Interrupted
+from pipeline.provenance import read_json
 from pipeline.teacher.load import load_teacher
 from pipeline.teacher.reference import TeacherReference
 from pipeline.teacher.teach import PaddedRows, teach
@@ -85,6 +86,7 @@ def test_a_teacher_from_scratch_is_trained_and_plain(tokens, tmp_path):
     directory = tmp_path / "teacher" / reference.model
     model = AutoModelForCausalLM.from_pretrained(directory)
     assert model.config.vocab_size == VOCAB == len(AutoTokenizer.from_pretrained(directory))
+    assert read_json(directory / "config.json")["rope_theta"] == 10_000
     assert not list((tmp_path / "work" / "teach").iterdir())
     again = run(tmp_path / "again", tokens, scratch=SCRATCH, fit=FIT)
     assert again.weights_sha256 == reference.weights_sha256
