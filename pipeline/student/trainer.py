@@ -118,7 +118,8 @@ class DistillationTrainer(WatchedTrainer):
         )
 
         def rate(step: int) -> float:
-            return first(step) if step < first_steps else second(step - first_steps)
+            # Cosine's last is a whole 0.
+            return float(first(step) if step < first_steps else second(step - first_steps))
 
         chosen: Any = optimizer or self.optimizer
         self.lr_scheduler = LambdaLR(chosen, rate)
@@ -132,7 +133,7 @@ class DistillationTrainer(WatchedTrainer):
         found: Any = get_scheduler(
             self.args.lr_scheduler_type,
             optimizer=unused,
-            num_warmup_steps=self.args.get_warmup_steps(steps),
+            num_warmup_steps=self.warmup_steps(steps),
             num_training_steps=steps,
             scheduler_specific_kwargs=options,
         )

@@ -79,6 +79,18 @@ class WatchedTrainer(Trainer):
         self._stop.check(self.state.global_step)
         return found
 
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> Any:
+        """Return the learning rate's schedule."""
+        if num_training_steps == 1:
+            self.args.warmup_steps = self.warmup_steps(1)
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def warmup_steps(self, steps: int) -> int:
+        """Return the steps of warm-up; none in a run of one step, whose rate it would make 0."""
+        return self.args.get_warmup_steps(steps) if steps > 1 else 0
+
     def note(self, **values: Tensor) -> None:
         """Add values of a micro-batch to the current step's; over ranks they are summed."""
         self._values.add(self.state.global_step + 1, values)

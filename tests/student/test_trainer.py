@@ -202,3 +202,22 @@ def test_a_term_that_is_not_finite_stops_the_run_by_name_and_step(store, tmp_pat
     assert last_complete_checkpoint(directory) == str(directory / "checkpoint-2")
     assert not (directory / "checkpoint-4").exists()
     assert not (tmp_path / "student").exists()
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant_with_warmup"])
+@pytest.mark.parametrize("phases", [{}, {"phases": {"features": 0.5}}], ids=["one", "a phase each"])
+def test_a_single_step_moves_the_weights(phases, schedule, store, tmp_path):
+    """Its warm-up would leave it a learning rate of 0."""
+    terms = {"feature": {"weight": 1.0}, "output": {"weight": 1.0}}
+    objective = Objective.model_validate(terms | phases)
+    steps = 2 if phases else 1
+    plain = {"steps": steps, "warmup": 0.05, "schedule": schedule}
+    far, near = (
+        train(
+            store, tmp_path / str(n), objective=objective,
+            options={**plain, "learning_rate": rate},
+        )
+        for n, rate in enumerate((1e-2, 1e-3))
+    )  # fmt: skip
+    assert [row["learning_rate"] for row in curve(tmp_path / "0")] == [1e-2] * steps
+    assert not equal(far, near)
