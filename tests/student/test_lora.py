@@ -1,12 +1,19 @@
 """Adapters train in place of a student's weights, and the export is the plain model again."""
 
 import builtins
+import re
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    GptOssConfig,
+    MixtralConfig,
+    PreTrainedModel,
+    Qwen3MoeConfig,
+)
 
 from pipeline.errors import ConfigError
 from pipeline.student.build import build_student
@@ -53,6 +60,81 @@ def test_adapters_change_nothing_yet_and_merge_into_plain_weights(kind):
     assert set(model.state_dict()) == names
     torch.testing.assert_close(logits(model), moved, rtol=1e-5, atol=1e-5)
     assert all(value.requires_grad for value in model.parameters())
+
+
+SIZES = {
+    "vocab_size": 64, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+    "max_position_embeddings": 64, "pad_token_id": 0,
+}  # fmt: skip
+MIXTURES: dict[str, Any] = {
+    "mixtral": MixtralConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2),
+    "qwen3_moe": Qwen3MoeConfig(
+        **SIZES, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=8
+    ),
+    "gpt_oss": GptOssConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2),
+}
+
+
+def mixture(kind: str) -> PreTrainedModel:
+    """A mixture of experts in small; its matrices are large enough for each to matter."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(MIXTURES[kind])
+    with torch.no_grad():
+        for value in model.parameters():
+            value.normal_(std=0.3) if value.ndim > 1 else None
+    return model
+
+
+@pytest.mark.parametrize("kind", MIXTURES)
+def test_experts_and_routers_are_adapted_and_merged(kind, tmp_path):
+    model = mixture(kind)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    said = logits(model)
+    add_adapters(model, OPTIONS)
+    torch.testing.assert_close(logits(model), said)
+    shaken(model)
+    loss = logits(model).square().mean()
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    moved = logits(model)
+    merge_adapters(model)
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    matrices = {name for name, value in before.items() if value.ndim > 1 and "bias" not in name}
+    assert same & matrices == {"model.embed_tokens.weight", "lm_head.weight"}
+    torch.testing.assert_close(logits(model), moved, rtol=1e-4, atol=1e-4)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    torch.testing.assert_close(logits(again), logits(model), rtol=1e-5, atol=1e-5)
+
+
+def test_only_the_experts_that_are_named(caplog):
+    caplog.set_level("INFO")
+    model = mixture("mixtral")
+    add_adapters(model, LoraOptions(r=2, target_modules=["q_proj", "down_proj"]))
+    names = {name.partition(".lora_")[0] for name in trained(model)}
+    assert names == {
+        f"model.layers.{n}.{part}" for n in range(2) for part in ("self_attn.q_proj", "mlp.experts")
+    }
+    assert "model.layers.*.mlp.experts.gate_up_proj (" in caplog.text
+    assert "down_proj" not in caplog.text
+
+
+def test_what_gets_no_adapter_is_named_with_its_share(caplog):
+    caplog.set_level("INFO")
+    add_adapters(tiny_model("llama"), OPTIONS)
+    (line,) = [one for one in caplog.messages if one.startswith("without an adapter")]
+    assert re.fullmatch(
+        r"without an adapter, of all weights: lm_head.weight \([\d.]+%\), "
+        r"model.embed_tokens.weight \([\d.]+%\)", line
+    )  # fmt: skip
+    caplog.clear()
+    model = mixture("mixtral")
+    add_adapters(model, LoraOptions(r=2, dropout=0.1))
+    assert "experts.gate_up_proj (" in caplog.text
+    assert not [name for name in trained(model) if "experts" in name]
 
 
 def test_a_model_without_adapters_stays_as_it_is():
