@@ -16,6 +16,8 @@ from pipeline.errors import ConfigError, in_short
 from pipeline.student.origin import LoraOptions
 
 logger = logging.getLogger(__name__)
+KNOWN = (nn.Linear, Conv1D, nn.Embedding, nn.modules.conv._ConvNd)
+"""Modules whose matrices are adapted by themselves, or not at all."""
 NUMBER = re.compile(r"\.\d+\.")
 
 
@@ -53,7 +55,10 @@ def add_adapters(
     if options.target_modules == "all-linear":
         adapted = set(linear) - set(left_out)
     else:
-        plain = [name for name in plain if f".{name}".endswith(tuple(f".{one}" for one in adapted))]
+        plain = [name for name in plain if any(_ends(name, one) for one in adapted)]
+        # peft warns of an ending that only fits such matrices.
+        modules = [one for one in adapted if any(_ends(name, one) for name in linear)]
+        adapted = modules if modules or plain else adapted
     if options.dropout:
         plain = []  # their forward pass is not theirs alone, so dropout has no place in it
     config = LoraConfig(
@@ -87,15 +92,19 @@ def add_adapters(
     _tell_the_rest(matrices.keys() - _adapted_names(model), matrices, total)
 
 
+def _ends(name: str, ending: str) -> bool:
+    return f".{name}".endswith(f".{ending}")
+
+
 def _plain_matrices(model: PreTrainedModel) -> list[str]:
-    """Return the names of matrices that no module of torch holds, such as experts and routers.
+    """Return the names of matrices that no linear module holds, such as experts and routers.
 
     A family of mixtures keeps its experts in one parameter of three dimensions, expert by expert.
     """
     return [
         f"{name}.{key}"
         for name, part in model.named_modules()
-        if not type(part).__module__.startswith("torch.nn") and not isinstance(part, Conv1D)
+        if not isinstance(part, KNOWN)
         for key, value in part.named_parameters(recurse=False)
         if (value.ndim == 3 or (value.ndim == 2 and key == "weight")) and "bias" not in key
     ]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    FalconConfig,
     GptOssConfig,
     MixtralConfig,
     PreTrainedModel,
@@ -110,6 +111,16 @@ def test_experts_and_routers_are_adapted_and_merged(kind, tmp_path):
     torch.testing.assert_close(logits(again), logits(model), rtol=1e-5, atol=1e-5)
 
 
+def test_a_linear_module_of_a_familys_own_is_adapted_once():
+    config = FalconConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=4, vocab_size=64)
+    model = AutoModelForCausalLM.from_config(config)
+    add_adapters(model, OPTIONS)
+    block = "transformer.h.0."
+    parts = ("self_attention.query_key_value", "self_attention.dense", "mlp.dense_h_to_4h")
+    names = {name.partition(".lora_")[0] for name in trained(model)}
+    assert names == {block + part for part in (*parts, "mlp.dense_4h_to_h")}
+
+
 def test_only_the_experts_that_are_named(caplog):
     caplog.set_level("INFO")
     model = mixture("mixtral")
@@ -120,6 +131,9 @@ def test_only_the_experts_that_are_named(caplog):
     }
     assert "model.layers.*.mlp.experts.gate_up_proj (" in caplog.text
     assert "down_proj" not in caplog.text
+    model = mixture("mixtral")
+    add_adapters(model, LoraOptions(r=2, target_modules=["experts.down_proj"]))
+    assert {name.split(".")[4] for name in trained(model)} == {"experts"}
 
 
 def test_what_gets_no_adapter_is_named_with_its_share(caplog):
