@@ -17,8 +17,7 @@ OPTIMIZERS = {
 def training_arguments(options: TrainOptions, directory: Path, device: str) -> TrainingArguments:
     """Return the arguments of `transformers.Trainer` for these options.
 
-    Checkpoints go to `directory`; the newest two are kept, because only one with its completion
-    marker counts.
+    Checkpoints go to `directory`; `CompletionMarker` removes old ones.
     """
     arguments = TrainingArguments(
         output_dir=str(directory),
@@ -41,7 +40,7 @@ def training_arguments(options: TrainOptions, directory: Path, device: str) -> T
         logging_nan_inf_filter=False,
         save_strategy="steps",
         save_steps=options.save_every,
-        save_total_limit=2,
+        save_total_limit=None,  # see checkpoints.py
         report_to="none",  # see reporting.py
         run_name=directory.name,
         use_cpu=device == "cpu",

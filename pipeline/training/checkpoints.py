@@ -35,6 +35,8 @@ from pipeline.store.lock import writer_lock
 
 logger = logging.getLogger(__name__)
 MARKER = "complete.json"
+KEPT = 2
+"""Checkpoints of a run that stay when a newer one is written, which is one of them."""
 
 
 class CompletionMarker(TrainerCallback):
@@ -60,8 +62,7 @@ class CompletionMarker(TrainerCallback):
         there = len(list(directory.glob("checkpoint-*")))
         to_come = math.ceil((state.max_steps - state.global_step) / args.save_steps)
         # The next one is written before the oldest one goes.
-        most = to_come if args.save_total_limit is None else args.save_total_limit + 1 - there
-        count = max(1, min(to_come, most))
+        count = max(1, min(to_come, KEPT + 1 - there))
         needed = count * checkpoint_bytes(kwargs["model"])
         free = shutil.disk_usage(directory if directory.exists() else directory.parent).free
         if needed > free:
@@ -77,7 +78,11 @@ class CompletionMarker(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Sync every file of the checkpoint, then write the marker."""
+        """Sync every file of the checkpoint, write the marker, then remove older checkpoints.
+
+        By their steps: `Trainer` goes by the time of writing, and where the clock was set back it
+        would remove the newest.
+        """
         if torch.distributed.is_initialized():
             torch.distributed.barrier()  # every rank leaves its random state there
         if not state.is_world_process_zero:
@@ -87,6 +92,8 @@ class CompletionMarker(TrainerCallback):
         sync_tree(checkpoint)
         fsync_directory(checkpoint.parent)
         write_json(checkpoint / MARKER, {"step": state.global_step, **self._record})
+        for path in sorted(checkpoint.parent.glob("checkpoint-*"), key=_step)[:-KEPT]:
+            _remove(path)
 
 
 def last_complete_checkpoint(
@@ -156,14 +163,19 @@ def checkpoint_bytes(model: Any) -> int:
 def _remove_after(directory: Path, checkpoint: str | None) -> None:
     """Remove what a run left beyond the checkpoint that this one goes on from.
 
-    `Trainer` keeps the checkpoints of the highest steps: beside those, which are not whole, it
-    would remove its own as soon as they are written.
+    The checkpoints of the highest steps are kept: with those, which are not whole, this run's own
+    would be removed as soon as they are written.
     """
     last = -1 if checkpoint is None else _step(Path(checkpoint))
     for path in directory.glob("checkpoint-*"):
         if _step(path) > last:
-            (path / MARKER).unlink(missing_ok=True)
-            shutil.rmtree(path)
+            _remove(path)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Remove one; half a removal leaves none that would be gone on from."""
+    (checkpoint / MARKER).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint)
 
 
 def _step(checkpoint: Path) -> int:

@@ -1,6 +1,8 @@
 """Ctrl-C or SIGTERM in a training: a checkpoint is written first, and no step is lost."""
 
+import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from pipeline.errors import Interrupted
 from pipeline.student.together import train_together
 from pipeline.student.training import Training
 from pipeline.training import interrupts
-from pipeline.training.checkpoints import MARKER
+from pipeline.training.checkpoints import MARKER, CompletionMarker
 from tests.captured import Captured, prepared
 from tests.student.runs import SIGNALS, WITH_DROPOUT, asked, curve, equal, send, train
 
@@ -94,3 +96,22 @@ def test_several_students_each_write_a_checkpoint(store, tmp_path, monkeypatch):
         ]
         assert weights[0].read_bytes() == weights[1].read_bytes()
         assert curve(tmp_path / "whole" / name) == curve(tmp_path / "again" / name)
+
+
+def test_a_clock_that_is_set_back_costs_no_checkpoint(store, whole, tmp_path, monkeypatch):
+    """`Trainer` would take the oldest by its time for the first, and remove it as it is written."""
+    plain = CompletionMarker.on_save
+
+    def later(self, args, state, control, **kwargs):
+        plain(self, args, state, control, **kwargs)
+        tomorrow = time.time() + 86_400 - state.global_step
+        os.utime(Path(args.output_dir) / f"checkpoint-{state.global_step}", (tomorrow, tomorrow))
+
+    case = {"options": RARELY | {"save_every": 1}, "architecture": WITH_DROPOUT}
+    with monkeypatch.context() as patch:
+        patch.setattr(CompletionMarker, "on_save", later)
+        send(patch, 5, signal.SIGINT)
+        with pytest.raises(Interrupted):
+            train(store, tmp_path, **{key: dict(value) for key, value in case.items()})
+    assert sorted(checkpoints(tmp_path)) == ["checkpoint-4", "checkpoint-5"]
+    assert equal(train(store, tmp_path, **case), whole[1])

@@ -1,5 +1,6 @@
 """A checkpoint counts when its marker is there."""
 
+import os
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -71,6 +72,16 @@ def test_the_first_process_alone_marks(is_first, tmp_path):
         assert last(tmp_path) is None
 
 
+def test_the_two_of_the_highest_steps_are_kept_whenever_they_were_written(tmp_path):
+    for step, written in ((2, 400), (9, 300), (20, 200), (100, 100)):
+        path = checkpoint(tmp_path, step, 200)
+        os.utime(path, (written, written))
+    state = TrainerState(is_world_process_zero=True, global_step=100)
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    CompletionMarker().on_save(arguments, state, TrainerControl())
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-20", "checkpoint-100"}
+
+
 class Recorder(Trainer):
     """Notes what it is asked for."""
 
@@ -101,7 +112,7 @@ def test_beyond_the_last_step_none_is_taken(tmp_path):
 
 
 def test_what_is_beyond_the_checkpoint_gone_on_from_makes_room(tmp_path):
-    """`Trainer` keeps the highest steps, whole or not: it would remove its own instead."""
+    """The highest steps are kept, whole or not: this run's own would go instead."""
     whole = checkpoint(tmp_path, 2, 5)
     checkpoint(tmp_path, 4, 5)
     trainer = Recorder(tmp_path)
@@ -121,9 +132,7 @@ def test_a_removal_that_is_cut_short_leaves_nothing_to_go_on_from(tmp_path, monk
 
 def begin(directory: Path, free: int, monkeypatch: pytest.MonkeyPatch, step: int = 0) -> None:
     """Begin a run of 10 steps, 3 to a checkpoint of 72 bytes, of which two are kept."""
-    arguments = TrainingArguments(
-        output_dir=str(directory), use_cpu=True, save_steps=3, save_total_limit=2
-    )
+    arguments = TrainingArguments(output_dir=str(directory), use_cpu=True, save_steps=3)
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 0, free))
     state = TrainerState(global_step=step, max_steps=10)
