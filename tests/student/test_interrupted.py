@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.errors import Interrupted
 from pipeline.student.together import train_together
@@ -115,3 +116,26 @@ def test_a_clock_that_is_set_back_costs_no_checkpoint(store, whole, tmp_path, mo
             train(store, tmp_path, **{key: dict(value) for key, value in case.items()})
     assert sorted(checkpoints(tmp_path)) == ["checkpoint-4", "checkpoint-5"]
     assert equal(train(store, tmp_path, **case), whole[1])
+
+
+@pytest.mark.parametrize(("size", "threads"), [(0, 2), (1, 1), (3, 1)])
+def test_it_goes_on_with_other_threads_and_micro_batches(
+    size, threads, store, tmp_path, monkeypatch, caplog
+):
+    """They are no part of what the student becomes; sums are rounded otherwise."""
+    caplog.set_level("INFO")
+    before = torch.get_num_threads()
+    expected = train(store, tmp_path / "whole", options=dict(RARELY))
+    with monkeypatch.context() as patch:
+        send(patch, 4, signal.SIGINT)
+        with pytest.raises(Interrupted):
+            train(store, tmp_path, options=dict(RARELY))
+    try:
+        torch.set_num_threads(threads)
+        found = train(store, tmp_path, options=dict(RARELY), micro_batch_size=size)
+    finally:
+        torch.set_num_threads(before)
+    (line,) = [one for one in caplog.messages if "going on from" in one]
+    assert line.endswith("checkpoint-4")
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-5)
