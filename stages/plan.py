@@ -61,6 +61,8 @@ def plan(
         click.echo(json.dumps(found, indent=2))
     else:
         show(Console(highlight=False), found)
+    # Nothing is recorded, and --apply has edited the file itself.
+    forget_sections()
 
 
 if __name__ == "__main__":
