@@ -198,3 +198,30 @@ def test_students_trained_together_are_done_for_dvc_too(project):
     left = set(json.loads(run(project, "dvc", "status", "--json")))
     assert left == {*ALWAYS, "check", "evaluate@aligned", "evaluate@soft", "report"}
     assert not list((project / "data/work/train").glob("*/*"))
+
+
+def test_parameters_that_are_edited_under_a_running_stage_are_not_recorded(project):
+    """The student would be of the old values, and the lock file would name the new ones."""
+    values = read_yaml(project / "params.yaml")
+    train = values["students"]["soft"]["train"]
+    train["epochs"] = 60
+    write_params(project, values)
+    run(project, "dvc", "repro", "--single-item", "select@soft")
+    before = (project / "dvc.lock").read_bytes()
+    command = ["dvc", "repro", "--single-item", "train@soft"]
+    with subprocess.Popen(
+        command, cwd=project, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    ) as process:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while process.poll() is None and not any(project.glob("data/work/train/soft-*")):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        train["epochs"] = 2
+        write_params(project, values)
+        _, said = process.communicate()
+    assert process.returncode != 0
+    assert b"students.soft.train.epochs (was 60, is 2)" in said
+    assert (project / "dvc.lock").read_bytes() == before
+    assert "train@soft" in json.loads(run(project, "dvc", "status", "--json"))
+    output = run(project, "dvc", "repro", "--single-item", "train@soft")
+    assert stages_in(output) == ["train@soft"]
