@@ -240,5 +240,5 @@ def test_a_hub_checkpoint_is_that_of_its_revision(manifests, tmp_path, monkeypat
 
 
 def test_no_capture_yet_is_named(tmp_path):
-    with pytest.raises(ConfigError, match="run the capture stage first"):
+    with pytest.raises(ConfigError, match=r"no store\.json"):
         select(tmp_path)
