@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 SHELL := /bin/bash
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: install git repro test faults check style bench clean
+.PHONY: install git repro test faults families check style bench clean
 
 install: $(STAMP)
 
@@ -35,6 +35,10 @@ test: check
 # Every fault many times, the slow ones too; the table of faults comes last.
 faults: $(STAMP)
 	python -m pytest tests/faults --faults many -m "not gpu" -q -o faulthandler_timeout=0
+
+# Every model family of transformers through its life in miniature, and the page of what came of it.
+families: $(STAMP)
+	python -m tests.families.scan --page
 
 check: $(STAMP)
 	ruff check .

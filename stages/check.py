@@ -277,7 +277,7 @@ def _check_architecture(name: str, student: StudentParams, config: dict[str, Any
         return
     teacher = teacher_configuration(config)
     try:
-        built = student_configuration(architecture, teacher, vocab=teacher.vocab_size)
+        built = student_configuration(architecture, teacher, vocab=size_of(teacher, "vocab_size"))
         if student.model.init == "teacher-layers":
             check_sizes(built, teacher)
     except DecantError as error:

@@ -130,6 +130,7 @@ def check_student_model(
     )
     from pipeline.student.width import check_cuttable
     from pipeline.taps.check_miniature import check_in_miniature
+    from pipeline.taps.configuration import size_of
     from pipeline.tasks import models_language
     from pipeline.teacher.outline import known_config
 
@@ -140,7 +141,7 @@ def check_student_model(
         of_teacher = teacher_configuration(teacher)
         try:
             config = student_configuration(
-                model.architecture, of_teacher, vocab=of_teacher.vocab_size
+                model.architecture, of_teacher, vocab=size_of(of_teacher, "vocab_size")
             )
             keep_room(config, of_teacher, task, model.architecture)
             if model.init == "teacher-layers":
@@ -163,6 +164,7 @@ def check_student_model(
         attention=[] if uses_relations and relations == ("vv",) else attended,
         values=attended if uses_relations and "vv" in relations else [],
         head=models_language(task),
+        has_one_head_count=bool(attended),
     )
     if found is not None and attended and is_causal not in (None, found.causal):
         kinds = {True: "causal", False: "not causal"}

@@ -130,14 +130,19 @@ def check_vocabulary(
     Raises:
         IncompatibleError: If rows or special ids differ, or are fewer than the tokenizer's ids.
     """
+    if not size_of(teacher, "vocab_size"):
+        raise IncompatibleError(
+            f"the teacher's family, {teacher.model_type}, has no vocabulary, expected one of token "
+            "ids; choose another teacher"
+        )
     if teacher.vocab_size < vocab:
         raise IncompatibleError(
             f"the teacher's tokenizer has {vocab} ids, its embedding {teacher.vocab_size} rows; "
             "use the tokenizer that the teacher was trained with"
         )
-    if config.vocab_size != teacher.vocab_size:
+    if (own := size_of(config, "vocab_size")) != teacher.vocab_size:
         raise IncompatibleError(
-            f"{where}: vocab_size is {config.vocab_size}, the teacher's {teacher.vocab_size}; "
+            f"{where}: vocab_size is {own or 'missing'}, the teacher's {teacher.vocab_size}; "
             "a student shares its teacher's vocabulary"
         )
     for key in TOKENIZER_KEYS[1:]:
@@ -172,10 +177,10 @@ def _derived(
     derived: dict[str, Any] = {}
     heads, own = size_of(teacher, "num_attention_heads"), size_of(config, "num_attention_heads")
     if heads and own:
-        if getattr(teacher, "head_dim", None) == teacher.hidden_size // heads:
+        if size_of(teacher, "head_dim") == teacher.hidden_size // heads:
             derived["head_dim"] = config.hidden_size // own
         for key in ("num_key_value_heads", "num_kv_heads"):
-            if getattr(teacher, key, None) == heads:
+            if size_of(teacher, key) == heads:
                 derived[key] = own
     choice = block_choice(
         layer_choice,
@@ -195,13 +200,13 @@ def _check_heads(config: PreTrainedConfig) -> None:
     width, heads = config.hidden_size, size_of(config, "num_attention_heads")
     if not heads:
         return
-    if getattr(config, "head_dim", None) in (None, width // heads) and width % heads:
+    if size_of(config, "head_dim") in (0, width // heads) and width % heads:
         raise ConfigError(
             f"model.architecture: hidden_size {width} is no multiple of num_attention_heads "
             f"{heads}; change one, or give head_dim"
         )
-    key_heads = getattr(config, "num_key_value_heads", None)
-    if isinstance(key_heads, int) and key_heads and heads % key_heads:
+    key_heads = size_of(config, "num_key_value_heads")
+    if key_heads and heads % key_heads:
         raise ConfigError(
             f"model.architecture: num_attention_heads {heads} is no multiple of "
             f"num_key_value_heads {key_heads}; give num_key_value_heads too"

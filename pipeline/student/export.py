@@ -40,7 +40,7 @@ def export(
     staging = output.with_name(f".{output.name}.writing")
     shutil.rmtree(staging, ignore_errors=True)
     if student.config._attn_implementation == IMPLEMENTATION:
-        student.set_attn_implementation("sdpa")
+        student.set_attn_implementation("sdpa" if student._supports_sdpa else "eager")
     with needing_room(staging, sum(p.numel() * p.element_size() for p in student.parameters())):
         student.save_pretrained(staging)
         if kept is None:

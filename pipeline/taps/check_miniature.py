@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from pipeline.errors import DecantError, IncompatibleError, in_short
 from pipeline.taps.anatomy import find_anatomy
 from pipeline.taps.check import TapReport, check_taps
-from pipeline.taps.configuration import require_head, size_of, text_part
+from pipeline.taps.configuration import auto_class, require_head, size_of, text_part
 from pipeline.taps.inputs import model_columns, run_base
 from pipeline.taps.miniature import VOCAB, build_miniature
 from pipeline.taps.row_length import require_room
@@ -40,6 +40,7 @@ def check_in_miniature(
     head: bool = False,
     logits: bool = False,
     blocks: bool = False,
+    has_one_head_count: bool = False,
 ) -> TapReport | None:
     """Build a model in miniature and check the taps that are going to be asked of it.
 
@@ -56,6 +57,7 @@ def check_in_miniature(
         head: Whether the head's input will be tapped.
         logits: Whether logits of tokens are wanted.
         blocks: Whether weights of single blocks are wanted.
+        has_one_head_count: Whether the layers must have the heads that the configuration names.
 
     Returns:
         What the check found, in the miniature's sizes; None if the family makes no miniature, of
@@ -71,10 +73,12 @@ def check_in_miniature(
             "of blocks; choose a decoder-only or encoder-only model"
         )
     require_head(text_part(config), task, where)
+    attended = {*attention, *values, *below, *maps}
     try:
         model = build_miniature(config, task)
     except Exception as error:  # noqa: BLE001 - whatever a family's code raises at odd sizes
         logger.debug("%s: no miniature of %s (%s)", where, config.model_type, in_short(error))
+        _require_model(text_part(config), task, where, hidden=hidden, attention=attended)
         return None
     require_room(model, max_length, where)
     pad = size_of(text_part(model.config), "pad_token_id")
@@ -95,6 +99,8 @@ def check_in_miniature(
             max_length=min(max_length, LONGEST),
         )
         _run_longest(model, min(max_length, LONGEST), pad)
+        if has_one_head_count:
+            _require_heads(model, report)
     except DecantError as error:
         raise type(error)(f"{where}: {error}") from error
     except Exception as error:
@@ -103,6 +109,41 @@ def check_in_miniature(
             "choose another model"
         ) from error
     return report
+
+
+def _require_model(
+    config: PreTrainedConfig,
+    task: str,
+    where: str,
+    *,
+    hidden: Collection[int],
+    attention: Collection[int],
+) -> None:
+    """Refuse a configuration that makes no model, or none with such layers; no value is computed.
+
+    All that can be said where the miniature cannot be asked.
+    """
+    try:
+        with torch.device("meta"):
+            model = auto_class(task).from_config(config)
+    except Exception as error:
+        raise IncompatibleError(
+            f"{where}: no {task} model of type {config.model_type} comes of its configuration "
+            f"({in_short(error)}); correct the key it names, or choose another family"
+        ) from error
+    try:
+        find_anatomy(model).require_layers(hidden=hidden, attention=attention)
+    except IncompatibleError as error:
+        raise IncompatibleError(f"{where}: {error}") from error
+
+
+def _require_heads(model: PreTrainedModel, report: TapReport) -> None:
+    heads = find_anatomy(model).heads
+    if report.heads != heads:
+        raise IncompatibleError(
+            f"{type(model).__name__} has {report.heads} attention heads in the layers asked for, "
+            f"its configuration says {heads}; set the weight of the attention term to 0"
+        )
 
 
 def _batch(lengths: list[int], pad: int) -> dict[str, Tensor]:

@@ -114,8 +114,11 @@ def text_part(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def size_of(config: PreTrainedConfig, key: str) -> int:
-    """Return a size that is a whole number; 0 where the family has none of this name."""
-    value = getattr(config, key, None)
+    """Return a size that is one whole number; 0 where the family has none of this name."""
+    try:
+        value = getattr(config, key, None)
+    except RuntimeError:  # Gemma-4: another one in every kind of layer
+        return 0
     return value if isinstance(value, int) and value > 0 else 0
 
 

@@ -12,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pipeline.taps.configuration import text_part
+
 COLUMNS = ("input_ids", "attention_mask", "token_type_ids")
 """Everything of a batch that a model may be given."""
 
@@ -19,11 +21,13 @@ COLUMNS = ("input_ids", "attention_mask", "token_type_ids")
 def model_columns(model: PreTrainedModel, batch: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return those columns of a batch that the model's `forward` names.
 
-    A tokenizer may make more than a model takes: DistilBERT and Llama know no segments, and a
-    student of another family than its teacher shares the teacher's rows.
+    A tokenizer may make more than a model takes: DistilBERT and Llama know no segments, RoBERTa
+    has one, and a student of another family than its teacher shares the teacher's rows.
     """
-    taken = inspect.signature(model.forward).parameters
-    return {name: batch[name] for name in COLUMNS if name in batch and name in taken}
+    taken = set(inspect.signature(model.forward).parameters) & set(batch)
+    if getattr(text_part(model.config), "type_vocab_size", None) in (0, 1):
+        taken -= {"token_type_ids"}
+    return {name: batch[name] for name in COLUMNS if name in taken}
 
 
 def model_inputs(batch: Mapping[str, Tensor], *, is_causal: bool) -> dict[str, Any]:

@@ -59,7 +59,8 @@ def _is_finite(model: PreTrainedModel, batch: Batch) -> NDArray[np.bool_]:
     found = torch.ones(len(live), dtype=torch.bool, device=live.device)
     for values in (*(output.hidden_states or ()), output.logits):
         if values.ndim > 2:
-            found &= (values.isfinite().all(-1) | ~live).all(-1)
+            # Some families carry several streams of states, an axis more.
+            found &= (values.isfinite().flatten(2).all(-1) | ~live).all(-1)
         else:
             found &= values.isfinite().all(-1)
     return found.cpu().numpy()

@@ -19,6 +19,7 @@ from pipeline.student.objective import Alignment, Objective
 from pipeline.student.origin import StudentModel
 from pipeline.student.train import train_student
 from pipeline.taps.configuration import NOT_ARCHITECTURE, auto_class, settable_keys
+from pipeline.taps.miniature import MOST_PARAMETERS
 from pipeline.teacher.reference import TeacherReference
 from pipeline.training.options import TrainOptions
 from stages.miniatures import check_student_model, check_teacher_model
@@ -67,6 +68,11 @@ def live(family: str, task: str, root: Path, teachers: Callable[[str], Captured]
     life = Life(family, task)
     try:
         config = small_config(family)
+        with torch.device("meta"):
+            outline = auto_class(task).from_config(config)
+        if outline.num_parameters() > MOST_PARAMETERS:
+            life.reason = "not tried: no small sizes are known for it"
+            return life
     except Exception as error:  # noqa: BLE001 - a family that cannot be made small is not judged
         life.reason = f"not tried: {_short(error)}"
         return life
@@ -113,6 +119,9 @@ def _teacher(life: Life, config: PreTrainedConfig, root: Path) -> Captured | Non
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = auto_class(task).from_config(config)
+        ids = torch.arange(3, 12)[None]
+        with torch.no_grad():
+            model.eval()(input_ids=ids)
         write_teacher(store.teacher, model)
     except Exception as error:  # noqa: BLE001 - whatever the family's code raises
         life.reason = f"not tried: {_short(error)}"
