@@ -166,12 +166,17 @@ def load_table(path: Path) -> datasets.Dataset:
     return dataset
 
 
+def corpus_table(examples: Iterable[Example]) -> pa.Table:
+    """Return examples as the columns of `CORPUS_SCHEMA`."""
+    rows = list(examples)
+    columns = {name: [getattr(one, name) for one in rows] for name in CORPUS_SCHEMA.names}
+    return pa.table(columns, schema=CORPUS_SCHEMA)
+
+
 def write_corpus(path: Path, splits: Mapping[Split, list[Example]], meta: CorpusMeta) -> None:
     """Write one dataset directory a split and, last, `corpus.json`."""
     for split, examples in splits.items():
-        columns = {name: [getattr(one, name) for one in examples] for name in CORPUS_SCHEMA.names}
-        table = pa.table(columns, schema=CORPUS_SCHEMA)
-        save_table(table, path / split, identity=f"{meta.digest} {split}")
+        save_table(corpus_table(examples), path / split, identity=f"{meta.digest} {split}")
     write_json(path / "corpus.json", meta.to_json())
 
 

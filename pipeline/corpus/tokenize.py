@@ -70,23 +70,18 @@ def tokenize_corpus(
         raise ConfigError(
             "tokenizer: found no pad token, expected one; add it to its tokenizer_config.json"
         )
-    chosen = _check(meta, tokenizer, max_length, overlong)
-    form = _form(meta, tokenizer, template, chat_template, chat_date)
+    chosen = check_length(meta, tokenizer, max_length, overlong)
+    form = form_of(meta, tokenizer, template, chat_template, chat_date)
     splits: dict[Split, TokenColumns] = {}
     counts: dict[Split, Counts] = {}
     for split in SPLITS:
         rows = RowBuilder(has_types="token_type_ids" in tokenizer.model_input_names)
         counts[split] = Counts()
         texts = read_split(corpus, split)
-        place = (rows, counts[split], texts, tokenizer)
-        if isinstance(form, Template):
-            add_prompt_rows(*place, max_length=max_length, overlong=chosen, template=form)
-        elif isinstance(form, ChatTemplate):
-            add_chat_rows(*place, max_length=max_length, overlong=chosen, template=form)
-        elif models_language(meta.task):
-            add_text_rows(*place, max_length=max_length, overlong=chosen)
-        else:
-            add_sequence_rows(*place, max_length=max_length, overlong=chosen, meta=meta)
+        add_rows(
+            rows, counts[split], texts, tokenizer,
+            form=form, meta=meta, max_length=max_length, overlong=chosen,
+        )  # fmt: skip
         if not rows.source_row:
             raise ConfigError(
                 f"{corpus / split}: no row of {len(texts)} has a token to learn from, expected at "
@@ -145,14 +140,45 @@ def tokenize_corpus(
 Form = Template | ChatTemplate | None
 
 
-def _form(
+def add_rows(
+    rows: RowBuilder,
+    counts: Counts,
+    texts: datasets.Dataset,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    form: Form,
+    meta: CorpusMeta,
+    max_length: int,
+    overlong: Overlong,
+) -> None:
+    """Add the rows of one split in the way of the corpus's task.
+
+    Raises:
+        ConfigError: If a text is too long under `error`, or a template refuses it.
+    """
+    place = (rows, counts, texts, tokenizer)
+    if isinstance(form, Template):
+        add_prompt_rows(*place, max_length=max_length, overlong=overlong, template=form)
+    elif isinstance(form, ChatTemplate):
+        add_chat_rows(*place, max_length=max_length, overlong=overlong, template=form)
+    elif models_language(meta.task):
+        add_text_rows(*place, max_length=max_length, overlong=overlong)
+    else:
+        add_sequence_rows(*place, max_length=max_length, overlong=overlong, meta=meta)
+
+
+def form_of(
     meta: CorpusMeta,
     tokenizer: PreTrainedTokenizerFast | None,
     template: str | None,
     chat_template: str | None,
     chat_date: str,
 ) -> Form:
-    """Return what stands around the texts of the task, and refuse what would do nothing."""
+    """Return what stands around the texts of the task, and refuse what would do nothing.
+
+    Raises:
+        ConfigError: If a template does not suit the task or the columns, or a chat has none.
+    """
     for key, value, task in (
         ("template", template, "prompt-target"),
         ("chat_template", chat_template, "messages"),
@@ -219,12 +245,13 @@ def training_texts(
         IntegrityError: If the prepared corpus cannot be read.
     """
     meta = read_corpus_meta(corpus)
-    form = _form(meta, None, template, chat_template, chat_date)
+    form = form_of(meta, None, template, chat_template, chat_date)
     texts = read_split(corpus, "train")
-    return _as_seen(texts.select(range(meta.parts[0])) if meta.parts else texts, form)
+    return as_seen(texts.select(range(meta.parts[0])) if meta.parts else texts, form)
 
 
-def _as_seen(texts: datasets.Dataset, form: Form) -> Iterator[str]:
+def as_seen(texts: datasets.Dataset, form: Form) -> Iterator[str]:
+    """Yield each text as a model will see it, special tokens left out."""
     for batch in batches(texts):
         for number, text in enumerate(batch["text"]):
             pair = batch["pair"][number]
@@ -240,9 +267,14 @@ def _as_seen(texts: datasets.Dataset, form: Form) -> Iterator[str]:
                     yield pair
 
 
-def _check(
+def check_length(
     meta: CorpusMeta, tokenizer: PreTrainedTokenizerFast, max_length: int, overlong: Overlong | None
 ) -> Overlong:
+    """Return what becomes of longer texts, and refuse a length that does not fit the tokenizer.
+
+    Raises:
+        ConfigError: If the length or `overlong` does not suit the tokenizer or the task.
+    """
     limit = tokenizer.model_max_length
     if limit < SANE_LENGTH and max_length > limit:
         raise ConfigError(

@@ -8,8 +8,9 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from huggingface_hub import try_to_load_from_cache
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from pipeline.errors import ConfigError, in_short
 from pipeline.provenance import fingerprint
@@ -78,6 +79,9 @@ def load_tokenizer(
             f"{source}: revision is {revision!r}, expected a commit of 40 hexadecimal digits "
             "beside trust_remote_code: a branch or tag may be moved to other code"
         )
+    # Imports torch, which nothing else here needs.
+    from transformers import AutoTokenizer
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             str(source), revision=revision, trust_remote_code=trust_remote_code
@@ -98,6 +102,46 @@ def load_tokenizer(
             f"{source}: the tokenizer {type(tokenizer).__name__} is written in Python, expected "
             "one with a tokenizer.json; convert it with transformers and save it again"
         )
+    return _with_padding(tokenizer, source)
+
+
+def local_tokenizer(
+    source: str | Path, *, revision: str | None = None
+) -> PreTrainedTokenizerFast | None:
+    """Read the `tokenizer.json` of a local directory or of the hub's cache; needs no torch.
+
+    Only for trials: a class of its own, which `load_tokenizer` would take, may change ids.
+
+    Returns:
+        None where there is no such file on this machine; nothing is fetched, no foreign code runs.
+
+    Raises:
+        ConfigError: If it cannot be loaded, or has no token to pad with.
+    """
+    name = "tokenizer.json"
+    is_here = (
+        (Path(source) / name).is_file()
+        if Path(source).is_dir()
+        else isinstance(try_to_load_from_cache(str(source), name, revision=revision), str)
+    )
+    if not is_here:
+        return None
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(
+            str(source), revision=revision, local_files_only=True
+        )
+    # The library's own reader raises a plain Exception for a broken file.
+    except Exception as error:
+        raise ConfigError(
+            f"{source}: no tokenizer can be loaded ({in_short(error)}); expected a local directory "
+            "or hub id with tokenizer files, correct the teacher's model"
+        ) from error
+    return _with_padding(tokenizer, source)
+
+
+def _with_padding(
+    tokenizer: PreTrainedTokenizerFast, source: str | Path
+) -> PreTrainedTokenizerFast:
     if tokenizer.pad_token_id is None:
         substitute = tokenizer.eos_token or tokenizer.unk_token
         if substitute is None:
