@@ -65,6 +65,7 @@ def compare(first: str, second: str, metric: str | None, params: Path) -> None:
         options.intervals.resamples,
         options.intervals.seed,
         confidence=options.intervals.confidence,
+        tokenizer=options.tokenizer,
         classes=metrics[0].classes,
     )
     order = reported(task, headline(task, asked))

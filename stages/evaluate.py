@@ -75,6 +75,7 @@ def evaluate(student: str, params: Path) -> None:
         generate=options.generate,
         teacher_texts=teacher_texts,
         intervals=options.intervals,
+        tokenizer=options.tokenizer,
         # The teacher's: speeds of other lengths would not compare.
         timing_length=min(TIMING_LENGTH, teacher_tokens.meta.max_length),
     )

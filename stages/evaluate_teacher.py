@@ -60,6 +60,7 @@ def evaluate_teacher(teacher: str, params: Path) -> None:
         score=options.score,
         generate=options.generate,
         intervals=options.intervals,
+        tokenizer=options.tokenizer,
     )
     write_predictions(DATA / "predictions" / "teachers" / f"{teacher}.jsonl", found.predictions)
     output = DATA / "metrics" / "teachers" / f"{teacher}.json"

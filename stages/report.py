@@ -150,6 +150,7 @@ def _pairs(
                 evaluation.intervals.resamples,
                 evaluation.intervals.seed,
                 confidence=evaluation.intervals.confidence,
+                tokenizer=evaluation.tokenizer,
                 classes=len(corpus.classes) or None,
             )
         except (ConfigError, IncompatibleError) as error:

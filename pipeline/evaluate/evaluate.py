@@ -27,6 +27,8 @@ from pipeline.evaluate.predictions import Identity, Row, identity, score_rows
 from pipeline.evaluate.scores import SCORES, headline, reported
 from pipeline.evaluate.text_scores import score_texts
 from pipeline.tasks import GENERATION_TASKS, generates, models_language
+from pipeline.evaluate.words import AUTO
+from pipeline.tasks import generates
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ def evaluate_model(
     generate: GenerateOptions | None = None,
     teacher_texts: Mapping[Identity, str] | None = None,
     intervals: IntervalOptions | None = None,
+    tokenizer: str = AUTO,
     timing_batch: int = 8,
     timing_length: int = 128,
     timing_repeats: int = 5,
@@ -75,6 +78,7 @@ def evaluate_model(
         generate: How much text to generate and how, where the task has references; None for none.
         teacher_texts: What the teacher wrote, by `row` and `source_row`; None to compare with none.
         intervals: How to find confidence intervals of the test scores; None for none.
+        tokenizer: How BLEU splits text into words, in sacrebleu's names.
         timing_batch: Sequences in the batch that is timed.
         timing_length: Tokens of a timed sequence, cut to the corpus's longest.
         timing_repeats: Timed passes; the median counts.
@@ -145,7 +149,7 @@ def evaluate_model(
                     rows[place].update(text)
                 metrics["generated_rows"] = len(written)
         classes = len(meta.classes) or None
-        metrics |= _scores(rows, split, meta.task, judged_by, classes, intervals)
+        metrics |= _scores(rows, split, meta.task, judged_by, classes, intervals, tokenizer)
         logger.info("%s: %s", split, _shown(metrics, split))
     if predictions:
         at_chance = score_at_chance(
@@ -157,7 +161,7 @@ def evaluate_model(
         metrics["is_constant"] = True
         logger.warning("the same answer to every test row: it has learnt nothing, or not enough")
     if teacher_texts is not None:
-        metrics |= _against(predictions, teacher_texts)
+        metrics |= _against(predictions, teacher_texts, tokenizer)
     timing = measure_speed(
         model,
         device=device,
@@ -176,13 +180,14 @@ def _scores(
     judged_by: str,
     classes: int | None,
     intervals: IntervalOptions | None,
+    tokenizer: str,
 ) -> dict[str, Any]:
     """Every reported score of a split's rows; of test rows also the headline and the intervals."""
     found: dict[str, float] = {}
     spread: dict[str, list[float]] = {}
     signatures: dict[str, str] = {}
     names = reported(task, judged_by)
-    for scored in score_rows(rows, task, classes=classes):
+    for scored in score_rows(rows, task, classes=classes, tokenizer=tokenizer):
         kept = {name: metric for name, metric in scored.metrics.items() if name in names}
         found |= values(kept, len(scored.rows))
         signatures |= scored.signatures
@@ -205,13 +210,18 @@ def _scores(
     return metrics
 
 
-def _against(predictions: Sequence[Row], teacher_texts: Mapping[Identity, str]) -> dict[str, Any]:
+def _against(
+    predictions: Sequence[Row], teacher_texts: Mapping[Identity, str], tokenizer: str
+) -> dict[str, Any]:
     """Scores of the generated text with what the teacher wrote as its only reference."""
     both = [row for row in predictions if "text" in row and identity(row) in teacher_texts]
     if not both:
         return {}
     scored = score_texts(
-        [row["text"] for row in both], [[teacher_texts[identity(row)]] for row in both]
+        [row["text"] for row in both],
+        [[teacher_texts[identity(row)]] for row in both],
+        tokenizer=tokenizer,
+        script_of=[row["references"] for row in both],
     )
     return {"against_teacher": values(scored.metrics, len(both))}
 

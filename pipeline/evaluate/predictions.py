@@ -22,6 +22,7 @@ from pipeline.evaluate.measure import Floats, Metric
 from pipeline.evaluate.multi_label import multi_label_metrics
 from pipeline.evaluate.regression import regression_metrics
 from pipeline.evaluate.text_scores import score_texts
+from pipeline.evaluate.words import AUTO
 from pipeline.provenance import canonical_json, write_bytes_atomically
 from pipeline.tasks import models_language
 from pipeline.written_by import remedy
@@ -69,13 +70,16 @@ class Scored:
     signatures: dict[str, str] = field(default_factory=dict)
 
 
-def score_rows(rows: Sequence[Row], task: str, *, classes: int | None = None) -> list[Scored]:
+def score_rows(
+    rows: Sequence[Row], task: str, *, classes: int | None = None, tokenizer: str = AUTO
+) -> list[Scored]:
     """Return the metrics of a task: of all rows, and of those for which text was generated.
 
     Args:
         rows: Predictions of one model.
         task: The corpus's task.
         classes: How many classes there are; None for as many as the rows show.
+        tokenizer: How BLEU splits text into words.
     """
     everything = list(rows)
     if not models_language(task):
@@ -89,7 +93,12 @@ def score_rows(rows: Sequence[Row], task: str, *, classes: int | None = None) ->
     found = [Scored(everything, likelihood)]
     written = [row for row in everything if "text" in row]
     if written:
-        text = score_texts([r["text"] for r in written], [r["references"] for r in written])
+        text = score_texts(
+            [row["text"] for row in written],
+            [row.get("decoded_references", row["references"]) for row in written],
+            tokenizer=tokenizer,
+            script_of=[row["references"] for row in written],
+        )
         found.append(Scored(written, text.metrics, text.signatures))
     return found
 

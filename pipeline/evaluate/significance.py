@@ -20,6 +20,7 @@ from pipeline.evaluate.intervals import (
 )
 from pipeline.evaluate.measure import Floats, Metric
 from pipeline.evaluate.predictions import Identity, Row, identity, score_rows
+from pipeline.evaluate.words import AUTO
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ def compare_predictions(
     *,
     confidence: float = 0.95,
     classes: int | None = None,
+    tokenizer: str = AUTO,
 ) -> PairedResult:
     """Compare two models by one score, on rows joined by identity and never by order.
 
@@ -80,6 +82,7 @@ def compare_predictions(
         seed: The same seed gives the same numbers.
         confidence: Share of the resamples' differences that the interval holds.
         classes: How many classes there are; None for as many as the rows show.
+        tokenizer: How BLEU splits text into words, in sacrebleu's names.
 
     Raises:
         ConfigError: If the rows have no such score.
@@ -87,8 +90,9 @@ def compare_predictions(
         IntegrityError: If a row stands twice in a model's predictions.
     """
     return compare_scores(
-        a, b, task, [metric], resamples, seed, confidence=confidence, classes=classes
-    )[0]
+        a, b, task, [metric], resamples, seed,
+        confidence=confidence, classes=classes, tokenizer=tokenizer,
+    )[0]  # fmt: skip
 
 
 def compare_scores(
@@ -101,6 +105,7 @@ def compare_scores(
     *,
     confidence: float = 0.95,
     classes: int | None = None,
+    tokenizer: str = AUTO,
 ) -> list[PairedResult]:
     """Compare two models by several scores, or None for all that both have.
 
@@ -110,7 +115,7 @@ def compare_scores(
     first, second = _joined(a, b)
     _check_same_questions(first, second)
     # Both models' rows stand one after the other: a draw that counts the first half is model a.
-    scored = score_rows([*first, *second], task, classes=classes)
+    scored = score_rows([*first, *second], task, classes=classes, tokenizer=tokenizer)
     by_name = {name: group for group in scored for name in group.metrics}
     if metrics is None:
         tokens_differ = _tokens_differ(first, second)

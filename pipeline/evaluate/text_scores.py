@@ -6,7 +6,8 @@ of those counts, as the packages compute it. Text is compared as it is, but for 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from importlib.metadata import version
+from itertools import chain, zip_longest
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from sacrebleu.metrics.chrf import CHRF
 
 from pipeline.errors import ConfigError
 from pipeline.evaluate.measure import Floats, Metric, OfSums, quotient
+from pipeline.evaluate.words import AUTO, UnicodeWords, bleu_tokenizer, is_english_script
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 
@@ -30,23 +32,32 @@ class TextScores:
         metrics: `bleu` and `chrf` (0 to 100), `rouge1`, `rouge2`, `rougeL` and `exact_match` (0
             to 1), `cer` and `wer` (errors a character and a word of the reference; more than 1
             where a text is much too long).
-        signatures: sacrebleu's words for how `bleu` and `chrf` were computed.
+        signatures: How `bleu`, `chrf` (in sacrebleu's words) and `rouge` were computed.
     """
 
     metrics: dict[str, Metric]
     signatures: dict[str, str]
 
 
-def score_texts(texts: Sequence[str], references: Sequence[Sequence[str]]) -> TextScores:
+def score_texts(
+    texts: Sequence[str],
+    references: Sequence[Sequence[str]],
+    *,
+    tokenizer: str = AUTO,
+    script_of: Sequence[Sequence[str]] | None = None,
+) -> TextScores:
     """Score each text against one or more references of its own.
 
     BLEU (sacrebleu, arXiv 1804.08771) matches n-grams of any reference; the others take the
     reference a text is best by: chrF and ROUGE by F, error rates by edits, the first if several.
-    ROUGE is by words with their endings stemmed, English's (rouge-score); error rates are jiwer's.
+    ROUGE is rouge-score's: of English by words with their endings stemmed, of other text by
+    `UnicodeWords`; error rates are jiwer's.
 
     Args:
         texts: What a model wrote.
         references: What it should have written, at least one a text.
+        tokenizer: sacrebleu's for BLEU; auto chooses by the script.
+        script_of: The texts whose script decides; None for the references.
 
     Raises:
         ConfigError: If there is no text, or one without a reference.
@@ -58,8 +69,12 @@ def score_texts(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Te
         )
     texts = [text.strip() for text in texts]
     references = [[each.strip() for each in some] for some in references]
-    bleu, chrf = BLEU(), CHRF()
-    rouge = _rouge(texts, references)
+    deciding = list(chain.from_iterable(script_of or references))
+    name = bleu_tokenizer(deciding) if tokenizer == AUTO else tokenizer
+    bleu, chrf = BLEU(tokenize=name), CHRF()
+    is_english = is_english_script(deciding)
+    words = DefaultTokenizer(use_stemmer=True) if is_english else UnicodeWords()
+    rouge = _rouge(texts, references, words)
     ones = np.ones(len(texts))
     exact = np.array([float(text in some) for text, some in zip(texts, references, strict=True)])
     metrics: dict[str, Metric] = {
@@ -70,7 +85,12 @@ def score_texts(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Te
         "wer": _error_rate(process_words, texts, references),
         "exact_match": quotient(exact, ones),
     }
-    signatures = {"bleu": str(bleu.get_signature()), "chrf": str(chrf.get_signature())}
+    signatures = {
+        "bleu": str(bleu.get_signature()),
+        "chrf": str(chrf.get_signature()),
+        "rouge": f"tok:{'rouge-score|stem:en' if is_english else 'unicode|stem:no'}"
+        f"|version:{version('rouge-score')}",
+    }
     return TextScores(metrics, signatures)
 
 
@@ -89,9 +109,13 @@ def _sacrebleu(
     return OfSums(np.array(rows, dtype=np.float64), value_of)
 
 
-def _rouge(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Floats:
+def _rouge(
+    texts: Sequence[str],
+    references: Sequence[Sequence[str]],
+    words: DefaultTokenizer | UnicodeWords,
+) -> Floats:
     """F1 of each kind of ROUGE with the best reference: [texts, kinds]."""
-    scorer = RougeScorer(list(ROUGE), tokenizer=DefaultTokenizer(use_stemmer=True))
+    scorer = RougeScorer(list(ROUGE), tokenizer=words)
     scores = [scorer.score_multi(some, text) for text, some in zip(texts, references, strict=True)]
     return np.array([[one[kind].fmeasure for kind in ROUGE] for one in scores], dtype=np.float64)
 

@@ -4,17 +4,23 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
+from pipeline.errors import ConfigError
 from pipeline.evaluate.options import GenerateOptions, IntervalOptions
 from pipeline.evaluate.scores import GLUE, SCORES
+from pipeline.evaluate.words import AUTO, check_tokenizer
 from stages.parameters import Section
 
 
 class EvaluateParams(Section):
-    """Section `evaluate`; `score` is one of the task's, or a GLUE task's name."""
+    """Section `evaluate`.
+
+    `score` is one of the task's, or a GLUE task's name; `tokenizer` is sacrebleu's, for BLEU.
+    """
 
     score: str | None = None
     generate: GenerateOptions = GenerateOptions()
     intervals: IntervalOptions = IntervalOptions()
+    tokenizer: str = AUTO
     samples: Annotated[int, Field(ge=0)] = 8
 
     @field_validator("score")
@@ -24,3 +30,11 @@ class EvaluateParams(Section):
             known = ", ".join([*SCORES, *GLUE])
             raise ValueError(f"found {value!r}, expected a score or a GLUE task: {known}")
         return value
+
+    @field_validator("tokenizer")
+    @classmethod
+    def _works_here(cls, value: str) -> str:
+        try:
+            return check_tokenizer(value)
+        except ConfigError as error:
+            raise ValueError(str(error).removeprefix("evaluate.tokenizer: ")) from error

@@ -31,7 +31,7 @@ def test_rows_of_every_task_pass_with_and_without_a_tokenizer(tmp_path, task, ki
     tokenizer = kind and write_tokenizer(kind, tmp_path)
     if tokenizer:
         tokenizer.pad_token = "</s>"
-    chat = {"chat_template": TURNS} if task == "messages" else {}
+    chat: dict[str, Any] = {"chat_template": TURNS} if task == "messages" else {}
     tokenize_one([ROWS[task]], task=task, tokenizer=tokenizer, max_length=16, **chat)
 
 

@@ -192,7 +192,7 @@ def test_text_is_generated_for_some_rows_and_scored(writer):
     assert metrics["test_score"] == metrics["test_cer"] == 1
     assert metrics["test_exact_match"] == 0
     assert "validation_cer" not in metrics
-    assert set(metrics["signatures"]) == {"bleu", "chrf"}
+    assert set(metrics["signatures"]) == {"bleu", "chrf", "rouge"}
     assert "against_teacher" not in metrics
     written = [row for row in found.predictions if "text" in row]
     assert len(found.predictions) == 3

@@ -90,4 +90,4 @@ def test_rows_of_text_are_scored_beside_all_rows():
     assert set(everything.metrics) == {"perplexity", "nats_per_token"}
     assert (len(everything.rows), len(written.rows)) == (2, 1)
     assert values(written.metrics, 1)["exact_match"] == 1
-    assert set(written.signatures) == {"bleu", "chrf"}
+    assert set(written.signatures) == {"bleu", "chrf", "rouge"}

@@ -98,3 +98,55 @@ def test_real_translations_are_perfect_against_themselves_and_only_so(shared):
     assert (found["cer"], found["wer"], found["exact_match"]) == (0, 0, 1)
     shifted = scores(german[1:] + german[:1], [[line] for line in german])
     assert shifted["bleu"] < 20
+
+
+PERFECT = {
+    "russian": "Две птицы поют на старом дереве.",
+    "chinese": "两只鸟在一棵老树上唱歌。",
+    "arabic": "عصفوران يغنيان على شجرة قديمة.",
+    "japanese": "二羽の鳥が古い木の上で歌っている。",
+    "thai": "นกสองตัวร้องเพลงบนต้นไม้เก่า",
+    "korean": "두 마리의 새가 오래된 나무에서 노래한다.",
+    "hindi": "दो पक्षी एक पुराने पेड़ पर गाते हैं।",
+    "greek": "Δύο πουλιά τραγουδούν σε ένα δέντρο.",
+    "german": "Zwei Vögel singen süß im alten Baum.",
+    "english": "Two birds sing in an old tree.",
+}
+
+
+@pytest.mark.parametrize("language", PERFECT)
+def test_perfect_text_of_any_script_is_perfect_in_every_score(language):
+    text = PERFECT[language]
+    found = scores([text, text], [[text], [text]])
+    assert found == pytest.approx(
+        {"bleu": 100, "chrf": 100, "rouge1": 1, "rouge2": 1, "rougeL": 1, "cer": 0, "wer": 0,
+         "exact_match": 1}
+    )  # fmt: skip
+    other = "".join(sorted(text))
+    assert scores([other], [[text]])["rouge2"] < 1
+
+
+@pytest.mark.parametrize(
+    ("language", "bleu", "rouge"),
+    [
+        ("chinese", "tok:zh", "tok:unicode"),
+        ("japanese", "tok:char", "tok:unicode"),
+        ("thai", "tok:char", "tok:unicode"),
+        ("russian", "tok:13a", "tok:unicode"),
+        ("korean", "tok:13a", "tok:unicode"),
+        ("english", "tok:13a", "tok:rouge-score|stem:en"),
+    ],
+)
+def test_the_script_of_the_references_decides_and_is_stated(language, bleu, rouge):
+    for text in ("", *PERFECT.values()):
+        signatures = score_texts([text], [[PERFECT[language]]]).signatures
+        assert bleu in signatures["bleu"]
+        assert rouge in signatures["rouge"]
+
+
+def test_a_named_tokenizer_is_sacrebleus():
+    text, reference = "二羽の鳥が歌う", "二羽の鳥が鳴く"
+    for name in ("13a", "intl", "zh", "char", "none"):
+        found = values(score_texts([text], [[reference]], tokenizer=name).metrics, 1)
+        own = sacrebleu.BLEU(tokenize=name)
+        assert found["bleu"] == pytest.approx(own.corpus_score([text], [[reference]]).score)
