@@ -20,9 +20,15 @@ BATCH_TEXTS = 512
 
 @dataclass(slots=True)
 class Counts:
-    """What became of a split's texts: cut or split, with a cut target, left out."""
+    """What became of a split's texts: cut or split, with a cut target, left out.
+
+    Of `checked` rows, `borders` have a prompt of other tokens than a model would be given outside:
+    the joined text's of a prompt and its target, the template's generation prompt of a chat.
+    """
 
     overlong: int = 0
+    checked: int = 0
+    borders: int = 0
     cut_targets: int = 0
     dropped: int = 0
 

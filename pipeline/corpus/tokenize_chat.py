@@ -28,6 +28,9 @@ DEFAULT_DATE = "2026-01-01"
 WITHIN_A_TEMPLATE = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """What Python raises for an expression of a template; jinja has errors of its own for the rest."""
 
+CHECKED_PROMPTS = 256
+"""Chats of a split whose beginning is compared with what a served model would be given."""
+
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _DIRECTIVES = "aAbBdHIjmMpSUwWyY"
 
@@ -82,7 +85,12 @@ class ChatTemplate:
         return hashlib.sha256(self.source.encode()).hexdigest()
 
     def render(
-        self, messages: Sequence[Mapping[str, str]], special: Mapping[str, Any], where: str
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        special: Mapping[str, Any],
+        where: str,
+        *,
+        opens_answer: bool = False,
     ) -> tuple[str, list[tuple[int, int]]]:
         """Return the chat as one text, and where in it each turn of the assistant begins and ends.
 
@@ -90,6 +98,8 @@ class ChatTemplate:
             messages: The turns.
             special: Texts of the special tokens by name, as `bos_token`.
             where: What names the chat in an error.
+            opens_answer: Whether the template is asked to open an answer at the end, as a program
+                that serves the model asks it to (`add_generation_prompt`).
 
         Raises:
             ConfigError: If the template refuses the chat.
@@ -100,6 +110,7 @@ class ChatTemplate:
                 conversations=[[dict(turn) for turn in messages]],
                 chat_template=_pinned(day) + self.source,
                 return_assistant_tokens_mask=True,
+                add_generation_prompt=opens_answer,
                 **{**special, "date_string": day.strftime("%d %b %Y")},
             )
         except (TemplateError, *WITHIN_A_TEMPLATE) as error:
@@ -184,6 +195,10 @@ def add_chat_rows(
             rows.prompt_tokens.append(turns[seen[-1]][0])
             later = len(turns) - 1 - seen[-1]
             rows.references.append(_answer(batch["messages"][number], later))
+            if len(rows.prompt_tokens) <= CHECKED_PROMPTS:
+                served = _served(template, tokenizer, batch["messages"][number], later)
+                counts.checked += 1
+                counts.borders += served != ids[: rows.prompt_tokens[-1]].tolist()
 
 
 def _tokens_of(
@@ -199,6 +214,24 @@ def _tokens_of(
     inside |= np.maximum(offsets[:, 0], span[0]) < np.minimum(offsets[:, 1], span[1])
     found = np.flatnonzero(inside)
     return (int(found[0]), int(found[-1]) + 1) if len(found) else (len(ends), len(ends))
+
+
+def _served(
+    template: ChatTemplate,
+    tokenizer: PreTrainedTokenizerFast,
+    messages: list[dict[str, Any]],
+    later: int,
+) -> list[int] | None:
+    """Return the ids from which a served model would write an answer; None if refused."""
+    answers = [place for place, turn in enumerate(messages) if turn["role"] == "assistant"]
+    if later >= len(answers):
+        return None
+    before = messages[: answers[len(answers) - 1 - later]]
+    try:
+        text, _ = template.render(before, tokenizer.special_tokens_map, "", opens_answer=True)
+    except ConfigError:
+        return None
+    return encode(tokenizer, [text], add_special_tokens=False)["input_ids"][0]
 
 
 def _answer(messages: list[dict[str, str]], later: int) -> list[str]:

@@ -1,10 +1,9 @@
 """Rows of a prompt and its target: only the target, and the mark that ends it, is learnt.
 
-Prompt and target are tokenised apart, so that generation starts from exactly the ids that training
-continued; a token never spans the border.
+Generation starts from exactly the ids that training continued; a token never spans the border.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from string import Formatter
 
 import datasets
@@ -12,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
+from pipeline.corpus.boundary import space_of_target, target_sides
 from pipeline.corpus.row_builder import (
+    BATCH_TEXTS,
     Counts,
     Overlong,
     RowBuilder,
@@ -36,11 +37,13 @@ class Template:
         before: What stands before the text; a pair is filled in later, as in `after`.
         after: What stands between text and target.
         source: The template as it was given.
+        space: White space between `after` and the target that is tokenised with the target.
     """
 
     before: str
     after: str
     source: str
+    space: str = ""
 
     @classmethod
     def parse(cls, source: str, *, has_pairs: bool) -> "Template":
@@ -87,7 +90,26 @@ class Template:
     def filled(self, text: str, pair: str | None, target: str) -> str:
         """Return the whole as one text, as a tokenizer is trained on it."""
         before, after = self.around(pair)
-        return f"{before}{text}{after}{target}"
+        return f"{before}{text}{after}{self.space}{target}"
+
+    def fitted(self, tokenizer: PreTrainedTokenizerFast, texts: datasets.Dataset) -> "Template":
+        """Return the template with the white space before the target on the tokenizer's side.
+
+        Args:
+            tokenizer: The tokenizer of the rows.
+            texts: Training rows, of which the first decide.
+        """
+        if self.after == self.after.rstrip():
+            return self
+        rows = texts.with_format(None)[:BATCH_TEXTS]
+        prompts = []
+        for text, pair in zip(rows["text"], rows["pair"], strict=True):
+            before, after = self.around(pair)
+            prompts.append(f"{before}{text}{after}")
+        space = space_of_target(
+            tokenizer, self.after[len(self.after.rstrip()) :], prompts, rows["target"]
+        )
+        return replace(self, after=self.after.removesuffix(space), space=space)
 
 
 def add_prompt_rows(
@@ -124,12 +146,15 @@ def add_prompt_rows(
             for text, (before, after) in zip(batch["text"], around, strict=True)
         ]
         encoded = encode(tokenizer, prompts, add_special_tokens=False)
-        answers = encode(tokenizer, batch["target"], add_special_tokens=False)
+        sides = target_sides(
+            tokenizer, prompts, encoded["input_ids"], template.space, batch["target"]
+        )
         for number, target in enumerate(batch["target"]):
             prompt = [*opening, *encoded["input_ids"][number]]
-            answer = answers["input_ids"][number]
-            offsets = np.array(answers["offset_mapping"][number], np.int64).reshape(-1, 2)
-            sizes = sizes_of(target, ends_of(offsets, len(target)))
+            answer = sides[number].ids
+            counts.checked += 1
+            counts.borders += not sides[number].is_joined
+            sizes = sizes_of(target, sides[number].ends)
             end = [eos]
             length = len(prompt) + len(answer) + 1
             if length > max_length:

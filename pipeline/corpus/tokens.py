@@ -47,7 +47,8 @@ class TokenMeta(BaseModel):
         overlong: Texts of each split that were split or truncated.
         cut_targets: Targets of each split that were cut, as they alone were too long.
         dropped: Pieces of each split that were left out for want of anything to predict.
-        text_form: What stood around the text and decides ids: the template of prompt and target, or
+        text_form: What stood around the text and decides ids: the template of prompt and target,
+            with `target_begins_with` where its last white space is part of the target's tokens; or
             digest and date of the chat template.
         digest: SHA-256 of all columns of all splits, in order.
         parts: Training rows of the corpus itself, then of each source that was added to it; empty

@@ -157,7 +157,11 @@ def _write(
             ids[row] = [*one.ids, *([] if one.end is None else [one.end])]
             ends |= set() if one.end is None else {one.end}
     ordered = [ids[row] for row in range(len(ids))]
-    texts = tokenizer.batch_decode(ordered, skip_special_tokens=True)
+    space = token_set.meta.text_form.get("target_begins_with", "")
+    texts = [
+        text.removeprefix(space)
+        for text in tokenizer.batch_decode(ordered, skip_special_tokens=True)
+    ]
     write_transfer(output, token_set, train, ordered, texts, end_ids=frozenset(ends))
 
 

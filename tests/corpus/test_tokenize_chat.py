@@ -227,3 +227,16 @@ def test_what_a_template_cannot_do_is_one_line(wrong):
     template = ChatTemplate.of(None, source, "2026-01-01")
     with pytest.raises(ConfigError, match=r"here: the chat template refuses the turns user \("):
         template.render([{"role": "user", "content": "a"}], {}, "here")
+
+
+def test_a_prompt_that_is_not_the_generation_prompt_is_warned_of(chats, tokenize, caplog):
+    chats(CHAT, CHAT[:2])
+    opening = "{% if add_generation_prompt %}assistant:{% endif %}"
+    tokenize(chat_template=TEMPLATE + opening)
+    assert "generation prompt" not in caplog.text
+    tokenize()
+    assert "train: in 100.0% of the chats the answer begins after other tokens" in caplog.text
+    caplog.clear()
+    inside = TEMPLATE.replace("{% generation %} ", " {% generation %}")
+    tokenize(chat_template=inside + opening.replace(":", ": "))
+    assert "train: in 100.0% of the chats" in caplog.text

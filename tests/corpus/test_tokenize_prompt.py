@@ -14,6 +14,7 @@ from pipeline.corpus.tokenize_prompt import Template
 from pipeline.corpus.tokenizer import load_tokenizer, train_tokenizer
 from pipeline.corpus.tokens import TokenSet
 from pipeline.errors import ConfigError
+from tests.vocabularies import write_tokenizer
 
 TRAINED = train_tokenizer(["some few words to read", "und einige zu schreiben"] * 3, vocab=300)
 
@@ -91,11 +92,11 @@ def test_a_long_text_loses_its_end_and_nothing_else_does(prompts, tokenize):
     tokens = tokenize(max_length=32, template="Say: {text}\nSo: {target}")
     row = tokens.split("train")[0]
     prompt, target = parts(row)
-    text = prompt.removeprefix("<|endoftext|>Say: ").removesuffix("\nSo: ")
-    assert len(prompt) - len(text) == len("<|endoftext|>Say: \nSo: ")
+    text = prompt.removeprefix("<|endoftext|>Say: ").removesuffix("\nSo:")
+    assert len(prompt) - len(text) == len("<|endoftext|>Say: \nSo:")
     assert words.startswith(text)
     assert text
-    assert target == "zu schreiben<|endoftext|>"
+    assert target == " zu schreiben<|endoftext|>"
     assert 30 <= len(row["input_ids"]) <= 32
     assert row["target_bytes"] == whole["target_bytes"]
     assert tokens.meta.overlong["train"] == 1
@@ -194,3 +195,60 @@ def test_a_tokenizer_is_trained_on_what_a_model_will_see(tmp_path, prompts):
     ]
     with pytest.raises(ConfigError, match="chat_template: given for task prompt-target"):
         training_texts(tmp_path / "text", chat_template="x")
+
+
+@pytest.mark.parametrize("template", ["{text}\nDeutsch: {target}", "{text} {target}"])
+@pytest.mark.parametrize("name", ["tokenizer-gpt2", "stories260K", "tokenizer-bert-base-uncased"])
+def test_a_row_has_the_tokens_of_the_joined_text(prompts, tokenize, real_models, name, template):
+    prompts(["some words", "The house"], ["to read", "Two birds"])
+    words = load_tokenizer(real_models / name)
+    words.eos_token = words.eos_token or words.sep_token
+    tokens = tokenize(tokenizer=words, template=template)
+    for row, text, target in zip(
+        tokens.split("train"), ["some words", "to read"], ["The house", "Two birds"], strict=True
+    ):
+        joined = words(template.format(text=text, target=target), add_special_tokens=False)
+        assert row["input_ids"][-1 - len(joined["input_ids"]) : -1] == joined["input_ids"]
+        prompt = template.format(text=text, target="").rstrip(" ")
+        alone = words(prompt, add_special_tokens=False)["input_ids"]
+        assert row["prompt_tokens"] == len(alone) + len(row["input_ids"]) - 1 - len(
+            joined["input_ids"]
+        )
+        assert (row["target_bytes"], row["target_words"]) == (len(target), 2)
+    moved = None if "bert" in name else " "
+    assert tokens.meta.text_form.get("target_begins_with") == moved
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "words", "bytes"])
+@pytest.mark.parametrize("template", ["{text}\n{target}", "{text}: {target}"])
+def test_what_was_the_joined_texts_stays_as_it_was(prompts, tokenize, tmp_path, kind, template):
+    prompts(["the people", "their way"], ["my life", "our day"])
+    words = write_tokenizer(kind, tmp_path / "words")
+    words.eos_token = words.eos_token or words.sep_token or words.pad_token
+    row = tokenize(tokenizer=words, template=template).split("train")[0]
+    sides = template.format(text="the people", target=""), "their way"
+    if kind == "bytes" and template.endswith(" {target}"):
+        sides = sides[0][:-1], f" {sides[1]}"
+    alone = [words(text, add_special_tokens=False)["input_ids"] for text in sides]
+    assert row["input_ids"][row["prompt_tokens"] : -1] == alone[1]
+    assert row["input_ids"][: row["prompt_tokens"]][-len(alone[0]) :] == alone[0]
+
+
+def test_a_border_inside_a_token_is_warned_of_with_its_share(prompts, tokenize, caplog):
+    prompts(["einige z", "u schreiben"], ["to ", "Xyz"])
+    tokenize(template="{text}{target}")
+    said = [record.getMessage() for record in caplog.records if "joined text" in record.message]
+    assert said
+    assert said[0].startswith("train: in 50.0% of the rows prompt and target have other tokens")
+    caplog.clear()
+    tokenize(template="{text} = {target}")
+    assert not [record for record in caplog.records if "joined text" in record.message]
+
+
+def test_a_line_end_stays_with_the_prompt_and_a_space_goes_with_the_word(real_models):
+    from pipeline.corpus.boundary import space_of_target
+
+    words = load_tokenizer(real_models / "tokenizer-gpt2")
+    assert space_of_target(words, " ", ["a: ", "b: "], ["The", "Two"]) == " "
+    assert space_of_target(words, "\n", ["a:\n", "b:\n"], ["The", "Two"]) == ""
+    assert space_of_target(words, "\n ", ["a:\n ", "b:\n "], ["The", "Two"]) == " "
