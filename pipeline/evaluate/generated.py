@@ -1,5 +1,6 @@
 """What a model writes after the prompts of some test rows, beside what it should have."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from pipeline.errors import IntegrityError
 from pipeline.evaluate.options import GenerateOptions
-from pipeline.generation.ends import end_ids
+from pipeline.generation.ends import end_ids, text_of
 from pipeline.generation.generate import GenerationOptions, generate_ids
 from pipeline.written_by import remedy
+
+logger = logging.getLogger(__name__)
 
 
 def generate_rows(
@@ -36,7 +39,7 @@ def generate_rows(
         device: Where the model is.
 
     Returns:
-        `prompt`, `references` and `text` by the row's place, without special tokens.
+        `prompt`, and what `answer` returns, by the row's place.
 
     Raises:
         IntegrityError: If the rows have no prompts, or the tokenizer is not readable.
@@ -61,16 +64,22 @@ def generate_rows(
         device=device,
         description="generate",
     )
-    return {
+    found = {
         place: {
-            "prompt": _text(words, prompt),
-            "references": list(references),
-            "text": _text(words, ids),
+            "prompt": words.decode(prompt, skip_special_tokens=True).strip(),
+            **answer(words, ids, references),
         }
         for place, prompt, references, ids in zip(
             places, prompts, rows["references"][:], written, strict=True
         )
     }
+    changed = sum("references_as_written" in row for row in found.values())
+    if changed:
+        logger.warning(
+            "%d of %d test rows have references that this tokenizer writes otherwise; text is "
+            "scored against what it makes of them", changed, len(found),
+        )  # fmt: skip
+    return found
 
 
 def chosen_rows(rows: int, wanted: int) -> list[int]:
@@ -102,5 +111,25 @@ def tokenizer_for(split: datasets.Dataset, directory: Path) -> Any:
         ) from error
 
 
-def _text(tokenizer: Any, ids: Sequence[int]) -> str:
-    return tokenizer.decode(ids, skip_special_tokens=True).strip()
+def answer(tokenizer: Any, ids: Sequence[int], references: Sequence[str]) -> dict[str, Any]:
+    """Return what a model wrote next to what it should have written, both read alike.
+
+    Special tokens are text on both sides, but for those that begin, end and pad a row. Where the
+    tokenizer cannot write a reference as it is (it has no capitals, or folds wide letters), the
+    text is to be compared with what the tokenizer makes of the reference.
+
+    Args:
+        tokenizer: The tokenizer of `ids`.
+        ids: What a model wrote, without the id that ended it.
+        references: What it should have written.
+
+    Returns:
+        `text`, `references` as they were given and, where they differ, `references_as_written`.
+        Guarantee: `text` of a reference's own tokens is that reference as written.
+    """
+    found = {"text": text_of(tokenizer, ids).strip(), "references": list(references)}
+    encoded = [tokenizer(each, add_special_tokens=False)["input_ids"] for each in references]
+    written = [text_of(tokenizer, each).strip() for each in encoded]
+    if written != [each.strip() for each in references]:
+        found["references_as_written"] = written
+    return found

@@ -95,7 +95,7 @@ def score_rows(
     if written:
         text = score_texts(
             [row["text"] for row in written],
-            [row.get("decoded_references", row["references"]) for row in written],
+            [row.get("references_as_written", row["references"]) for row in written],
             tokenizer=tokenizer,
             script_of=[row["references"] for row in written],
         )

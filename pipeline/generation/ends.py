@@ -1,4 +1,7 @@
-"""Which ids end a text: an end that is overlooked lets a model run on to the last token it may."""
+"""Which ids end a text, and which are none of it.
+
+An end that is overlooked lets a model run on to the last token it may.
+"""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -34,6 +37,17 @@ def end_ids(
     found = {token for token in {*known, *taught} if token in special}
     eos: Any = tokenizer.eos_token_id
     return sorted({eos, *found} - {None})
+
+
+def text_of(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
+    """Return what ids say, without the marks that begin, end and pad a row.
+
+    Other special tokens are text: a target may hold them, and a model must learn to write them.
+    """
+    marks = {getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad", "cls")} - {
+        tokenizer.unk_token_id
+    }
+    return str(tokenizer.decode([one for one in ids if one not in marks]))
 
 
 def _last_target(ids: Ids, mask: Mask) -> int | None:

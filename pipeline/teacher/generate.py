@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from pipeline.corpus.tokens import TokenColumns, TokenSet
 from pipeline.corpus.transfer import read_columns, write_transfer
 from pipeline.errors import ConfigError, IntegrityError
-from pipeline.generation.ends import end_ids
+from pipeline.generation.ends import end_ids, text_of
 from pipeline.generation.generate import (
     Continuation,
     GenerationOptions,
@@ -150,19 +150,17 @@ def _write(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     """Put the batches back into the order of the rows and write them."""
-    ids: dict[int, list[int]] = {}
-    ends: set[int] = set()
-    for batch in batches:
-        for row, one in zip(batch.rows, found[batch.number], strict=True):
-            ids[row] = [*one.ids, *([] if one.end is None else [one.end])]
-            ends |= set() if one.end is None else {one.end}
-    ordered = [ids[row] for row in range(len(ids))]
+    rows = {
+        row: one
+        for batch in batches
+        for row, one in zip(batch.rows, found[batch.number], strict=True)
+    }
+    ordered = [rows[row] for row in range(len(rows))]
+    ends = {one.end for one in ordered if one.end is not None}
+    ids = [[*one.ids, *([] if one.end is None else [one.end])] for one in ordered]
     space = token_set.meta.text_form.get("target_begins_with", "")
-    texts = [
-        text.removeprefix(space)
-        for text in tokenizer.batch_decode(ordered, skip_special_tokens=True)
-    ]
-    write_transfer(output, token_set, train, ordered, texts, end_ids=frozenset(ends))
+    texts = [text_of(tokenizer, one.ids).removeprefix(space) for one in ordered]
+    write_transfer(output, token_set, train, ids, texts, end_ids=frozenset(ends))
 
 
 def _rows(train: TokenColumns) -> list[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
