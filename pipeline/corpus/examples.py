@@ -6,7 +6,7 @@ that hashes its outputs must not see a change where there is none.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -38,6 +38,10 @@ CORPUS_SCHEMA = pa.schema(
 )
 
 
+TURN = pa.struct([("role", pa.string()), ("content", pa.string()), ("more", pa.string())])
+"""A turn of a corpus whose chats hold more than text; see `turns.turn_of`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """One text, one pair of texts, or one chat, as its source gives it.
@@ -50,7 +54,7 @@ class Example:
         labels: Classes by name, none of them or several; None where the source has no answer.
         target: What is to be written after the text; empty where the source has none.
         references: All texts that would do, the target first; of a chat, its last answer.
-        messages: Turns of a chat, each with `role` and `content`.
+        messages: Turns of a chat as `turns.turn_of` gives them.
         split: The source's own split; None leaves the choice to the seed.
         source: Where the example comes from, for people: a module, or a file and line.
         source_row: Position in the source's reading order; unique in the corpus.
@@ -63,7 +67,7 @@ class Example:
     labels: tuple[str, ...] | None = None
     target: str | None = None
     references: tuple[str, ...] | None = None
-    messages: tuple[dict[str, str], ...] | None = None
+    messages: tuple[dict[str, str | None], ...] | None = None
     split: Split | None = None
     source: str = ""
     source_row: int = 0
@@ -72,7 +76,7 @@ class Example:
     @property
     def texts(self) -> list[str]:
         """All text that a model reads or learns to write."""
-        turns = [message["content"] for message in self.messages or ()]
+        turns = [turn.get(name) for turn in self.messages or () for name in ("content", "more")]
         return [text for text in (self.text, self.pair, self.target, *turns) if text]
 
     @property
@@ -166,17 +170,29 @@ def load_table(path: Path) -> datasets.Dataset:
     return dataset
 
 
-def corpus_table(examples: Iterable[Example]) -> pa.Table:
-    """Return examples as the columns of `CORPUS_SCHEMA`."""
-    rows = list(examples)
-    columns = {name: [getattr(one, name) for one in rows] for name in CORPUS_SCHEMA.names}
-    return pa.table(columns, schema=CORPUS_SCHEMA)
+def corpus_schema(examples: Iterable[Example]) -> pa.Schema:
+    """Return the columns of a corpus; turns have a column more only where one of them needs it.
+
+    Plain chats keep the files they always had.
+    """
+    if not any("more" in turn for one in examples for turn in one.messages or ()):
+        return CORPUS_SCHEMA
+    place = CORPUS_SCHEMA.get_field_index("messages")
+    return CORPUS_SCHEMA.set(place, pa.field("messages", pa.list_(TURN)))
+
+
+def corpus_table(examples: Sequence[Example], schema: pa.Schema) -> pa.Table:
+    """Return examples as the columns of a schema."""
+    columns = {name: [getattr(one, name) for one in examples] for name in schema.names}
+    return pa.table(columns, schema=schema)
 
 
 def write_corpus(path: Path, splits: Mapping[Split, list[Example]], meta: CorpusMeta) -> None:
     """Write one dataset directory a split and, last, `corpus.json`."""
+    schema = corpus_schema(one for examples in splits.values() for one in examples)
     for split, examples in splits.items():
-        save_table(corpus_table(examples), path / split, identity=f"{meta.digest} {split}")
+        table = corpus_table(examples, schema)
+        save_table(table, path / split, identity=f"{meta.digest} {split}")
     write_json(path / "corpus.json", meta.to_json())
 
 

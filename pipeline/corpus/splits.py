@@ -163,7 +163,8 @@ def asked(example: Example) -> str:
     held-out answer away.
     """
     if example.messages:
-        turns = [turn["content"] for turn in example.messages if turn["role"] == "user"]
+        asks = [turn for turn in example.messages if turn["role"] == "user"]
+        turns = [turn["content"] or turn.get("more") or "" for turn in asks]
         return normalised("\n".join(turns))
     return f"{normalised(example.text)}\n{normalised(example.pair or '')}"
 

@@ -21,6 +21,8 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from pipeline.corpus.row_builder import Counts, Overlong, RowBuilder, batches, encode, too_long
 from pipeline.corpus.spans import ends_of, sizes_of
+from pipeline.corpus.traces import Traces
+from pipeline.corpus.turns import whole_turn
 from pipeline.errors import ConfigError
 
 DEFAULT_DATE = "2026-01-01"
@@ -86,7 +88,7 @@ class ChatTemplate:
 
     def render(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Sequence[Mapping[str, str | None]],
         special: Mapping[str, Any],
         where: str,
         *,
@@ -104,10 +106,22 @@ class ChatTemplate:
         Raises:
             ConfigError: If the template refuses the chat.
         """
+        turns = [whole_turn(turn) for turn in messages]
+        return self.render_turns(turns, special, where, opens_answer=opens_answer)
+
+    def render_turns(
+        self,
+        turns: list[dict[str, Any]],
+        special: Mapping[str, Any],
+        where: str,
+        *,
+        opens_answer: bool = False,
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """Do the same for turns as a template takes them, from `whole_turn`."""
         day = dt.date.fromisoformat(self.date)
         try:
             rendered, spans = render_jinja_template(
-                conversations=[[dict(turn) for turn in messages]],
+                conversations=[turns],
                 chat_template=_pinned(day) + self.source,
                 return_assistant_tokens_mask=True,
                 add_generation_prompt=opens_answer,
@@ -116,11 +130,10 @@ class ChatTemplate:
         except (TemplateError, *WITHIN_A_TEMPLATE) as error:
             raise ConfigError(
                 f"{where}: the chat template refuses the turns "
-                f"{', '.join(turn['role'] for turn in messages)} ({error}); correct the row or "
+                f"{', '.join(turn['role'] for turn in turns)} ({error}); correct the row or "
                 "tokens.chat_template"
             ) from error
-        found = [(int(start), int(end)) for start, end in spans[0]]
-        return rendered[0], found
+        return rendered[0], [(int(start), int(end)) for start, end in spans[0]]
 
 
 def _pinned(day: dt.date) -> str:
@@ -154,18 +167,22 @@ def add_chat_rows(
 ) -> None:
     """Add the rows of one split; a long chat loses its end.
 
-    Chats in which no answer of the assistant is left, or nothing stands before the last one, are
-    left out.
+    Those in which no answer of the assistant is left, or nothing stands before the last one, are
+    left out. A chat of which the template writes less than it holds is refused.
 
     Raises:
-        ConfigError: If the template refuses a chat, or one is too long under `error`.
+        ConfigError: If the template refuses a chat or leaves out a part of one, or one is too long
+            under `error`.
     """
     special = tokenizer.special_tokens_map
+    traces = Traces(lambda turns, where: template.render_turns(turns, special, where))
     for batch in batches(texts):
         chats = [
             template.render(messages, special, source)
             for messages, source in zip(batch["messages"], batch["source"], strict=True)
         ]
+        for messages, chat, source in zip(batch["messages"], chats, batch["source"], strict=True):
+            traces.check([whole_turn(turn) for turn in messages], *chat, source)
         encoded = encode(tokenizer, [text for text, _ in chats], add_special_tokens=False)
         for number, (text, spans) in enumerate(chats):
             ids = np.array(encoded["input_ids"][number], np.int32)
@@ -194,7 +211,9 @@ def add_chat_rows(
             rows.add_target_sizes(mask, (sizes[0], sizes[1]))
             rows.prompt_tokens.append(turns[seen[-1]][0])
             later = len(turns) - 1 - seen[-1]
-            rows.references.append(_answer(batch["messages"][number], later))
+            start, end = spans[seen[-1]]
+            written = _without_marks(text[start:end], tokenizer.all_special_tokens)
+            rows.references.append(_answer(batch["messages"][number], later, written))
             if len(rows.prompt_tokens) <= CHECKED_PROMPTS:
                 served = _served(template, tokenizer, batch["messages"][number], later)
                 counts.checked += 1
@@ -219,7 +238,7 @@ def _tokens_of(
 def _served(
     template: ChatTemplate,
     tokenizer: PreTrainedTokenizerFast,
-    messages: list[dict[str, Any]],
+    messages: list[dict[str, str | None]],
     later: int,
 ) -> list[int] | None:
     """Return the ids from which a served model would write an answer; None if refused."""
@@ -234,7 +253,21 @@ def _served(
     return encode(tokenizer, [text], add_special_tokens=False)["input_ids"][0]
 
 
-def _answer(messages: list[dict[str, str]], later: int) -> list[str]:
-    """Return the last answer that is in the row, where so many later ones are not."""
-    answers = [turn["content"] for turn in messages if turn["role"] == "assistant"]
-    return answers[len(answers) - 1 - later :][:1] if later < len(answers) else []
+def _answer(messages: list[dict[str, str | None]], later: int, written: str) -> list[str]:
+    """Return the last answer that is in the row, where so many later ones are not.
+
+    One that is more than its content, as a call of a tool, is what the template writes of it.
+    """
+    answers = [turn for turn in messages if turn["role"] == "assistant"]
+    if later >= len(answers):
+        return []
+    turn = answers[len(answers) - 1 - later]
+    return [written if turn.get("more") else turn["content"] or ""]
+
+
+def _without_marks(text: str, marks: Sequence[str]) -> str:
+    """Return an answer as it is written, without white space and special tokens at its end."""
+    left = text.strip()
+    while mark := next((mark for mark in marks if mark and left.endswith(mark)), None):
+        left = left.removesuffix(mark).strip()
+    return left

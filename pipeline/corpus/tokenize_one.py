@@ -6,7 +6,7 @@ from dataclasses import replace
 import datasets
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.corpus.examples import CorpusMeta, Example, corpus_table
+from pipeline.corpus.examples import CorpusMeta, Example, corpus_schema, corpus_table
 from pipeline.corpus.row_builder import Counts, Overlong, RowBuilder
 from pipeline.corpus.tokenize import SANE_LENGTH, add_rows, as_seen, check_length, form_of
 from pipeline.corpus.tokenize_chat import DEFAULT_DATE
@@ -58,7 +58,7 @@ def tokenize_one(
         rows={}, text_bytes={}, dropped={}, splits={}, seed=0, source={}, digest="",
     )  # fmt: skip
     form = form_of(meta, tokenizer, template, chat_template, chat_date)
-    texts = datasets.Dataset(corpus_table(usable))
+    texts = datasets.Dataset(corpus_table(usable, corpus_schema(usable)))
     used = tokenizer or train_tokenizer(as_seen(texts, form), vocab=SMALLEST_VOCAB)
     chosen = check_length(meta, used, max_length, overlong)
     add_rows(

@@ -26,9 +26,8 @@ from pipeline.evaluate.options import GenerateOptions, IntervalOptions
 from pipeline.evaluate.predictions import Identity, Row, identity, score_rows
 from pipeline.evaluate.scores import SCORES, headline, reported
 from pipeline.evaluate.text_scores import score_texts
-from pipeline.tasks import GENERATION_TASKS, generates, models_language
 from pipeline.evaluate.words import AUTO
-from pipeline.tasks import generates
+from pipeline.tasks import GENERATION_TASKS, generates, models_language
 
 logger = logging.getLogger(__name__)
 

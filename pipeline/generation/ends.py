@@ -44,10 +44,10 @@ def text_of(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
 
     Other special tokens are text: a target may hold them, and a model must learn to write them.
     """
-    marks = {getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad", "cls")} - {
-        tokenizer.unk_token_id
-    }
-    return str(tokenizer.decode([one for one in ids if one not in marks]))
+    names = ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id")
+    marks: list[Any] = [getattr(tokenizer, name) for name in names]
+    unknown: Any = tokenizer.unk_token_id
+    return str(tokenizer.decode([one for one in ids if one not in marks or one == unknown]))
 
 
 def _last_target(ids: Ids, mask: Mask) -> int | None:

@@ -240,3 +240,99 @@ def test_a_prompt_that_is_not_the_generation_prompt_is_warned_of(chats, tokenize
     inside = TEMPLATE.replace("{% generation %} ", " {% generation %}")
     tokenize(chat_template=inside + opening.replace(":", ": "))
     assert "train: in 100.0% of the chats" in caplog.text
+
+
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Bonn"}}}
+CALLING = [
+    {"role": "user", "content": "what is it"},
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "content": "17 degrees", "tool_call_id": "7", "name": "weather"},
+    {"role": "assistant", "content": "it is 17"},
+]
+# As templates of models that call tools: a call is JSON inside the answer.
+CALLS = TEMPLATE.replace(
+    "{{ message.content }}{{ eos_token }}",
+    "{{ message.reasoning_content }}{{ message.content }}"
+    "{% for call in message.tool_calls %}{{ call.function | tojson }}{% endfor %}{{ eos_token }}",
+)
+
+
+def test_calls_of_tools_reach_the_template_and_are_learnt(chats, tokenize):
+    chats(CALLING, CALLING[:2])
+    words = tokenizer()
+    rows = tokenize(chat_template=CALLS).split("train")
+    call = '{"name": "weather", "arguments": {"city": "Bonn"}}'
+    assert learnt(rows[0], words) == [f" {call}<|endoftext|>", " it is 17<|endoftext|>"]
+    assert learnt(rows[1], words) == [f" {call}<|endoftext|>"]
+    assert [row["references"] for row in rows] == [["it is 17"], [call]]
+
+
+def test_reasoning_and_parts_reach_the_template(chats, tokenize):
+    thought = {"role": "assistant", "content": "it is", "reasoning_content": "hm "}
+    parts = {"role": "user", "content": [{"type": "text", "text": "what"}]}
+    both = CALLS.replace(
+        "{%- else %} {{ message.content }}",
+        "{%- else %}{% for part in message.content %}{{ part.text }}{% endfor %}",
+    )
+    chats([parts, thought])
+    row = tokenize(chat_template=both).split("train")[0]
+    assert learnt(row, tokenizer()) == [" hm it is<|endoftext|>"]
+    assert row["references"] == ["hm it is"]
+
+
+ANSWER = {"role": "assistant", "content": "read"}
+ONLY_TWO = TEMPLATE.replace("{%- else %}", "{%- elif message.role == 'user' %}")
+OUTSIDE = TEMPLATE.replace("{% endgeneration %}", "{% endgeneration %}{{ message.tool_calls }}")
+FIRST_CALL = CALLS.replace("in message.tool_calls", "in (message.tool_calls or [])[:1]")
+
+
+@pytest.mark.parametrize(
+    ("template", "turns", "message"),
+    [
+        (TEMPLATE, CALLING, r"train\.jsonl:1: turn 2 \(assistant\): tool_calls leaves no trace in"),
+        (OUTSIDE, CALLING, r"turn 2 \(assistant\): tool_calls leaves .* what is to be learnt"),
+        (
+            FIRST_CALL,
+            [CHAT[0], {"role": "assistant", "content": "", "tool_calls": [CALL, {"x": 1}]}],
+            r"turn 2 \(assistant\): tool_calls\[1\] leaves no trace",
+        ),
+        (
+            TEMPLATE,
+            [CHAT[0], ANSWER | {"reasoning_content": "hm"}],
+            r"turn 2 \(assistant\): reasoning_content leaves no trace",
+        ),
+        (TEMPLATE, [CHAT[0] | {"name": "Ann"}, ANSWER], r"turn 1 \(user\): name leaves no trace"),
+        (
+            ONLY_TWO,
+            [CHAT[0], {"role": "developer", "content": "a"}, ANSWER],
+            r"turn 2 \(developer\): content leaves no trace",
+        ),
+        (
+            TEMPLATE,
+            [{"role": "user", "content": [{"type": "text", "text": "what"}]}, ANSWER],
+            r"turn 1 \(user\): the chat template writes the list of content as Python prints it",
+        ),
+        (
+            TEMPLATE.replace("message.content }}\n", "message.content[0].text }}\n"),
+            [{"role": "user", "content": [{"text": "what"}, {"type": "image"}]}, ANSWER],
+            r"turn 1 \(user\): part 2 of content \(image\) leaves no trace",
+        ),
+    ],
+)
+def test_what_leaves_no_trace_is_refused_with_row_and_turn(
+    chats, tokenize, template, turns, message
+):
+    chats(turns)
+    with pytest.raises(ConfigError, match=message) as error:
+        tokenize(chat_template=template)
+    assert "\n" not in str(error.value)
+
+
+def test_a_role_that_is_dropped_later_is_found_by_its_missing_text(chats, tokenize):
+    first_only = TEMPLATE.replace(
+        "{%- else %}", "{%- elif message.role == 'user' or loop.index == 1 %}"
+    )
+    system = {"role": "system", "content": "be kind"}
+    chats([system, *CHAT], [*CHAT[:2], {**system, "content": "be good"}, *CHAT[2:]])
+    with pytest.raises(ConfigError, match=r"train\.jsonl:2: turn 3 \(system\): content leaves"):
+        tokenize(chat_template=first_only)

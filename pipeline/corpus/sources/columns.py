@@ -12,6 +12,7 @@ from pydantic import Field
 
 from pipeline.corpus.examples import Example, Split
 from pipeline.corpus.sources.base import SourceConfig
+from pipeline.corpus.turns import turn_of
 from pipeline.errors import ConfigError
 
 Names = str | tuple[str, ...]
@@ -29,8 +30,8 @@ class ColumnSource(SourceConfig):
         target: Column with what is to be written after the text. Of several columns the first is
             trained on and all are references; splits may have columns of their own.
         alternatives: What stands between several targets in one cell; they count as columns do.
-        messages: Column with a chat: a list of {role, content}, or its JSON. Other keys of a turn
-            are left out.
+        messages: Column with a chat: a list of {role, content}, or its JSON. Of other keys of a
+            turn those of `turns.FIELDS` are kept, as tool_calls; the rest is left out.
     """
 
     text: str = "text"
@@ -78,7 +79,7 @@ class ColumnSource(SourceConfig):
             messages = _messages(_value(cells, self.messages, where), where, self.messages)
             if not messages:
                 return None
-            answers = [turn["content"] for turn in messages if turn["role"] == "assistant"]
+            answers = [turn["content"] or "" for turn in messages if turn["role"] == "assistant"]
             references = tuple(answers[-1:])
             return Example(text="", messages=messages, references=references, **place)
         text = _text(_value(cells, self.text, where), where, self.text)
@@ -176,7 +177,7 @@ def _names(value: Any, where: str, column: str, separator: str) -> tuple[str, ..
     return tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
 
 
-def _messages(value: Any, where: str, column: str) -> tuple[dict[str, str], ...]:
+def _messages(value: Any, where: str, column: str) -> tuple[dict[str, str | None], ...]:
     """Return a chat's turns; an empty cell is no chat."""
     if isinstance(value, str) and value.strip():
         try:
@@ -188,15 +189,16 @@ def _messages(value: Any, where: str, column: str) -> tuple[dict[str, str], ...]
             ) from error
     if not value or (isinstance(value, float) and math.isnan(value)):
         return ()
-    found: list[dict[str, str]] = []
-    for turn in value if isinstance(value, list) else [[value]]:
-        pair = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
-        role, content = pair
-        if not isinstance(role, str) or not isinstance(content, str):
+    found: list[dict[str, str | None]] = []
+    for value_of_turn in value if isinstance(value, list) else [[value]]:
+        turn = turn_of(value_of_turn)
+        if turn is None:
             raise ConfigError(
-                f"{where}: column {column!r} holds {str(turn)[:60]!r}, expected a list of "
-                "{role, content}, both texts; convert the column"
+                f"{where}: column {column!r} holds {str(value_of_turn)[:60]!r}, expected a list of "
+                "{role, content}, both texts, or with tool_calls in place of the content; convert "
+                "the column"
             )
-        _refuse_broken(content, where, column)
-        found.append({"role": role, "content": content})
+        for text in turn.values():
+            _refuse_broken(text or "", where, column)
+        found.append(turn)
     return tuple(found)

@@ -64,6 +64,15 @@ def test_chats_come_as_lists_or_as_their_json(read):
     assert reading.dropped == {"empty": 1}
 
 
+def test_more_than_content_is_kept_and_nulls_of_tables_are_not(read):
+    call = {"function": {"name": "f", "arguments": {"a": 1, "b": None}}}
+    turn = {"role": "assistant", "content": None, "tool_calls": [call], "name": None, "id": 4}
+    (example,) = read([{"m": [CHAT[0], turn]}], messages="m").examples
+    assert example.messages is not None
+    more = '{"tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]}'
+    assert example.messages == (CHAT[0], {"role": "assistant", "content": None, "more": more})
+
+
 @pytest.mark.parametrize(
     ("cell", "message"),
     [
