@@ -3,6 +3,8 @@
 The exit code of each class is part of the command line's contract.
 """
 
+from collections.abc import Sequence
+
 
 class DecantError(Exception):
     """Base of every error that is reported as one line instead of a traceback."""
@@ -32,6 +34,19 @@ class ResourceError(DecantError):
     """Disk, memory or a lock is not to be had; what was written stays valid."""
 
     exit_code = 5
+
+
+class ManyFoundError(DecantError):
+    """Errors that were found at once, each of them a line of its own; the first decides the code.
+
+    Args:
+        errors: At least one.
+    """
+
+    def __init__(self, errors: Sequence[DecantError]) -> None:
+        super().__init__("; ".join(map(str, errors)))
+        self.errors = tuple(errors)
+        self.exit_code = errors[0].exit_code
 
 
 class Interrupted(KeyboardInterrupt):

@@ -12,7 +12,7 @@ from typing import ParamSpec, TextIO
 import click
 from tqdm import tqdm
 
-from pipeline.errors import ConfigError, DecantError, Interrupted, ResourceError
+from pipeline.errors import ConfigError, DecantError, Interrupted, ManyFoundError, ResourceError
 from pipeline.provenance import free_bytes, is_no_room
 from pipeline.visible import visible
 from stages.parameters import check_unchanged, forget_sections
@@ -131,7 +131,8 @@ def resource_error(error: BaseException) -> ResourceError | None:
 
 def _fail(error: DecantError) -> None:
     _end_progress()
-    click.echo(f"error: {visible(' '.join(str(error).split()))}", err=True)
+    for one in error.errors if isinstance(error, ManyFoundError) else (error,):
+        click.echo(f"error: {visible(' '.join(str(one).split()))}", err=True)
     sys.exit(error.exit_code)
 
 

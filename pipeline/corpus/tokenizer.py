@@ -128,7 +128,7 @@ def local_tokenizer(
         return None
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(
-            str(source), revision=revision, local_files_only=True
+            str(source), revision=revision or "main", local_files_only=True
         )
     # The library's own reader raises a plain Exception for a broken file.
     except Exception as error:

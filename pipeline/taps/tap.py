@@ -113,7 +113,9 @@ def tap(
     if attention or values:
         prepare_attention(model)
     record = Record()
-    recorder = _Recorder(anatomy, record, frozenset(attention), frozenset(values), head, watch)
+    recorder = _Recorder(
+        anatomy, record, frozenset(hidden), frozenset(attention), frozenset(values), head, watch
+    )
     # The module that holds the blocks, because some heads (OPT's) call it past the base model.
     handles = [
         anatomy.owner.register_forward_pre_hook(recorder.begin),
@@ -154,6 +156,7 @@ class _Recorder:
         self,
         anatomy: Anatomy,
         record: Record,
+        hidden: frozenset[int],
         attention: frozenset[int],
         values: frozenset[int],
         head: bool,
@@ -161,6 +164,7 @@ class _Recorder:
     ) -> None:
         self.model_class = anatomy.model_class
         self.record = record
+        self.hidden = hidden
         self.attention = attention
         self.values = values
         self.head = head
@@ -188,6 +192,11 @@ class _Recorder:
             raise IncompatibleError(
                 f"{self.model_class}: layers {missing} computed attention outside transformers' "
                 f"AttentionInterface, expected one call a layer; {REMEDY}"
+            )
+        if silent := sorted(self.hidden - self.record.hidden.keys()):
+            raise IncompatibleError(
+                f"{self.model_class} runs its blocks past their hooks (layers {silent}), expected "
+                "modules that are called; leave hidden states out for this model"
             )
         for layer, version in self.versions.items():
             if self.record.hidden[layer]._version != version:

@@ -31,6 +31,7 @@ ELSEWHERE = {
     "make test": "the recipe is checked below: what you are looking at",
     "make check": "the recipe is checked below",
     "make faults": "the recipe is checked below: what tests/faults does, more often",
+    "make families": "the recipe is checked below: what tests/families does, of all families",
     "make style": "the recipe is checked below",
     "make bench": "tests/benchmarks/test_train.py",
     "dvc repro select@labels-only select@soft-labels select@aligned": "tests/e2e/test_dvc.py",

@@ -18,6 +18,7 @@ from pipeline.student.needs import select_signals
 from pipeline.student.objective import Alignment, Objective
 from pipeline.student.origin import StudentModel
 from pipeline.student.train import train_student
+from pipeline.taps.check_miniature import check_in_miniature
 from pipeline.taps.configuration import NOT_ARCHITECTURE, auto_class, settable_keys
 from pipeline.taps.miniature import MOST_PARAMETERS
 from pipeline.teacher.reference import TeacherReference
@@ -76,6 +77,12 @@ def live(family: str, task: str, root: Path, teachers: Callable[[str], Captured]
     except Exception as error:  # noqa: BLE001 - a family that cannot be made small is not judged
         life.reason = f"not tried: {_short(error)}"
         return life
+    if config.is_encoder_decoder:
+        try:
+            check_in_miniature(config, task, where=family, max_length=ROW)
+        except DecantError as error:
+            life.reason = str(error).removeprefix(f"{family}: ")
+            return life
     store = _teacher(life, config, root)
     if store is not None:
         life.student = _student(life, store, root / "own", {}, "random")

@@ -23,6 +23,7 @@ UNLIKE = [
     ("albert", "classification"),  # one block for all layers
     ("fnet", "classification"),  # does not heed the mask
     ("deberta-v2", "classification"),  # attention of its own
+    ("squeezebert", "classification"),  # blocks that no hook sees
 ]
 
 

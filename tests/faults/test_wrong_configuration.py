@@ -30,7 +30,7 @@ KEYS = [
     ("check", f"{LOSS}.output.temperature", 0, f"{LOSS}.output.temperature: found 0, expected"),
     ("check", f"{STUDENT}.train.learning_rate", 0, "learning_rate: found 0, expected a number gre"),
     ("check", f"{STUDENT}.teacher", "mian", f"{STUDENT}.teacher: found 'mian', expected one of"),
-    ("check", "students.a b", {"teacher": "main"}, "students.a b.model: missing; add it"),
+    ("check", "students.extra", {"teacher": "main"}, "students.extra.model: missing; add it"),
     ("check", "students.../up", tiny_params()["students"]["soft"], "students.../up: the name bec"),
     ("prepare", "corpus.source.fils", "x", "corpus.source.fils: unknown key; did you mean 'file"),
     ("prepare", "corpus.test_share", NAN, "corpus.test_share: found nan, expected a finite num"),

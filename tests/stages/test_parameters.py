@@ -9,9 +9,22 @@ import dvc.utils.serialize
 import pytest
 
 from pipeline.errors import ConfigError, DecantError
-from stages.check import ProjectParams
-from stages.parameters import read_yaml, section, validate
+from stages.fitting import TeacherParams
+from stages.parameters import Section, read_yaml, section, validate
+from stages.sections.corpus import CorpusParams
+from stages.sections.evaluate import EvaluateParams
+from stages.sections.student import StudentParams
 from tests.cases import tiny_params, write_params
+
+
+class ProjectParams(Section):
+    """All of a file of parameters."""
+
+    corpus: CorpusParams
+    teachers: dict[str, TeacherParams]
+    students: dict[str, StudentParams]
+    evaluate: EvaluateParams
+
 
 ROOT = Path(__file__).parents[2]
 MISSING = object()

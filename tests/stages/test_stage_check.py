@@ -1,5 +1,7 @@
 """check finds before anything long starts what the stages would find one after another."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -212,3 +214,51 @@ def test_a_name_in_quotes_is_text(decant, empty):
     write_params(empty, params)
     result = decant("check")
     assert result.exit_code == 0, result.output
+
+
+def test_all_errors_are_said_at_once_in_the_order_of_the_file(decant, empty):
+    params = tiny_params()
+    params["corpus"]["source"]["files"] = "gone.txt"
+    params["teachers"]["main"]["tokens"].pop("vocab")
+    params["teachers"]["main"]["capture"]["hidden"]["layers"] = [LAYERS + 1]
+    params["students"]["soft"]["train"]["epoch"] = 1
+    params["students"]["aligned"]["teacher"] = "mian"
+    write_params(empty, params)
+    result = decant("check")
+    assert result.exit_code == 2
+    said = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    wanted = (
+        "students.soft.train.epoch: unknown key",
+        "students.aligned.teacher: found 'mian'",
+        "gone.txt: cannot be read",
+        "teachers.main.tokens: no tokenizer",
+        f"layer {LAYERS + 1} asked for",
+    )
+    assert len(said) == len(wanted)
+    for line, part in zip(said, wanted, strict=True):
+        assert part in line
+
+
+def test_what_is_wrong_in_parameters_is_found_without_torch(empty):
+    params = tiny_params()
+    params["students"]["aligned"]["teacher"] = "mian"
+    write_params(empty, params)
+    program = (
+        "import sys\n"
+        "from stages.check import check\n"
+        "try:\n    check(standalone_mode=False)\n"
+        "except SystemExit as end:\n    print(end.code, 'torch' in sys.modules)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.split() == ["2", "False"], ended.stderr
+
+
+def test_a_column_that_is_not_there_and_a_chat_without_marks(decant, empty):
+    (empty / "rows.tsv").write_text("text\tlabel\none\ta\n")
+    params = tiny_params()
+    source = {"kind": "table", "files": "rows.tsv", "label": "y"}
+    params["corpus"] = {"source": source, "task": "classification"}
+    write_params(empty, params)
+    assert "rows.tsv: line 2: no column 'y', it has 'text', 'label'" in decant("check").stderr

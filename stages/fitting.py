@@ -1,0 +1,180 @@
+"""Does a teacher fit the corpus, and a student its teacher? Told by their sections alone."""
+
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import model_validator
+
+from pipeline.corpus.examples import Example
+from pipeline.corpus.tokenize_one import tokenize_one
+from pipeline.corpus.tokenize_prompt import Template
+from pipeline.corpus.tokenizer import local_tokenizer
+from pipeline.errors import ConfigError, DecantError, IncompatibleError
+from pipeline.store.forms.form import Geometry
+from pipeline.store.records import Declaration
+from pipeline.store.signals import Signal
+from pipeline.tasks import generates, models_language
+from pipeline.teacher.quantization import check_packed, check_quantization
+from pipeline.training.options import TrainOptions
+from stages.miniatures import teacher_values
+from stages.parameters import Section
+from stages.sections.capture import CaptureParams
+from stages.sections.corpus import CorpusParams
+from stages.sections.student import StudentParams
+from stages.sections.teacher import TeacherModel
+from stages.sections.tokens import TokenParams
+
+
+class TeacherParams(Section):
+    """Section `teachers.T`. `fit: null` leaves a pretrained teacher's weights as they are."""
+
+    tokens: TokenParams
+    model: TeacherModel
+    fit: TrainOptions | None = None
+    capture: CaptureParams
+
+    # After, not before: what a function has seen is no JSON any more, whose lists may be tuples.
+    @model_validator(mode="after")
+    def _says_how_it_learns(self) -> Self:
+        if "fit" not in self.model_fields_set:
+            raise ValueError(
+                "fit is missing; say how to train the teacher, or `fit: null` to leave its weights "
+                "as they are"
+            )
+        return self
+
+
+def check_template(name: str, template: str | None, corpus: CorpusParams) -> None:
+    """Refuse a template that the task does not use, or that leaves out a column.
+
+    Raises:
+        ConfigError: Naming the teacher.
+    """
+    key = f"teachers.{name}"
+    if template is None:
+        return
+    if corpus.task != "prompt-target":
+        raise ConfigError(
+            f"{key}.tokens.template: given for task {corpus.task}, which has none; remove it, or "
+            "use task prompt-target"
+        )
+    try:
+        Template.parse(template, has_pairs=getattr(corpus.source, "pair", None) is not None)
+    except ConfigError as error:
+        raise ConfigError(f"{key}.{error}") from error
+
+
+def check_teacher(key: str, teacher: TeacherParams, task: str) -> None:
+    """Refuse keys of a teacher that contradict each other, the task or what is on this machine.
+
+    Raises:
+        ConfigError: Naming the key.
+        IncompatibleError: If weights that are packed would have to be trained.
+    """
+    if teacher.model.scratch is not None and teacher.fit is None:
+        raise ConfigError(f"{key}.fit: found null; a teacher from scratch must be trained, add it")
+    _check_packing(key, teacher)
+    path, revision = teacher.model.path, teacher.model.revision
+    if path is not None and revision is None and not Path(path).is_dir():
+        raise ConfigError(
+            f"{key}.model.path: found {path}, which is no directory here, and no revision; correct "
+            "the path, or pin model.revision if it is a hub id, whose weights may change"
+        )
+    if teacher.tokens.vocab is None and teacher.tokens.tokenizer is None and not teacher.model.path:
+        raise ConfigError(
+            f"{key}.tokens: no tokenizer; give vocab to train one, or tokenizer with a directory "
+            "or hub id"
+        )
+    if teacher.tokens.max_length > teacher.capture.segment_tokens:
+        raise ConfigError(
+            f"{key}.capture.segment_tokens: found {teacher.capture.segment_tokens}, expected at "
+            f"least tokens.max_length, {teacher.tokens.max_length}; raise it"
+        )
+    if teacher.tokens.targets == "teacher" and not generates(task):
+        raise ConfigError(
+            f"{key}.tokens.targets: found teacher, but task {task} has no prompts that a teacher "
+            "could go on from; use targets: corpus, or task prompt-target or messages"
+        )
+
+
+def _check_packing(key: str, teacher: TeacherParams) -> None:
+    """See that weights are packed once and not trained, by a package that is there."""
+    quantization = teacher.model.quantization
+    packing = None if quantization is None else quantization.build()
+    is_trained = teacher.fit is not None
+    check_quantization(packing, key=key, path=teacher.model.path, is_trained=is_trained)
+    check_packed(teacher_values(teacher.model), packing, key=key, is_trained=is_trained)
+
+
+def check_rows(key: str, teacher: TeacherParams, task: Any, rows: list[Example]) -> None:
+    """Render and tokenise one row of each split as `tokenize` will.
+
+    Raises:
+        ConfigError: If a template refuses a row, or leaves out what it must show.
+    """
+    one_a_split = list({row.split: row for row in reversed(rows)}.values())
+    if not one_a_split:
+        return
+    tokens, model = teacher.tokens, teacher.model
+    source = tokens.tokenizer or (None if tokens.vocab else model.path)
+    tokenizer = None if source is None else local_tokenizer(source, revision=model.revision)
+    if source is not None and tokenizer is None:
+        return  # not at hand
+    try:
+        tokenize_one(
+            one_a_split,
+            task=task,
+            tokenizer=tokenizer,
+            max_length=tokens.max_length,
+            overlong=tokens.overlong,
+            **tokens.rendering(),
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{key}.tokens: {error}") from error
+
+
+def check_output(name: str, student: StudentParams, capture: CaptureParams, task: str) -> None:
+    """See that the logits' form serves the output term, and a student that has fewer ids."""
+    from pipeline.student.outputs import check_output_loss, temperature_index
+
+    logits, term = capture.logits_form(), student.loss.output
+    if logits is None or term.weight.is_off:
+        return
+    declared = Declaration.of(Signal("logits", None, logits), Geometry(), (), {}, None)
+    try:
+        check_output_loss(declared, term)
+        temperature_index(declared, term.temperature)
+    except IncompatibleError as error:
+        raise IncompatibleError(f"students.{name}.{error}") from error
+    is_cut = student.model.vocabulary == "corpus" and models_language(task)
+    if is_cut and logits.name != "head":
+        raise IncompatibleError(
+            f"students.{name}.model.vocabulary: corpus needs logits over all ids, the capture has "
+            f"form {logits.name}; capture logits as head, or use vocabulary: teacher"
+        )
+
+
+def check_architecture(name: str, student: StudentParams, config: dict[str, Any]) -> None:
+    """Build the student's configuration, where its teacher's is known, and compare head counts."""
+    from pipeline.student.architecture import student_configuration, teacher_configuration
+    from pipeline.student.sizes import check_sizes
+    from pipeline.taps.configuration import size_of
+
+    architecture = student.model.architecture
+    if architecture is None or "model_type" not in config:
+        return
+    teacher = teacher_configuration(config)
+    try:
+        built = student_configuration(architecture, teacher, vocab=size_of(teacher, "vocab_size"))
+        if student.model.init == "teacher-layers":
+            check_sizes(built, teacher)
+    except DecantError as error:
+        raise type(error)(f"students.{name}.model: {error}") from error
+    found, expected = (size_of(one, "num_attention_heads") for one in (built, teacher))
+    attention = student.loss.attention
+    if not attention.weight.is_off and attention.loss == "kl" and found != expected:
+        raise IncompatibleError(
+            f"students.{name}.loss.attention: the student has {found} attention heads, the teacher "
+            f"{expected}; give the student {expected}, use loss: relations or head_mean, or set "
+            "the term's weight to 0"
+        )
