@@ -83,7 +83,7 @@ def test_every_command_is_run_or_accounted_for():
 
 
 @pytest.mark.parametrize(
-    "target", ["install", "repro", "test", "faults", "check", "style", "bench"]
+    "target", ["install", "repro", "test", "faults", "families", "check", "style", "bench"]
 )
 def test_a_make_target_has_a_recipe(target):
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
