@@ -6,7 +6,9 @@ import click
 
 from pipeline.corpus.tokens import TokenSet
 from pipeline.corpus.transfer import transfer_tokens
+from pipeline.report.words import data
 from pipeline.store.layout import Layout
+from pipeline.store.upkeep.occupancy import bytes_by_part
 from pipeline.teacher.reference import TeacherReference
 from pipeline.teacher.request import resolve_layers, resolve_signals
 from pipeline.teacher.spec import store_fingerprint, store_spec
@@ -83,7 +85,13 @@ def capture(teacher: str, params: Path, no_wait: bool, verify: bool) -> None:
             ),
         )
     write_manifests(layout, DATA / "manifests" / teacher, reference, signals, blocks)
-    click.echo(f"store {layout.root.name} is whole: {len(signals)} signals", err=True)
+    taken = bytes_by_part(layout.root)
+    parts = ", ".join(f"{name} {data(size)}" for name, size in taken.items())
+    click.echo(
+        f"store {layout.root.name} is whole: {len(signals)} signals, "
+        f"{data(sum(taken.values()))} ({parts})",
+        err=True,
+    )
 
 
 if __name__ == "__main__":

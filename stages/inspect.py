@@ -17,6 +17,7 @@ from pipeline.errors import DecantError, IntegrityError
 from pipeline.store.reader import StoreReader
 from pipeline.store.records import Declaration, StoredSignal
 from pipeline.store.sealed import read_record
+from pipeline.store.upkeep.occupancy import bytes_by_part
 from pipeline.teacher.reference import TeacherReference
 from stages.command import stage
 from stages.tables import print_whole
@@ -106,6 +107,7 @@ def _facts(
     reader: StoreReader, signals: list[StoredSignal], teacher: str, tokens: str
 ) -> dict[str, str]:
     plan, spec = reader.plan, reader.plan["spec"]
+    sizes = bytes_by_part(reader.layout.root)
     segments = Counter(plan["segments"])
     total = sum(signal.bytes for signal in signals)
     # Hidden states and attention are kept for training alone, logits for all: no plain quotient.
@@ -130,7 +132,8 @@ def _facts(
         "computed in": f"{cut.get('dtype', 'unknown')}, batches of up to "
         f"{plan.get('batch_tokens') or cut.get('batch_tokens', 0):,} tokens"
         f"{', found by auto' if plan.get('batch_tokens') else ''}",
-        "assets": ", ".join(sorted(reader.index["assets"])) or "none beside the tokenizer",
+        "on disk": ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+        + f"; {sum(sizes.values()):,} bytes in all",
         "format": f"{spec.get('format', 'unknown')}",
     }
 

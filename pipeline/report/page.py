@@ -197,7 +197,7 @@ def summary(
             many = len(teacher.signals)
             sentence += (
                 f" ran once over {words.count(tokens)} tokens and left {words.data(stored)}"
-                + f" in {many} signal{'s' if many > 1 else ''}"
+                + f" of features in {many} signal{'s' if many > 1 else ''}"
                 + f" ({words.data(teacher.stored_bytes_per_token)} a token of training)."
             )
         else:

@@ -14,6 +14,7 @@ from pipeline.store.reader import StoreReader
 from pipeline.store.records import manifest_json
 from pipeline.store.sealed import read_record, write_record
 from pipeline.store.shards import file_digest
+from pipeline.store.upkeep.occupancy import bytes_by_part
 from tests.cases import error_line
 
 
@@ -135,3 +136,12 @@ def test_of_no_store_is_one_line(decant, project):
     result = decant("inspect", "data/corpus")
     assert result.exit_code == 3
     assert "no whole store is here" in error_line(result)
+
+
+def test_all_bytes_of_the_directory_are_told_by_what_they_are(decant, project):
+    files = [path for path in store().rglob("*") if path.is_file()]
+    result = decant("inspect", str(store()))
+    assert f"{sum(path.stat().st_size for path in files):,} bytes in all" in result.output
+    for part in ("features", "text", "tokenizer", "teacher", "channels", "records"):
+        assert part in result.output
+    assert sum(bytes_by_part(store()).values()) == sum(path.stat().st_size for path in files)

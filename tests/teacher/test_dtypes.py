@@ -95,3 +95,31 @@ def test_weights_are_loaded_once_and_in_their_dtype(tmp_path, monkeypatch):
     model = load_teacher(own.teacher, reference, task="causal-lm", device=CPU, dtype=torch.bfloat16)
     assert {value.dtype for value in model.parameters()} == {torch.bfloat16}
     assert seen <= {torch.bfloat16}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_blocks_that_run_wider_than_they_were_saved_are_stored_as_they_were_saved(tmp_path, dtype):
+    own = prepared(tmp_path, "llama")
+    saved = getattr(torch, dtype)
+    model = tiny_model("llama", layers=3).to(saved)
+    write_teacher(tmp_path / "teacher", model)
+    own.capture([], blocks=[1, 3])
+    stored = load_file(own.store / "assets" / "blocks.safetensors")
+    for name, value in model.state_dict().items():
+        if name in stored:
+            assert stored[name].dtype == saved
+            assert torch.equal(stored[name], value)
+
+
+def test_a_store_with_wide_blocks_is_whole_and_keeps_them(tmp_path, monkeypatch):
+    own = prepared(tmp_path, "llama")
+    write_teacher(tmp_path / "teacher", tiny_model("llama", layers=3).bfloat16())
+    with monkeypatch.context() as patch:
+        patch.setattr(assets, "_narrowed", lambda value: value)
+        own.capture([], blocks=[1])
+    before = own.index["assets"]["blocks"]
+    own.capture([], blocks=[1])
+    assert own.index["assets"]["blocks"] == before
+    (own.store / "assets" / "blocks.safetensors").unlink()
+    own.capture([], blocks=[1])
+    assert own.index["assets"]["blocks"] == before

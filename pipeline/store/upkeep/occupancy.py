@@ -1,0 +1,31 @@
+"""What a store takes on disk, by what it is: features are not all of it."""
+
+from collections import Counter
+from pathlib import Path
+
+FEATURES = ("hidden", "attention", "value", "logits")
+"""Groups of `features.zarr` that hold what the teacher gave; the others hold its text."""
+
+
+def bytes_by_part(store: Path) -> dict[str, int]:
+    """Return the bytes of all files of a store: features, text, each asset, and records.
+
+    Links count as nothing. Together they are what the directory takes, but for its own blocks.
+    """
+    found: Counter[str] = Counter()
+    for path in sorted(store.rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            found[_part(path.relative_to(store))] += path.stat().st_size
+    return dict(found)
+
+
+def _part(path: Path) -> str:
+    top, *below = path.parts
+    if top == "features.zarr" and below and below[0] in FEATURES:
+        return "features"
+    if top == "features.zarr" and len(below) > 1:
+        return "text"
+    if top == "assets":
+        # `lm_head.safetensors` is one file, the tokenizer a directory.
+        return Path(below[0]).stem
+    return "records"
