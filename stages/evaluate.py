@@ -76,6 +76,7 @@ def evaluate(student: str, params: Path) -> None:
         teacher_texts=teacher_texts,
         intervals=options.intervals,
         tokenizer=options.tokenizer,
+        is_timed=options.timing,
         # The teacher's: speeds of other lengths would not compare.
         timing_length=min(TIMING_LENGTH, teacher_tokens.meta.max_length),
     )

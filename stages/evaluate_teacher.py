@@ -61,6 +61,7 @@ def evaluate_teacher(teacher: str, params: Path) -> None:
         generate=options.generate,
         intervals=options.intervals,
         tokenizer=options.tokenizer,
+        is_timed=options.timing,
     )
     write_predictions(DATA / "predictions" / "teachers" / f"{teacher}.jsonl", found.predictions)
     output = DATA / "metrics" / "teachers" / f"{teacher}.json"

@@ -20,6 +20,10 @@ from pipeline.errors import ConfigError
 OTHER_WEIGHTS = frozenset({".bin", ".h5", ".msgpack", ".onnx", ".ot", ".pt", ".pth", ".gguf"})
 
 
+SECONDS = 10.0
+"""Of timing a full batch, and of timing a sequence, unless one pass takes longer."""
+
+
 @dataclass(frozen=True, slots=True)
 class Timing:
     """Speed of a forward pass, and what it was measured with.
@@ -29,7 +33,9 @@ class Timing:
         latency_seconds: Median time of the forward pass of one sequence.
         batch: Sequences in the full batch.
         length: Tokens of every sequence.
-        repeats: Timed passes of each kind.
+        repeats: Timed passes of the full batch; fewer than asked for where time was up.
+        slowest: Tokens a second in the slowest of them.
+        fastest: The same in the fastest.
         threads: CPU threads torch may use within an operation.
         device: Kind of device, for example cpu or cuda.
     """
@@ -39,6 +45,8 @@ class Timing:
     batch: int
     length: int
     repeats: int
+    slowest: float
+    fastest: float
     threads: int
     device: str
 
@@ -95,8 +103,11 @@ def measure_speed(
     length: int = 128,
     repeats: int = 5,
     warmup: int = 2,
+    seconds: float = SECONDS,
 ) -> Timing:
     """Time forward passes over fixed random ids, without a key-value cache.
+
+    A large model gets fewer passes, at least one without a warm-up.
 
     Args:
         model: A model on `device`, in evaluation mode.
@@ -105,6 +116,7 @@ def measure_speed(
         length: Tokens of every sequence.
         repeats: Timed passes; the median counts.
         warmup: Passes before the clock starts.
+        seconds: After so long no further pass begins, of the full batch and of one sequence each.
 
     Raises:
         ConfigError: If a count is not positive.
@@ -120,30 +132,35 @@ def measure_speed(
     if config.pad_token_id is not None:
         ids[ids == config.pad_token_id] = (config.pad_token_id + 1) % config.vocab_size
     ids = ids.to(device)
-    full = _median_seconds(model, ids, repeats, warmup)
-    single = _median_seconds(model, ids[:1], repeats, warmup)
+    full = _pass_seconds(model, ids, repeats, warmup, seconds)
+    single = _pass_seconds(model, ids[:1], repeats, warmup, seconds)
     return Timing(
-        tokens_per_second=batch * length / full,
-        latency_seconds=single,
+        tokens_per_second=batch * length / statistics.median(full),
+        latency_seconds=statistics.median(single),
         batch=batch,
         length=length,
-        repeats=repeats,
+        repeats=len(full),
+        slowest=batch * length / max(full),
+        fastest=batch * length / min(full),
         threads=torch.get_num_threads(),
         device=device.type,
     )
 
 
-def _median_seconds(model: PreTrainedModel, ids: Tensor, repeats: int, warmup: int) -> float:
-    """Median seconds of a forward pass, with the device's queue empty at both ends."""
+def _pass_seconds(
+    model: PreTrainedModel, ids: Tensor, repeats: int, warmup: int, limit: float
+) -> list[float]:
+    """Seconds of forward passes, with the device's queue empty at both ends."""
     seconds = []
     with torch.inference_mode():
-        for _ in range(warmup + repeats):
+        while len(seconds) < warmup + repeats and (not seconds or sum(seconds) < limit):
             _synchronize(ids.device)
             start = time.perf_counter()
             model(input_ids=ids)
             _synchronize(ids.device)
             seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[warmup:])
+    # Where time was up before the warm-up ended, its last pass is the best there is.
+    return seconds[warmup:] or seconds[-1:]
 
 
 def _synchronize(device: torch.device) -> None:
@@ -153,28 +170,29 @@ def _synchronize(device: torch.device) -> None:
 
 
 def cost_metrics(
-    model: PreTrainedModel, *, directory: Path | None, timing: Timing
+    model: PreTrainedModel, *, directory: Path | None, timing: Timing | None
 ) -> dict[str, Any]:
     """Compose the cost part of a model's metrics.
 
     Args:
         model: The model.
         directory: Its Hugging Face directory, or None where it has none.
-        timing: What `measure_speed` found.
+        timing: What `measure_speed` found; None where nothing was timed.
 
     Returns:
-        `parameters`, `parameters_without_embeddings`, `bytes_on_disk`, `tokens_per_second`,
-        `latency_seconds`, and under `timing` what the last two were measured with.
+        `parameters`, `parameters_without_embeddings`, `bytes_on_disk`; where there is a timing,
+        `tokens_per_second`, `latency_seconds`, and under `timing` what these were measured with.
     """
     total, without = count_parameters(model)
-    details = asdict(timing)
-    speed = {name: details.pop(name) for name in ("tokens_per_second", "latency_seconds")}
-    metrics = {
+    metrics: dict[str, Any] = {
         "parameters": total,
         "parameters_without_embeddings": without,
-        **speed,
-        "timing": details,
     }
+    if timing is not None:
+        details = asdict(timing)
+        for name in ("tokens_per_second", "latency_seconds"):
+            metrics[name] = details.pop(name)
+        metrics["timing"] = details
     if directory is not None:
         metrics["bytes_on_disk"] = bytes_on_disk(directory)
     return metrics

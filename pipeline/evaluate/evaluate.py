@@ -18,7 +18,7 @@ from pipeline.corpus.tokens import TokenSet
 from pipeline.errors import ConfigError, IncompatibleError
 from pipeline.evaluate.answers import predict_rows
 from pipeline.evaluate.chance import score_at_chance
-from pipeline.evaluate.cost import cost_metrics, measure_speed
+from pipeline.evaluate.cost import SECONDS, cost_metrics, measure_speed
 from pipeline.evaluate.generated import generate_rows, tokenizer_for
 from pipeline.evaluate.intervals import bootstrap_intervals
 from pipeline.evaluate.measure import values
@@ -58,6 +58,7 @@ def evaluate_model(
     teacher_texts: Mapping[Identity, str] | None = None,
     intervals: IntervalOptions | None = None,
     tokenizer: str = AUTO,
+    is_timed: bool = True,
     timing_batch: int = 8,
     timing_length: int = 128,
     timing_repeats: int = 5,
@@ -78,6 +79,7 @@ def evaluate_model(
         teacher_texts: What the teacher wrote, by `row` and `source_row`; None to compare with none.
         intervals: How to find confidence intervals of the test scores; None for none.
         tokenizer: How BLEU splits text into words, in sacrebleu's names.
+        is_timed: Whether forward passes are timed.
         timing_batch: Sequences in the batch that is timed.
         timing_length: Tokens of a timed sequence, cut to the corpus's longest.
         timing_repeats: Timed passes; the median counts.
@@ -161,13 +163,16 @@ def evaluate_model(
         logger.warning("the same answer to every test row: it has learnt nothing, or not enough")
     if teacher_texts is not None:
         metrics |= _against(predictions, teacher_texts, tokenizer)
-    timing = measure_speed(
-        model,
-        device=device,
-        batch=timing_batch,
-        length=min(timing_length, meta.max_length),
-        repeats=timing_repeats,
-    )
+    timing = None
+    if is_timed:
+        logger.info("timing forward passes, for up to %d s", 2 * SECONDS)
+        timing = measure_speed(
+            model,
+            device=device,
+            batch=timing_batch,
+            length=min(timing_length, meta.max_length),
+            repeats=timing_repeats,
+        )
     metrics |= cost_metrics(model, directory=directory, timing=timing)
     return Evaluation(metrics, predictions)
 

@@ -52,6 +52,30 @@ class UsedSignal(BaseModel):
     digest: str
 
 
+class Timing(BaseModel):
+    """What a speed was measured with; files of earlier versions have no range.
+
+    Attributes:
+        batch: Sequences of a pass.
+        length: Tokens of a sequence.
+        repeats: Passes.
+        device: Kind of device.
+        threads: CPU threads.
+        slowest: Tokens a second in the slowest pass.
+        fastest: The same in the fastest.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    batch: int
+    length: int
+    repeats: int
+    device: str
+    threads: int
+    slowest: float | None = None
+    fastest: float | None = None
+
+
 class ModelMetrics(BaseModel):
     """One model's metrics file; what a task does not have is None.
 
@@ -102,6 +126,7 @@ class ModelMetrics(BaseModel):
     bytes_on_disk: int | None = None
     tokens_per_second: float | None = None
     latency_seconds: float | None = None
+    timing: Timing | None = None
 
     def test(self, metric: str) -> float | None:
         """Return what the test split gave for a metric, None where it was not measured."""

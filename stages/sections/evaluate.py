@@ -15,12 +15,14 @@ class EvaluateParams(Section):
     """Section `evaluate`.
 
     `score` is one of the task's, or a GLUE task's name; `tokenizer` is sacrebleu's, for BLEU.
+    Without `timing` no forward pass is timed.
     """
 
     score: str | None = None
     generate: GenerateOptions = GenerateOptions()
     intervals: IntervalOptions = IntervalOptions()
     tokenizer: str = AUTO
+    timing: bool = True
     samples: Annotated[int, Field(ge=0)] = 8
 
     @field_validator("score")

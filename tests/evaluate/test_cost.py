@@ -1,5 +1,7 @@
 """Parameters and bytes are what one counts by hand; speed states how it was measured."""
 
+import time
+
 import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
@@ -73,13 +75,15 @@ def test_speed_states_what_it_was_measured_with():
     timing = measure_speed(model, device=CPU, batch=3, length=5, repeats=2, warmup=1)
     assert (timing.batch, timing.length, timing.repeats, timing.device) == (3, 5, 2, "cpu")
     assert timing.threads == torch.get_num_threads()
-    assert timing.tokens_per_second > 0
+    assert 0 < timing.slowest <= timing.tokens_per_second <= timing.fastest
     assert timing.latency_seconds > 0
     metrics = cost_metrics(model, directory=None, timing=timing)
     assert metrics["timing"] == {
         "batch": 3,
         "length": 5,
         "repeats": 2,
+        "slowest": timing.slowest,
+        "fastest": timing.fastest,
         "threads": timing.threads,
         "device": "cpu",
     }
@@ -89,3 +93,17 @@ def test_speed_states_what_it_was_measured_with():
 def test_a_timing_of_nothing_is_refused():
     with pytest.raises(ConfigError, match="repeats: found 0, expected at least 1"):
         measure_speed(llama(tied=True), device=CPU, repeats=0)
+
+
+def test_a_model_that_is_slow_gets_one_pass_and_no_more(monkeypatch):
+    clock = iter(range(0, 1000, 7))
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
+    timing = measure_speed(llama(tied=True), device=CPU, batch=3, length=5, seconds=10.0)
+    # Two passes of seven seconds each, both of the warm-up, of which the last counts.
+    assert (timing.repeats, timing.latency_seconds) == (1, 7.0)
+    assert timing.slowest == timing.fastest == timing.tokens_per_second == 15 / 7
+
+
+def test_without_a_timing_there_is_no_speed():
+    metrics = cost_metrics(llama(tied=True), directory=None, timing=None)
+    assert set(metrics) == {"parameters", "parameters_without_embeddings"}

@@ -14,6 +14,7 @@ from pipeline.report.results import (
     ModelMetrics,
     StudentResult,
     TeacherResult,
+    Timing,
     TransferSummary,
 )
 from pipeline.report.samples import generated_samples
@@ -279,3 +280,20 @@ def test_no_byte_of_a_text_controls_anything(tmp_path):
     assert "␛[31mred␀" in page
     assert not {character for character in page if not character.isprintable()} - {"\n"}
     Loads(page)
+
+
+def test_a_speed_has_its_range_and_what_it_was_measured_with(tmp_path):
+    timing = {
+        "batch": 8,
+        "length": 64,
+        "repeats": 3,
+        "device": "cpu",
+        "threads": 1,
+        "slowest": 2290.0,
+        "fastest": 5920.0,
+    }
+    top = teacher()
+    measured = top.metrics.model_copy(update={"timing": Timing.model_validate(timing)})
+    _, text = write(tmp_path, teachers=[top.model_copy(update={"metrics": measured})])
+    assert "<small>2.29 K to 5.92 K</small>" in text
+    assert "Speed: 8 sequences of 64 tokens, median of 3, on cpu with 1 thread." in text

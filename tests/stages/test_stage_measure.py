@@ -231,3 +231,12 @@ def test_a_metrics_file_of_another_shape_is_named(decant, one_student):
     result = decant("report")
     assert result.exit_code == 3
     assert "data/metrics/students/aligned.json" in error_line(result)
+
+
+def test_timing_can_be_left_out(decant, project):
+    params = tiny_params()
+    params["evaluate"]["timing"] = False
+    write_params(project, params)
+    assert decant("evaluate", "aligned").exit_code == 0
+    metrics = read_json(METRICS / "students" / "aligned.json")
+    assert {"tokens_per_second", "timing"} & metrics.keys() == set()
