@@ -266,6 +266,7 @@ class _Capture:
 
     def check(self, model: PreTrainedModel, segment: Segment) -> TapReport:
         """Compare taps with the model's own outputs on the longest training examples."""
+        logger.info("checking the teacher's taps against its own outputs")
         require_room(model, self.description["max_length"], "the teacher")
         batch = checked_batch(model, segment, CHECK_EXAMPLES, self.pad_id, self.device)
         report = check_signals(
@@ -324,8 +325,10 @@ class _Capture:
             SignalWriter(self.layout, self.plan, options.chunk_tokens, declared).declare()
             self._take(declared)
         if self._lacks_blocks():
-            batches = (batch.inputs for batch in sample_batches(sample()))
-            magnitudes = input_magnitudes(model, batches, is_causal=report.causal)
+            batches = sample_batches(sample(), "inputs of matrices")
+            inputs = (batch.inputs for batch in batches)
+            magnitudes = input_magnitudes(model, inputs, is_causal=report.causal)
+            logger.info("writing %d blocks for students to start from", len(self.blocks))
             write_blocks(self.layout, model, self.blocks, magnitudes)
         for name, writer in self.writers.items():
             if not writer.is_stored:

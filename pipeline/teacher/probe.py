@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pipeline.axes import Axis
@@ -110,8 +111,9 @@ def probe(
         _bare(model, batches[0], report, has_logits)
         encoder(batches[0])
         started = time.perf_counter()
-        for _ in range(ROUNDS):
-            for place, batch in enumerate(batches):
+        for number in range(ROUNDS):
+            description = f"probe, round {number + 1} of at most {ROUNDS}"
+            for place, batch in enumerate(tqdm(batches, desc=description, leave=False)):
                 with _timed(device) as bare:
                     _bare(model, batch, report, has_logits)
                 with _timed(device) as encoding:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from pipeline.axes import SPLITS, TRAIN
 from pipeline.errors import IncompatibleError
@@ -105,7 +106,8 @@ def spot_check(
     report = check_taps(model, _check_batch(model, reader, device), **_taps(signals, reader))
     teacher = TappedTeacher(model, report, signals)
     worst: dict[str, SpotCheck] = {}
-    for number in _sample(reader, declared):
+    sample = _sample(reader, declared)
+    for number in tqdm(sample, desc="asking the teacher", unit="segment", leave=False):
         here = [name for name in declared if number in reader.signal(name).receipts]
         segment = reader.read_segment(number)
         stored = reader.read_segment(number, here)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from safetensors.numpy import save
 from torch import Tensor
+from tqdm import tqdm
 
 from pipeline.errors import IntegrityError
 from pipeline.provenance import write_bytes_atomically
@@ -28,14 +29,16 @@ def value_name(signal: Signal) -> str:
     return "head_input" if signal.kind == "logits" else "hidden"
 
 
-def sample_batches(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Yield the first batches, until they hold the sample's tokens."""
+def sample_batches(batches: Iterable[Batch], description: str) -> Iterator[Batch]:
+    """Yield the first batches, until they hold the sample's tokens; a bar says how far it is."""
     tokens = 0
-    for batch in batches:
-        yield batch
-        tokens += len(batch.rows)
-        if tokens >= SAMPLE_TOKENS:
-            return
+    with tqdm(total=SAMPLE_TOKENS, desc=description, unit="token", leave=False) as bar:
+        for batch in batches:
+            yield batch
+            tokens += len(batch.rows)
+            bar.update(len(batch.rows))
+            if tokens >= SAMPLE_TOKENS:
+                return
 
 
 def measure_channels(
@@ -52,7 +55,7 @@ def measure_channels(
     wanted: defaultdict[Place, list[Signal]] = defaultdict(list)
     for signal in signals:
         wanted[signal.kind, signal.layer].append(signal)
-    for batch in sample_batches(batches):
+    for batch in sample_batches(batches, "channel statistics"):
         for place, values in teacher.values(batch):
             for signal in wanted[place]:
                 rows = values[value_name(signal)].double()
