@@ -88,6 +88,8 @@ def student_memory(
     token_bytes: float,
     segment_bytes: int,
     pool_segments: int,
+    store_bytes: int,
+    vocabulary: int | None = None,
 ) -> StudentMemory:
     """Return what a student takes.
 
@@ -104,11 +106,13 @@ def student_memory(
         token_bytes: What the student's signals take of a token before compression.
         segment_bytes: What they take of one segment before compression.
         pool_segments: Segments of a pool.
+        store_bytes: What its signals take of the whole store before compression: no pool has more.
+        vocabulary: How many of the teacher's ids the student keeps; None for all.
 
     Raises:
         ConfigError: If the architecture makes no model.
     """
-    student = _on_meta(model, teacher_config, task)
+    student = _on_meta(model, teacher_config, task, vocabulary)
     config = student.config.get_text_config()
     parameters = sum(one.numel() for one in student.parameters())
     trained = sum(one.numel() for one in student.parameters() if one.requires_grad)
@@ -137,7 +141,7 @@ def student_memory(
             attention_pairs,
             teacher.hidden_size,
         ),
-        pool_bytes=round(POOLS * pool_segments * segment_bytes),
+        pool_bytes=min(round(POOLS * pool_segments * segment_bytes), store_bytes),
     )
 
 
@@ -196,7 +200,12 @@ def _activations(
     return found
 
 
-def _on_meta(model: StudentModel, teacher_config: Mapping[str, Any], task: str) -> PreTrainedModel:
+def _on_meta(
+    model: StudentModel,
+    teacher_config: Mapping[str, Any],
+    task: str,
+    vocabulary: int | None,
+) -> PreTrainedModel:
     """Return the student on the meta device, its adapters with it."""
     if model.architecture is not None:
         teacher = teacher_configuration(teacher_config)
@@ -211,6 +220,8 @@ def _on_meta(model: StudentModel, teacher_config: Mapping[str, Any], task: str) 
                 "id in the local cache"
             ) from error
     factory = AutoModelForCausalLM if models_language(task) else AutoModelForSequenceClassification
+    if vocabulary is not None:
+        config.vocab_size, config.pad_token_id = vocabulary, None
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             student: PreTrainedModel = factory.from_config(config, dtype=torch.float32)

@@ -7,8 +7,9 @@ over the kept ids alone: the teacher's distribution on the condition that one of
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,20 +55,51 @@ def corpus_vocabulary(reader: StoreReader, parts: int | None = None) -> Vocabula
         IncompatibleError: If the tokenizer cannot be cut, or the store has fewer parts.
     """
     plan = reader.plan
-    used = {int(plan["pad_id"])}
+    used: set[int] = set()
     for number in reader.segments(TRAIN, parts):
         segment = reader.read_segment(number)
         rows = zip(segment.offset.tolist(), segment.length.tolist(), strict=True)
         for start, length in rows:
             used.update(np.unique(segment.tokens["input_ids"][start : start + length]).tolist())
-    config = reader.teacher_config()
-    for key, value in config.items():
+    found = smaller_vocabulary(
+        used,
+        reader.teacher_config(),
+        reader.tokenizer(),
+        vocab=plan["vocab"],
+        pad_id=plan["pad_id"],
+    )
+    logger.info("vocabulary: %d of %d ids kept", len(found.ids), plan["vocab"])
+    return found
+
+
+def smaller_vocabulary(
+    used: Collection[int],
+    teacher_config: Mapping[str, Any],
+    tokenizer: Path,
+    *,
+    vocab: int,
+    pad_id: int,
+) -> Vocabulary:
+    """Return used ids, those that a configuration names, and what the tokenizer needs of its own.
+
+    Args:
+        used: Ids in the training rows.
+        teacher_config: The teacher's configuration.
+        tokenizer: Directory of its tokenizer.
+        vocab: Length of the tokenizer.
+        pad_id: The padding id.
+
+    Raises:
+        IntegrityError: If the tokenizer is missing or broken.
+        IncompatibleError: If it cannot be cut.
+    """
+    wanted = {*used, pad_id}
+    for key, value in teacher_config.items():
         if key.endswith("_token_id"):
             named = value if isinstance(value, list) else [value]
-            used.update(n for n in named if isinstance(n, int) and 0 <= n < plan["vocab"])
-    tokenizer = cut_tokenizer(reader.tokenizer(), used)
-    logger.info("vocabulary: %d of %d ids kept", len(tokenizer.ids), plan["vocab"])
-    return Vocabulary(torch.tensor(tokenizer.ids), tokenizer)
+            wanted.update(n for n in named if isinstance(n, int) and 0 <= n < vocab)
+    cut = cut_tokenizer(tokenizer, wanted)
+    return Vocabulary(torch.tensor(cut.ids), cut)
 
 
 def keep_vocabulary(model: PreTrainedModel, ids: Int[Tensor, " kept"]) -> None:

@@ -188,7 +188,12 @@ def _empty_chunk(part: Part, chunk_rows: int) -> int:
 
 
 def asset_bytes(
-    signals: Sequence[Signal], blocks: Sequence[int], model: PreTrainedModel, report: TapReport
+    signals: Sequence[Signal],
+    blocks: Sequence[int],
+    model: PreTrainedModel,
+    report: TapReport,
+    *,
+    item_bytes: int = 4,
 ) -> dict[str, int]:
     """Return what is stored once beside the signals, by name, in bytes.
 
@@ -197,24 +202,24 @@ def asset_bytes(
         blocks: Blocks kept for students to start from.
         model: The teacher, or its outline.
         report: What was found of its sizes.
+        item_bytes: Of a number of its checkpoint. Head and blocks are not stored wider than that.
     """
     found: dict[str, int] = {}
     if any(signal.form.name == HEAD_FORM for signal in signals):
-        # Half as much if the checkpoint has the same numbers in half precision.
-        found[HEAD] = sum(map(_bytes, linear_head(model).parameters()))
+        found[HEAD] = sum(_bytes(one, item_bytes) for one in linear_head(model).parameters())
     for signal in signals:
         if signal.form.name == "below" and signal.layer is not None:
             found[query_key_name(signal.layer)] = _query_key_bytes(model, signal.layer)
     if blocks:
-        found[BLOCKS] = _blocks_bytes(model, blocks)
+        found[BLOCKS] = _blocks_bytes(model, blocks, item_bytes)
     layers = {(s.kind, s.layer) for s in signals if s.kind == "hidden" or s.form.needs_channels}
     if layers:
         found["channels"] = len(layers) * 2 * 4 * report.d_teacher
     return found
 
 
-def _bytes(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+def _bytes(tensor: torch.Tensor, item_bytes: int = 8) -> int:
+    return tensor.numel() * min(tensor.element_size(), item_bytes)
 
 
 def _query_key_bytes(model: PreTrainedModel, layer: int) -> int:
@@ -227,14 +232,14 @@ def _query_key_bytes(model: PreTrainedModel, layer: int) -> int:
     return sum(map(_bytes, found.values()))
 
 
-def _blocks_bytes(model: PreTrainedModel, blocks: Sequence[int]) -> int:
+def _blocks_bytes(model: PreTrainedModel, blocks: Sequence[int], item_bytes: int) -> int:
     """As `write_blocks` writes them: tied weights under each name, magnitudes of what is read."""
     anatomy = find_anatomy(model)
     total = 0
     for name, value in model.state_dict().items():
         block = anatomy.block_of(name)
         if block is None or block in blocks:
-            total += _bytes(value)
+            total += _bytes(value, item_bytes)
             if block is not None and value.ndim == 2:
                 total += 4 * int(value.shape[1])
     return total

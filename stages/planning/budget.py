@@ -28,7 +28,6 @@ class Budget:
     def choose(self, budget: int) -> tuple["Choice", dict[str, str]]:
         """Return the best that fits, and why students could not be trained of it."""
         from pipeline.teacher.budget import choose
-        from pipeline.teacher.estimate import asset_bytes
 
         sizes: dict[str, int] = {}
 
@@ -38,9 +37,7 @@ class Budget:
                     sizes[signal.name] = self._size(signal)
             return sum(sizes[signal.name] for signal in signals)
 
-        blocks = sum(
-            asset_bytes([], self.planned.blocks, self.planned.model, self.planned.report).values()
-        )
+        blocks = sum(self.planned.asset_bytes([], self.planned.blocks).values())
         choice = choose(
             self._requests(),
             budget,
@@ -53,10 +50,8 @@ class Budget:
 
     def _size(self, signal: Signal) -> int:
         """Return what a signal takes at most, with what is stored once for it."""
-        from pipeline.teacher.estimate import asset_bytes
-
         planned, one = self.planned, self.planned.estimate(signal)
-        once = sum(asset_bytes([signal], [], planned.model, planned.report).values())
+        once = sum(planned.asset_bytes([signal], []).values())
         if one.is_measured:
             return once + min(one.most_bytes, round(MARGIN * one.expected_bytes))
         # What nobody has measured of this teacher counts as if nothing compressed.

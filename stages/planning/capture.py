@@ -13,6 +13,7 @@ from pipeline.store.plan import Plan
 from pipeline.store.reader import StoreReader
 from pipeline.store.signals import Signal
 from pipeline.store.upkeep.gc import store_bytes
+from pipeline.tasks import models_language
 from pipeline.teacher.spec import store_fingerprint, store_spec
 from pipeline.teacher.whole import is_whole
 from stages.planning.project import Project
@@ -160,11 +161,10 @@ class PlannedCapture:
 
     def describe(self) -> dict[str, Any]:
         """Return all of it as JSON values."""
-        from pipeline.teacher.estimate import asset_bytes
         from pipeline.teacher.space import DISK_RESERVE_BYTES
 
         estimates = [self.estimate(signal) for signal in self.signals]
-        assets = asset_bytes(self.signals, self.blocks, self.model, self.report)
+        assets = self.asset_bytes(self.signals, self.blocks)
         once = sum(assets.values()) + self.tables_bytes
         place = _existing(stores())
         free = shutil.disk_usage(place).free
@@ -187,6 +187,9 @@ class PlannedCapture:
                 "captured": int(self.plan.length.sum()),
             },
             "segments": self.plan.segments,
+            "training_segments": len(self.plan.segments_of(TRAIN)),
+            "batch_tokens": self.batch_tokens,
+            "is_batch_found": self.project.options.batch_tokens == "auto",
             "bytes": how,
             "signals": [self._signal(one) for one in estimates],
             "assets": assets,
@@ -260,6 +263,35 @@ class PlannedCapture:
             config=self.config.to_dict(),
         )
 
+    def _kept(self, student: StudentParams) -> int | None:
+        """Return how many ids a student keeps, by the rows that are at hand; None for all."""
+        if student.model.vocabulary != "corpus" or not models_language(self.task):
+            return None
+        import numpy as np
+
+        from pipeline.student.vocabulary import smaller_vocabulary
+
+        meta, tokens = self.count.meta, self.count.token_set
+        table: Any = tokens.split(TRAIN).with_format("arrow")[:]
+        ids = table["input_ids"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        kept = smaller_vocabulary(
+            np.unique(ids).tolist(),
+            self.config.to_dict(),
+            tokens.tokenizer_path,
+            vocab=meta.vocab,
+            pad_id=meta.pad_id,
+        )
+        return len(kept.ids)
+
+    def asset_bytes(self, signals: list[Signal], blocks: list[int]) -> dict[str, int]:
+        """Return the bytes of assets; weights that were saved in half precision stay so."""
+        from pipeline.teacher.estimate import asset_bytes
+
+        is_saved = self.project.model.path is not None and not self.project.is_fit
+        is_half = is_saved and str(self.config.dtype).endswith("16")
+        item_bytes = 2 if is_half else 4
+        return asset_bytes(signals, blocks, self.model, self.report, item_bytes=item_bytes)
+
     def _epochs(self, student: StudentParams) -> float:
         options = student.train
         if options.steps is None:
@@ -270,14 +302,14 @@ class PlannedCapture:
     def _students(self, estimates: list["SignalEstimate"]) -> dict[str, Any]:
         from pipeline.student.memory import student_memory
         from pipeline.teacher.assets import HEAD
-        from pipeline.teacher.estimate import asset_bytes, buffered_bytes
+        from pipeline.teacher.estimate import buffered_bytes
 
         found: dict[str, Any] = {}
         for name, student in self.project.students.items():
             try:
                 selected = self.rehearse(name, self.signals)
                 used = [one for one in estimates if one.signal.name in selected["signals"]]
-                assets = asset_bytes([one.signal for one in used], [], self.model, self.report)
+                assets = self.asset_bytes([one.signal for one in used], [])
                 segment_bytes = buffered_bytes(used, self.plan)
                 memory = student_memory(
                     model=student.model,
@@ -292,6 +324,8 @@ class PlannedCapture:
                     token_bytes=segment_bytes / self.plan.segment_tokens,
                     segment_bytes=segment_bytes,
                     pool_segments=student.pool_segments,
+                    store_bytes=sum(one.raw_bytes for one in used),
+                    vocabulary=self._kept(student),
                 )
             except (ConfigError, IncompatibleError) as error:
                 found[name] = {"error": str(error), "epochs": self._epochs(student)}

@@ -11,6 +11,7 @@ WIDEST = 1000
 RIGHT = (
     "tokens",
     "B/token",
+    "raw",
     "expected",
     "at most",
     "took",
@@ -28,6 +29,17 @@ def show(console: Console, found: dict[str, Any]) -> None:
     console.print(f"tokens: {splits} ({tokens['origin']})", soft_wrap=True)
     chosen = f"{tokens['captured']:,} tokens in {found['segments']:,} segments"
     console.print(f"captured: {chosen}; bytes are {found['bytes']}", soft_wrap=True)
+    if found["training_segments"] == 1:
+        console.print(
+            "the training text is one segment, so a capture that is interrupted begins anew; lower "
+            "capture.segment_tokens to resume within it",
+            soft_wrap=True,
+        )
+    if found["is_batch_found"]:
+        console.print(
+            f"batch_tokens is auto: memory is that of batches of {found['batch_tokens']:,} tokens",
+            soft_wrap=True,
+        )
     console.print()
     _print_whole(console, _signals(found))
     _disk(console, found)
@@ -55,7 +67,9 @@ def _table(*columns: str) -> Table:
 def _signals(found: dict[str, Any]) -> Table:
     has_store = found["total"]["took_bytes"] is not None
     took = ("took",) if has_store else ()
-    table = _table("signal", "form", "splits", "tokens", "B/token", "expected", "at most", *took)
+    table = _table(
+        "signal", "form", "splits", "tokens", "B/token", "raw", "expected", "at most", *took
+    )
 
     def stored(one: dict[str, Any]) -> tuple[str, ...]:
         if not has_store:
@@ -70,21 +84,23 @@ def _signals(found: dict[str, Any]) -> Table:
             one["splits"],
             f"{one['tokens']:,}",
             f"{one['token_bytes']:,.1f}",
+            show_size(one["raw_bytes"]),
             show_size(one["expected_bytes"]),
             show_size(one["most_bytes"]),
             *stored(one),
         )
     for name, count in found["assets"].items():
         size = show_size(count)
-        table.add_row(name, "asset", "", "", "", size, size, *(("",) if has_store else ()))
+        table.add_row(name, "asset", "", "", "", size, size, size, *(("",) if has_store else ()))
     table.add_row(
-        "tokens, examples, records", "", "", "", "",
+        "tokens, examples, records", "", "", "", "", "",
         show_size(found["tables_bytes"]), show_size(found["tables_bytes"]),
         *(("",) if has_store else ()),
     )  # fmt: skip
     total = found["total"]
     table.add_row(
         "[bold]in all[/]", "", "", "", "",
+        show_size(total["raw_bytes"] + sum(found["assets"].values())),
         show_size(total["expected_bytes"]), show_size(total["most_bytes"]), *stored(total),
     )  # fmt: skip
     return table

@@ -181,3 +181,13 @@ def test_sizes_are_read_as_people_write_them(text, count):
 )
 def test_sizes_are_shown_in_three_digits(count, text):
     assert show_size(count) == text
+
+
+def test_one_training_segment_cannot_be_resumed_and_the_plan_says_so(project):
+    assert "begins anew" not in run("main").output
+    params = tiny_params()
+    params["teachers"]["main"]["capture"] |= {"segment_tokens": 2**17, "batch_tokens": "auto"}
+    write_params(project, params)
+    told = run("main").output
+    assert "the training text is one segment, so a capture that is interrupted begins anew" in told
+    assert "batch_tokens is auto: memory is that of batches of 8,192 tokens" in told

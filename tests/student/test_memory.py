@@ -10,6 +10,7 @@ from pipeline.student.memory import FLOAT_BYTES, student_memory
 from pipeline.student.objective import Objective
 from pipeline.student.origin import LoraOptions, StudentModel
 from pipeline.student.projectors import Projectors
+from pipeline.student.vocabulary import keep_vocabulary
 from pipeline.training.options import TrainOptions
 from tests.tiny import tiny_config
 
@@ -18,7 +19,7 @@ SMALL = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 24, "he
 ALIGNED = Objective.model_validate({"feature": {"weight": 0.1}, "attention": {"weight": 0.1}})
 
 
-def memory(objective=ALIGNED, options=None, **model):
+def memory(objective=ALIGNED, options=None, store_bytes=10**9, vocabulary=None, **model):
     return student_memory(
         model=StudentModel(**{"architecture": SMALL, **model}),
         objective=objective,
@@ -32,6 +33,8 @@ def memory(objective=ALIGNED, options=None, **model):
         token_bytes=1.5,
         segment_bytes=1000,
         pool_segments=4,
+        store_bytes=store_bytes,
+        vocabulary=vocabulary,
     )
 
 
@@ -134,8 +137,18 @@ def test_the_gradient_of_the_head_waits_for_the_backward_pass():
 
 def test_a_pool_is_used_while_the_next_is_read():
     assert memory().pool_bytes == 2 * 4 * 1000
+    # No pool holds more than there is.
+    assert memory(store_bytes=3000).pool_bytes == 3000
 
 
 def test_a_checkpoint_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"model\.checkpoint .*: no configuration to be had"):
         memory(architecture=None, checkpoint=str(tmp_path))
+
+
+def test_a_student_with_fewer_ids_has_fewer_parameters():
+    kept = torch.arange(10)
+    model = built()
+    keep_vocabulary(model, kept)
+    expected = sum(one.numel() for one in model.parameters())
+    assert memory(vocabulary=10).parameters == expected < memory().parameters

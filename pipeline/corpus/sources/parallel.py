@@ -129,11 +129,14 @@ class ParallelSource(SourceConfig):
 
 
 def read_lines(path: Path) -> list[str]:
-    """Return a file's lines; only line feeds end them, for texts hold other line separators."""
+    """Return a file's lines; only line feeds end them, for texts hold other line separators.
+
+    In a file without any, carriage returns do, as old computers wrote them.
+    """
     with open_text(path) as file:
         content = file.read()
     refuse_zero_bytes(content, path)
-    lines = content.split("\n")
+    lines = (content if "\n" in content else content.replace("\r", "\n")).split("\n")
     if lines[-1] == "":
         lines.pop()
     return [line.strip() for line in lines]

@@ -134,9 +134,10 @@ class TableSource(ColumnSource):
                     )
                 yield reader.line_num, dict(zip(names, cells, strict=True))
             if spare:
-                logger.info(
-                    "%s: %d rows, %d lines more: quoted cells with line ends", path, rows, spare
-                )
+                logger.warning(
+                    "%s: %d rows, %d lines more, for cells in quotes hold line ends; if quote "
+                    "marks are text, set quoting: false", path, rows, spare,
+                )  # fmt: skip
         except csv.Error as error:
             raise ConfigError(
                 f"{path}: line {reader.line_num}: {error}; expected well-formed {kind}, "
@@ -158,7 +159,8 @@ def _refuse_swallowed(lines: list[str], columns: int, path: Path, kind: Format, 
     rows between them would be gone without a word. In a csv, whose texts hold commas, lines cannot
     tell.
     """
-    if kind == "tsv" and columns > 1 and all(line.count("\t") == columns - 1 for line in lines):
+    full = [line for line in lines if line.strip()]
+    if kind == "tsv" and columns > 1 and all(line.count("\t") == columns - 1 for line in full):
         raise ConfigError(
             f"{path}: lines {last - len(lines) + 1} to {last}: one cell in quotes holds line ends, "
             f"and each of its {len(lines)} lines has the {columns} cells of a row; if quote marks "
@@ -213,7 +215,13 @@ def _arrow_rows(
             for batch in _arrow_batches(file, kind):
                 # Other columns may be images: they never become Python objects, unless a wanted one
                 # is missing, when an error names all.
-                missing = set(wanted) - set(batch.schema.names)
+                names = batch.schema.names
+                if twice := [name for name in wanted if names.count(name) > 1]:
+                    raise ConfigError(
+                        f"{path}: {names.count(twice[0])} columns are named {twice[0]!r}, expected "
+                        "one; rename the others"
+                    )
+                missing = set(wanted) - set(names)
                 chosen = batch if missing else batch.select(sorted(set(wanted)))
                 for start in range(0, chosen.num_rows, BATCH_ROWS):
                     for cells in chosen.slice(start, BATCH_ROWS).to_pylist():

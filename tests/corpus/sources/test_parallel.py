@@ -80,3 +80,12 @@ def test_a_published_translation_corpus_reads_to_the_last_row(real_corpora):
         last = file.read().strip().split("\n")[-1]
     assert len(found) == 1014
     assert found[-1].target == last
+
+
+def test_carriage_returns_end_lines_where_nothing_else_does(tmp_path):
+    (tmp_path / "a").write_bytes(b"one\rtwo\r")
+    (tmp_path / "b").write_bytes(b"eins\nzwei\n")
+    reading = ParallelSource(text="a", target="b").read(tmp_path)
+    assert [(one.text, one.target) for one in reading.examples] == [
+        *(("one", "eins"), ("two", "zwei")),
+    ]

@@ -146,10 +146,13 @@ def test_several_parquet_files_are_several_splits(tmp_path):
     assert [one.source_row for one in found] == list(range(6))
 
 
-def test_rows_between_two_quote_marks_do_not_vanish(tmp_path):
-    lines = ["text\tlabel", "a\tpos", '"b\tneg', "c\tpos", 'd"\tneg', "e\tpos"]
+@pytest.mark.parametrize("between", [["c\tpos"], ["c\tpos", ""]], ids=["rows", "blank line"])
+def test_rows_between_two_quote_marks_do_not_vanish(tmp_path, between):
+    lines = ["text\tlabel", "a\tpos", '"b\tneg', *between, 'd"\tneg', "e\tpos"]
     (tmp_path / "t.tsv").write_text("\n".join(lines) + "\n")
-    with pytest.raises(ConfigError, match=r"t\.tsv: lines 3 to 5: .* set quoting: false"):
+    with pytest.raises(
+        ConfigError, match=rf"t\.tsv: lines 3 to {4 + len(between)}: .* set quoting: false"
+    ):
         TableSource(files="t.tsv", label="label").read(tmp_path)
     plain = TableSource(files="t.tsv", label="label", quoting=False).read(tmp_path)
     assert [one.text for one in plain.examples] == ["a", '"b', "c", 'd"', "e"]
@@ -161,7 +164,7 @@ def test_a_cell_may_hold_line_ends_and_they_are_counted(tmp_path, write_table, c
     write_table("t.tsv", rows)
     reading = TableSource(files="t.tsv", label="label").read(tmp_path)
     assert [one.text for one in reading.examples] == ["one\ntwo", "three\nfour\t4"]
-    assert "t.tsv: 2 rows, 2 lines more: quoted cells with line ends" in caplog.text
+    assert "t.tsv: 2 rows, 2 lines more, for cells in quotes hold line ends" in caplog.text
 
 
 def test_nan_of_a_column_file_is_missing(tmp_path):
@@ -169,3 +172,10 @@ def test_nan_of_a_column_file_is_missing(tmp_path):
     parquet.write_table(table, tmp_path / "t.parquet")
     reading = TableSource(files="t.parquet", label="y").read(tmp_path)
     assert [one.label for one in reading.examples] == ["1.5", ""]
+
+
+def test_a_column_file_with_a_name_twice_is_refused(tmp_path):
+    table = pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    parquet.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(ConfigError, match=r"t\.parquet: 2 columns are named 'text', expected one"):
+        TableSource(files="t.parquet").read(tmp_path)
