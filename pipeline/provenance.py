@@ -147,7 +147,8 @@ def write_file(path: Path, data: bytes, *, aside: Path) -> None:
     temporary = aside / unfinished_name(path)
     try:
         # Not tempfile's functions, which hide what they make from everyone whatever the umask says.
-        with temporary.open("xb") as file:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
+        with os.fdopen(os.open(temporary, flags, 0o666), "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -64,9 +64,10 @@ def read_yaml(path: Path) -> Any:
             )
         value = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(
-            f"{path}: {error.strerror}; run the command in the directory that holds it"
-        ) from error
+        cure = "run the command in the directory that holds it"
+        if isinstance(error, PermissionError):
+            cure = "correct its permissions"
+        raise ConfigError(f"{path}: {error.strerror}; {cure}") from error
     except (YAMLError, UnicodeDecodeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:MAX_REASON]
         raise ConfigError(f"{path}: not YAML ({reason}); correct the file") from error

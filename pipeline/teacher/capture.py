@@ -328,7 +328,7 @@ class _Capture:
             batches = sample_batches(sample(), "inputs of matrices")
             inputs = (batch.inputs for batch in batches)
             magnitudes = input_magnitudes(model, inputs, is_causal=report.causal)
-            logger.info("writing %d blocks for students to start from", len(self.blocks))
+            logger.info("writing blocks %s of the teacher", ", ".join(map(str, self.blocks)))
             write_blocks(self.layout, model, self.blocks, magnitudes)
         for name, writer in self.writers.items():
             if not writer.is_stored:

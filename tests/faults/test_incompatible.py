@@ -80,7 +80,7 @@ def refused(store: Captured, root: Path, match: str, ledger: Any, **changes: Any
         (ATTENTION, {"num_attention_heads": 2, "head_dim": 8}, "2 .*heads.* 4"),
         (GOAL, {"vocab_size": 99}, "vocab_size is 99, the teacher's 64"),
         (GOAL, {"pad_token_id": 5}, "pad_token_id is 5, the teacher's"),
-        (GOAL, {"max_position_embeddings": 8}, "8 positions, the corpus has rows of up to 32"),
+        (GOAL, {"max_position_embeddings": 8}, "rows may have 32 tokens, LlamaForCausalLM takes 8"),
     ],
     ids=["head count", "vocabulary", "padding", "positions"],
 )

@@ -204,9 +204,11 @@ def test_a_row_that_kills_every_worker_is_named(ledger, lost, whole, monkeypatch
     )
     assert f"look at rows {', '.join(map(str, rows))} of split train" in child.error_line()
     lines = child.errors().replace("\r", "\n").splitlines()
-    shown = [line for line in lines if line.strip() and "capture:" not in line]
+    shown = [line for line in lines if line.strip() and "%|" not in line]
     assert shown == [
+        "checking the teacher's taps against its own outputs",
         "taps agree with the teacher's own outputs on 2 examples",
+        "writing blocks 1 of the teacher",
         "5 of 5 segments to capture",
         "a worker died on segment 1 (1 of 3); it is run again",
         "a worker died on segment 1 (2 of 3); it is run again",
