@@ -123,8 +123,7 @@ def prepare_corpus(
     with directory_written_whole(output) as temporary:
         write_corpus(temporary, splits, meta)
     logger.info(
-        "prepared %s: %s, left out %s",
-        output,
+        "prepared %s, left out %s",
         ", ".join(f"{meta.rows[split]} {split} ({meta.splits[split]})" for split in SPLITS),
         ", ".join(f"{count} {reason}" for reason, count in meta.dropped.items()) or "nothing",
     )
