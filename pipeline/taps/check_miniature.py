@@ -78,7 +78,9 @@ def check_in_miniature(
         model = build_miniature(config, task)
     except Exception as error:  # noqa: BLE001 - whatever a family's code raises at odd sizes
         logger.debug("%s: no miniature of %s (%s)", where, config.model_type, in_short(error))
-        _require_model(text_part(config), task, where, hidden=hidden, attention=attended)
+        _require_model(
+            text_part(config), task, where, max_length, hidden=hidden, attention=attended
+        )
         return None
     require_room(model, max_length, where)
     pad = size_of(text_part(model.config), "pad_token_id")
@@ -103,11 +105,13 @@ def check_in_miniature(
             _require_heads(model, report)
     except DecantError as error:
         raise type(error)(f"{where}: {error}") from error
-    except Exception as error:
-        raise IncompatibleError(
-            f"{where}: {type(model).__name__} does not run on rows of text ({in_short(error)}); "
-            "choose another model"
-        ) from error
+    except Exception as error:  # noqa: BLE001 - whatever a family's code raises
+        # Small sizes may be at fault, so the model itself is asked, without its values.
+        logger.debug("%s: the miniature does not run (%s)", where, in_short(error))
+        _require_model(
+            text_part(config), task, where, max_length, hidden=hidden, attention=attended
+        )
+        return None
     return report
 
 
@@ -115,13 +119,14 @@ def _require_model(
     config: PreTrainedConfig,
     task: str,
     where: str,
+    max_length: int,
     *,
     hidden: Collection[int],
     attention: Collection[int],
 ) -> None:
-    """Refuse a configuration that makes no model, or none with such layers; no value is computed.
+    """Refuse a configuration whose model cannot be built or run, or lacks layers.
 
-    All that can be said where the miniature cannot be asked.
+    On the meta device, so without values: all that can be said where the miniature cannot be asked.
     """
     try:
         with torch.device("meta"):
@@ -135,6 +140,26 @@ def _require_model(
         find_anatomy(model).require_layers(hidden=hidden, attention=attention)
     except IncompatibleError as error:
         raise IncompatibleError(f"{where}: {error}") from error
+    require_room(model, max_length, where)
+    if (reason := _failure(model)) is not None:
+        raise IncompatibleError(
+            f"{where}: {type(model).__name__} does not run on rows of text ({reason}); correct its "
+            "configuration, or choose another family"
+        )
+
+
+def _failure(model: PreTrainedModel) -> str | None:
+    """Return why a model on the meta device does not run; None if it does, or wants values."""
+    ids = torch.ones(1, min(LENGTHS), dtype=torch.long, device="meta")
+    model.config.use_cache = False
+    try:
+        with torch.inference_mode():
+            run_base(model, model_columns(model.eval(), {"input_ids": ids}))
+    except NotImplementedError:
+        return None
+    except Exception as error:  # noqa: BLE001 - whatever a family's code raises
+        return None if "meta" in str(error).lower() else in_short(error)
+    return None
 
 
 def _require_heads(model: PreTrainedModel, report: TapReport) -> None:

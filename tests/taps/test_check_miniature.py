@@ -122,3 +122,27 @@ def test_layers_that_share_one_block_have_no_layers_to_offer(asked, match):
 def test_a_model_that_ignores_the_mask_is_refused():
     with pytest.raises(IncompatibleError, match="FNetForSequenceClassification: states of a row"):
         check(FNetConfig(num_hidden_layers=2), "classification")
+
+
+def test_a_miniature_that_does_not_run_says_nothing_of_the_model(monkeypatch):
+    config = LlamaConfig(num_hidden_layers=2)
+
+    def broken(*_, **__):
+        raise RuntimeError("the sizes do not fit")
+
+    monkeypatch.setattr("pipeline.taps.check_miniature.check_taps", broken)
+    assert check(config, hidden=[1]) is None
+    with pytest.raises(IncompatibleError, match="rows may have 4000 tokens"):
+        check(config, max_length=4000)
+
+
+def test_a_model_that_does_not_run_is_refused_where_its_miniature_says_nothing(monkeypatch):
+    config = LlamaConfig(num_hidden_layers=2)
+
+    def broken(*_, **__):
+        raise RuntimeError("the sizes do not fit")
+
+    monkeypatch.setattr("pipeline.taps.check_miniature.check_taps", broken)
+    monkeypatch.setattr("pipeline.taps.check_miniature.run_base", broken)
+    with pytest.raises(IncompatibleError, match=r"does not run on rows of text \(the sizes do not"):
+        check(config)
