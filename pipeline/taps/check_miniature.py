@@ -22,6 +22,7 @@ from pipeline.taps.row_length import require_room
 logger = logging.getLogger(__name__)
 LENGTHS = (12, 7, 3)
 """Tokens of the rows of the batch, so that there is padding."""
+UNTRIED = "%s: %s cannot be tried in miniature (%s); capture and training check it themselves"
 LONGEST = 1024
 """Tokens of the longest row that is run; attention of a longer one costs more than it tells."""
 
@@ -77,20 +78,30 @@ def check_in_miniature(
     try:
         model = build_miniature(config, task)
     except Exception as error:  # noqa: BLE001 - whatever a family's code raises at odd sizes
-        logger.debug("%s: no miniature of %s (%s)", where, config.model_type, in_short(error))
+        logger.info(UNTRIED, where, config.model_type, in_short(error))
         _require_model(
             text_part(config), task, where, max_length, hidden=hidden, attention=attended
         )
         return None
     require_room(model, max_length, where)
     pad = size_of(text_part(model.config), "pad_token_id")
-    lengths = [min(length, max_length) for length in LENGTHS]
+    batch = _batch([min(length, max_length) for length in LENGTHS], pad)
+    try:
+        with torch.inference_mode():
+            model(**model_columns(model, batch))
+    except Exception as error:  # noqa: BLE001 - whatever a family's code raises
+        # Small sizes may be at fault, so the model itself is asked, without its values.
+        logger.info(UNTRIED, where, config.model_type, in_short(error))
+        _require_model(
+            text_part(config), task, where, max_length, hidden=hidden, attention=attended
+        )
+        return None
     try:
         if blocks:
             find_anatomy(model).require_blocks()
         report = check_taps(
             model,
-            _batch(lengths, pad),
+            batch,
             hidden=hidden,
             attention=attention,
             values=values,
@@ -105,13 +116,11 @@ def check_in_miniature(
             _require_heads(model, report)
     except DecantError as error:
         raise type(error)(f"{where}: {error}") from error
-    except Exception as error:  # noqa: BLE001 - whatever a family's code raises
-        # Small sizes may be at fault, so the model itself is asked, without its values.
-        logger.debug("%s: the miniature does not run (%s)", where, in_short(error))
-        _require_model(
-            text_part(config), task, where, max_length, hidden=hidden, attention=attended
-        )
-        return None
+    except Exception as error:
+        raise IncompatibleError(
+            f"{where}: {type(model).__name__} runs, but not as it is asked here "
+            f"({in_short(error)}); ask less of it, or choose another model"
+        ) from error
     return report
 
 
@@ -151,10 +160,11 @@ def _require_model(
 def _failure(model: PreTrainedModel) -> str | None:
     """Return why a model on the meta device does not run; None if it does, or wants values."""
     ids = torch.ones(1, min(LENGTHS), dtype=torch.long, device="meta")
+    columns = {"input_ids": ids, "token_type_ids": torch.zeros_like(ids)}
     model.config.use_cache = False
     try:
         with torch.inference_mode():
-            run_base(model, model_columns(model.eval(), {"input_ids": ids}))
+            run_base(model, model_columns(model.eval(), columns))
     except NotImplementedError:
         return None
     except Exception as error:  # noqa: BLE001 - whatever a family's code raises

@@ -22,7 +22,10 @@ MOST_PARAMETERS = 2**26
 SIZES: tuple[tuple[str, int], ...] = (
     (r"vocab_size\w*|\w+_vocab_size", VOCAB),
     (r"hidden_size|d_model|n_embd|dim|emb_dim|embedding_(size|dim)|word_embed_proj_dim", WIDTH),
-    (r"attention_hidden_size|lru_width|intra_bottleneck_size|entity_emb_size", WIDTH),
+    (
+        r"(in|out)put_embedding_size|attention_hidden_size|lru_width|intra_bottleneck_size|entity_emb_size",
+        WIDTH,
+    ),
     (r"(num_attention|n|num)_heads?", HEADS),
     (r"(\w+_)?head_dim|d_kv|d_head", HEAD_WIDTH),
     (

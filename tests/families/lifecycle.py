@@ -88,6 +88,8 @@ def live(family: str, task: str, root: Path, teachers: Callable[[str], Captured]
         life.student = _student(life, store, root / "own", {}, "random")
         if life.hidden:
             life.teacher_layers = _student(life, store, root / "blocks", {}, "teacher-layers")
+    if life.reason.startswith("not tried"):
+        return life
     keys = {
         key: value
         for key, value in config.to_dict().items()
@@ -137,7 +139,7 @@ def _teacher(life: Life, config: PreTrainedConfig, root: Path) -> Captured | Non
 
     def asks(signals: list[Signal], *, blocks: bool = False) -> bool:
         try:
-            check_teacher_model(
+            found = check_teacher_model(
                 "teachers.main",
                 TeacherModel(path=str(store.teacher / "model")),
                 signals,
@@ -151,7 +153,9 @@ def _teacher(life: Life, config: PreTrainedConfig, root: Path) -> Captured | Non
                 life.broken.append(f"more than one line: {_short(error)}")
             life.reason = life.reason or str(error).removeprefix("teachers.main: ")
             return False
-        return True
+        if found is None:
+            life.reason = "not tried: its miniature does not run"
+        return found is not None
 
     wanted: list[Signal] = []
     if asks(_outputs(task)):

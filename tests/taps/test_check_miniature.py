@@ -124,25 +124,34 @@ def test_a_model_that_ignores_the_mask_is_refused():
         check(FNetConfig(num_hidden_layers=2), "classification")
 
 
+def broken(*_, **__):
+    raise RuntimeError("the sizes do not fit")
+
+
+def broken_miniature(config, task):
+    model = build_miniature(config, task)
+
+    def forward(input_ids=None, attention_mask=None):
+        broken()
+
+    model.forward = forward
+    return model
+
+
 def test_a_miniature_that_does_not_run_says_nothing_of_the_model(monkeypatch):
     config = LlamaConfig(num_hidden_layers=2)
-
-    def broken(*_, **__):
-        raise RuntimeError("the sizes do not fit")
-
-    monkeypatch.setattr("pipeline.taps.check_miniature.check_taps", broken)
+    monkeypatch.setattr("pipeline.taps.check_miniature.build_miniature", broken_miniature)
     assert check(config, hidden=[1]) is None
     with pytest.raises(IncompatibleError, match="rows may have 4000 tokens"):
         check(config, max_length=4000)
-
-
-def test_a_model_that_does_not_run_is_refused_where_its_miniature_says_nothing(monkeypatch):
-    config = LlamaConfig(num_hidden_layers=2)
-
-    def broken(*_, **__):
-        raise RuntimeError("the sizes do not fit")
-
-    monkeypatch.setattr("pipeline.taps.check_miniature.check_taps", broken)
     monkeypatch.setattr("pipeline.taps.check_miniature.run_base", broken)
-    with pytest.raises(IncompatibleError, match=r"does not run on rows of text \(the sizes do not"):
+    match = r"does not run on rows of text \(the sizes do not fit\)"
+    with pytest.raises(IncompatibleError, match=match):
         check(config)
+
+
+def test_a_model_that_runs_and_cannot_be_tapped_is_refused(monkeypatch):
+    monkeypatch.setattr("pipeline.taps.check_miniature.check_taps", broken)
+    match = r"LlamaForCausalLM runs, but not as it is asked here \(the sizes do not fit\)"
+    with pytest.raises(IncompatibleError, match=match):
+        check(LlamaConfig(num_hidden_layers=2))
