@@ -75,7 +75,10 @@ def _narrowed(value: Tensor) -> Tensor:
     if value.dtype in HALF:
         return value
     for dtype in HALF:
-        if all(torch.equal(part.to(dtype).to(value.dtype), part) for part in value.split(1024)):
+        if all(
+            torch.equal(part.to(dtype).to(value.dtype), part)
+            for part in value.reshape(-1).split(2**20)
+        ):
             return value.to(dtype)
     return value
 

@@ -123,3 +123,8 @@ def test_a_store_with_wide_blocks_is_whole_and_keeps_them(tmp_path, monkeypatch)
     (own.store / "assets" / "blocks.safetensors").unlink()
     own.capture([], blocks=[1])
     assert own.index["assets"]["blocks"] == before
+
+
+def test_a_single_number_is_narrowed_as_a_matrix_is():
+    assert assets._narrowed(torch.tensor(0.5)).dtype == torch.bfloat16
+    assert assets._narrowed(torch.tensor(1 / 3)).dtype == torch.float32
