@@ -287,10 +287,24 @@ class PlannedCapture:
         """Return the bytes of assets; weights that were saved in half precision stay so."""
         from pipeline.teacher.estimate import asset_bytes
 
-        is_saved = self.project.model.path is not None and not self.project.is_fit
-        is_half = is_saved and str(self.config.dtype).endswith("16")
-        item_bytes = 2 if is_half else 4
+        item_bytes = 2 if self._is_saved_in_half else 4
         return asset_bytes(signals, blocks, self.model, self.report, item_bytes=item_bytes)
+
+    @cached_property
+    def _is_saved_in_half(self) -> bool:
+        # Of the checkpoint itself: the teacher's reference names the dtype it was loaded in.
+        from pipeline.teacher.load import load_config
+
+        model = self.project.model
+        if model.path is None or self.project.is_fit:
+            return False
+        try:
+            found = load_config(
+                model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+            )
+        except ConfigError:
+            return False  # not at hand any more: the bytes are those at most
+        return str(found.get("dtype")).endswith("16")
 
     def _epochs(self, student: StudentParams) -> float:
         options = student.train

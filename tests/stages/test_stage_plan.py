@@ -5,10 +5,14 @@ import shutil
 from io import StringIO
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from rich.console import Console
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipeline.store.upkeep.gc import store_bytes
+from pipeline.taps.head import linear_head
+from pipeline.teacher.outline import outline
 from stages.plan import plan
 from stages.planning.sizes import parse_size, show_size
 from stages.planning.table import show
@@ -191,3 +195,23 @@ def test_one_training_segment_cannot_be_resumed_and_the_plan_says_so(project):
     told = run("main").output
     assert "the training text is one segment, so a capture that is interrupted begins anew" in told
     assert "batch_tokens is auto: memory is that of batches of 8,192 tokens" in told
+
+
+def test_weights_saved_in_half_precision_are_planned_as_stored_before_and_after_teach(
+    decant, project
+):
+    folder, teacher = project / "half", project / "data/teachers/main"
+    shutil.move(teacher / "model", folder)
+    shutil.rmtree(teacher)
+    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
+    params = tiny_params()
+    params["teachers"]["main"].update(model={"path": str(folder)}, fit=None)
+    params["teachers"]["main"]["capture"] |= {"logits": {"form": "head"}, "blocks": [2]}
+    write_params(project, params)
+    before = values()["assets"]
+    assert decant("teach", "main").exit_code == 0
+    after = values()["assets"]
+    assert after["lm_head"] == before["lm_head"]
+    assert after["blocks"] == before["blocks"]
+    model = outline(AutoConfig.from_pretrained(folder), task="causal-lm", dtype=torch.bfloat16)
+    assert after["lm_head"] == 2 * linear_head(model).weight.numel()
