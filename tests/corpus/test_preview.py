@@ -8,7 +8,7 @@ from pipeline.corpus.preview import preview
 from pipeline.corpus.sources.hub import HubSource
 from pipeline.corpus.sources.parallel import ParallelSource
 from pipeline.corpus.sources.table import TableSource
-from pipeline.corpus.sources.text import TextSource
+from pipeline.corpus.sources.text import HEAD_CHARACTERS, TextSource
 from pipeline.errors import ConfigError
 
 
@@ -76,3 +76,12 @@ def test_a_label_that_does_not_suit_is_refused(task, label, classes, match, tmp_
 
 def test_what_is_not_at_hand_shows_nothing(tmp_path):
     assert look(HubSource(id="someone/data", label="y"), tmp_path) == []
+
+
+def test_a_file_that_begins_with_nothing_is_read_on(tmp_path, write_table):
+    write_table("a.tsv", [["text", "y"], *([["", "pos"]] * 50), ["good", "pos"]])
+    found = look(TableSource(files="a.tsv", label="y"), tmp_path, rows=3)
+    assert [one.text for one in found] == ["good"]
+    (tmp_path / "a.txt").write_text("\n" * (3 * HEAD_CHARACTERS) + "good")
+    (text,) = look(TextSource(files="a.txt"), tmp_path, "causal-lm")
+    assert text.text.strip() == "good"

@@ -69,14 +69,16 @@ class TableSource(ColumnSource):
         return Reading(examples, provenance, {"empty": empty})
 
     def preview(self, root: Path, task: Task, rows: int) -> list[Example]:
-        """Read the first rows of each file."""
+        """Read the first rows of each file that have text; those before them may have none."""
         found: list[Example] = []
         for split, name, path in resolve_files(self.files, root=root):
-            head = itertools.islice(self._rows(path, self.wanted(split)), rows)
-            for line, cells in head:
-                where, source = f"{path}: line {line}", f"{name}:{line}"
-                example = self.example(cells, where, split=split, source=source, row=len(found))
-                found += [] if example is None else [example]
+            examples = (
+                self.example(
+                    cells, f"{path}: line {line}", split=split, source=f"{name}:{line}", row=line
+                )
+                for line, cells in self._rows(path, self.wanted(split))
+            )
+            found += itertools.islice((one for one in examples if one is not None), rows)
         refuse_empty(self.files, {example.split for example in found})
         return found
 

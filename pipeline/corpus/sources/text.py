@@ -71,11 +71,13 @@ class TextSource(SourceConfig):
         return Reading(examples, provenance, {"empty": empty})
 
     def preview(self, root: Path, task: Task, rows: int) -> list[Example]:
-        """Read the beginning of each file, as one example."""
+        """Read the beginning of each file up to some text, as one example."""
         found: list[Example] = []
         for split, name, path in resolve_files(self.files, root=root):
             with open_text(path) as file:
                 content = file.read(HEAD_CHARACTERS)
+                while not content.strip() and (more := file.read(HEAD_CHARACTERS)):
+                    content = more
             refuse_zero_bytes(content, path)
             found += [Example(text=content, split=split, source=name)] if content.strip() else []
         refuse_empty(self.files, {example.split for example in found})
