@@ -22,18 +22,18 @@ from pipeline.errors import DecantError
 from pipeline.store.forms.registry import build_form
 from pipeline.store.reader import StoreReader
 from pipeline.store.signals import Signal
-from pipeline.student.distiller import Distiller, Losses
-from pipeline.student.features import TeacherFeatures
-from pipeline.student.objective import Objective
-from pipeline.student.order import BatchOrder
-from pipeline.student.stream import StoreDataset
-from pipeline.student.trainer import DistillationTrainer
+from pipeline.student.align.distiller import Distiller, Losses
+from pipeline.student.align.objective import Objective
+from pipeline.student.data.batch_order import BatchOrder
+from pipeline.student.data.features import TeacherFeatures
+from pipeline.student.data.stream import StoreDataset
+from pipeline.student.loop.trainer import DistillationTrainer
 from pipeline.taps.inputs import model_columns, model_inputs, run_base
 from pipeline.taps.tap import tap
-from pipeline.teacher.capture import Runtime, capture
-from pipeline.teacher.load import load_teacher
-from pipeline.teacher.reference import TeacherReference
-from pipeline.teacher.spec import SegmentOptions
+from pipeline.teacher.capture.capture import Runtime, capture
+from pipeline.teacher.capture.spec import SegmentOptions
+from pipeline.teacher.source.load import load_teacher
+from pipeline.teacher.source.reference import TeacherReference
 from pipeline.training.arguments import training_arguments
 from pipeline.training.options import TrainOptions
 

@@ -26,7 +26,7 @@ from benchmarks.turns import Laps, Process, interleaved, over, spread
 from pipeline.store.codec import encode_shard
 from pipeline.store.forms.registry import build_form
 from pipeline.store.reader import StoreReader
-from pipeline.teacher.capture import Runtime, capture
+from pipeline.teacher.capture.capture import Runtime, capture
 
 ARMS = {
     "base": "forward, no logits",

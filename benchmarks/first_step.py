@@ -41,13 +41,13 @@ from pipeline.store.reader import StoreReader
 from pipeline.store.records import Declaration
 from pipeline.store.shards import file_digest
 from pipeline.store.signals import Signal
-from pipeline.student.distiller import Distiller
-from pipeline.student.features import TeacherFeatures
-from pipeline.student.feed import Feed
-from pipeline.student.objective import Objective
-from pipeline.student.order import BatchOrder
-from pipeline.student.stream import StoreDataset
-from pipeline.student.trainer import DistillationTrainer
+from pipeline.student.align.distiller import Distiller
+from pipeline.student.align.objective import Objective
+from pipeline.student.data.batch_order import BatchOrder
+from pipeline.student.data.features import TeacherFeatures
+from pipeline.student.data.feed import Feed
+from pipeline.student.data.stream import StoreDataset
+from pipeline.student.loop.trainer import DistillationTrainer
 from pipeline.training.arguments import training_arguments
 from pipeline.training.options import TrainOptions
 

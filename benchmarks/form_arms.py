@@ -12,8 +12,8 @@ from typing import Any
 from pipeline.provenance import canonical_json
 from pipeline.store.forms.registry import build_form
 from pipeline.store.signals import Signal
-from pipeline.student.maps import layer_map
-from pipeline.student.objective import Alignment, Objective
+from pipeline.student.align.layer_maps import layer_map
+from pipeline.student.align.objective import Alignment, Objective
 from pipeline.tasks import models_language
 
 Spec = tuple[str, Mapping[str, Any]]

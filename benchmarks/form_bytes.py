@@ -16,16 +16,16 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.axes import TRAIN
-from pipeline.corpus.tokens import TokenSet
+from pipeline.corpus.tokens.tokens import TokenSet
 from pipeline.store.codec import encode_shard
 from pipeline.store.forms.form import Geometry, options
 from pipeline.store.forms.registry import FORMS, build_form
 from pipeline.store.reader import StoreReader
 from pipeline.store.signals import Signal
 from pipeline.tasks import models_language
-from pipeline.teacher.capture import Runtime, capture
-from pipeline.teacher.reference import TeacherReference
-from pipeline.teacher.spec import SegmentOptions
+from pipeline.teacher.capture.capture import Runtime, capture
+from pipeline.teacher.capture.spec import SegmentOptions
+from pipeline.teacher.source.reference import TeacherReference
 
 ROWS = 256
 LARGE_VOCAB = 128_256

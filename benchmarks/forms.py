@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy
 from benchmarks.form_arms import DENSE, Arm, arms
 from benchmarks.form_bytes import byte_figures, large_vocabulary, measure_bytes, show_bytes
 from benchmarks.synthetic import quiet
-from pipeline.corpus.tokens import TokenSet
+from pipeline.corpus.tokens.tokens import TokenSet
 from pipeline.errors import ConfigError
 from pipeline.evaluate.agreement import agreement
 from pipeline.evaluate.load import load_student
@@ -37,13 +37,13 @@ from pipeline.store.forms.registry import build_form
 from pipeline.store.layout import Layout
 from pipeline.store.reader import StoreReader
 from pipeline.store.signals import Signal
-from pipeline.student.needs import depth_of, select_signals
-from pipeline.student.train import train_student
+from pipeline.student.align.needs import depth_of, select_signals
+from pipeline.student.loop.train import train_student
 from pipeline.tasks import models_language, outputs_of
-from pipeline.teacher.capture import Runtime, capture
-from pipeline.teacher.reference import TeacherReference
-from pipeline.teacher.spec import SegmentOptions
-from pipeline.teacher.whole import write_manifests
+from pipeline.teacher.capture.capture import Runtime, capture
+from pipeline.teacher.capture.complete import write_manifests
+from pipeline.teacher.capture.spec import SegmentOptions
+from pipeline.teacher.source.reference import TeacherReference
 from stages.parameters import read_yaml, section
 from stages.project import DATA
 from stages.sections.capture import CaptureParams

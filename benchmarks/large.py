@@ -26,11 +26,11 @@ from pipeline.store.forms.registry import build_form
 from pipeline.store.reader import StoreReader
 from pipeline.store.signals import Signal
 from pipeline.taps.inputs import run_base
-from pipeline.teacher import capture as module
-from pipeline.teacher.capture import Runtime, capture
-from pipeline.teacher.forward import Batch, segment_batches
-from pipeline.teacher.reference import TeacherReference
-from pipeline.teacher.spec import SegmentOptions, planned_batch_tokens
+from pipeline.teacher.capture import capture as module
+from pipeline.teacher.capture.capture import Runtime, capture
+from pipeline.teacher.capture.forward import Batch, segment_batches
+from pipeline.teacher.capture.spec import SegmentOptions, planned_batch_tokens
+from pipeline.teacher.source.reference import TeacherReference
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.store.reader import StoreReader
-from pipeline.student.stream import StoreDataset
+from pipeline.student.data.stream import StoreDataset
 
 Arrays = dict[str, NDArray[Any]]
 """By name, values with a row a token; `COLUMNS` are among them, all others are features."""

@@ -29,9 +29,9 @@ from pipeline.store.forms.int8 import Int8
 from pipeline.store.reader import StoreReader
 from pipeline.store.records import Declaration
 from pipeline.store.signals import Signal
-from pipeline.teacher.capture import Runtime, capture
-from pipeline.teacher.spec import SegmentOptions
-from pipeline.teacher.workers import PUBLISHERS
+from pipeline.teacher.capture.capture import Runtime, capture
+from pipeline.teacher.capture.spec import SegmentOptions
+from pipeline.teacher.workers.workers import PUBLISHERS
 
 COUNTS = (1, 2)
 SIGNALS_A_SEGMENT = 7

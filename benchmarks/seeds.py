@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
-from pipeline.corpus.tokens import TokenSet
+from pipeline.corpus.tokens.tokens import TokenSet
 from pipeline.evaluate.evaluate import evaluate_model
 from pipeline.evaluate.load import load_student
 from pipeline.provenance import fingerprint, read_json, write_json
-from pipeline.student.train import train_student
+from pipeline.student.loop.train import train_student
 from stages.parameters import read_yaml, section
 from stages.project import DATA, prepare_torch, runtime, stores
 from stages.sections.student import StudentParams

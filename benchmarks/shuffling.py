@@ -34,16 +34,16 @@ from benchmarks.forms import Project, Sweep
 from benchmarks.results import results_option, write
 from benchmarks.synthetic import machine, quiet
 from pipeline.axes import TRAIN
-from pipeline.corpus.tokens import TokenSet
+from pipeline.corpus.tokens.tokens import TokenSet
 from pipeline.provenance import fingerprint, read_json, write_json
 from pipeline.store import plan
 from pipeline.store.layout import Layout
 from pipeline.store.reader import StoreReader
-from pipeline.student.needs import select_signals
-from pipeline.student.train import train_student
-from pipeline.teacher.capture import Runtime, capture
-from pipeline.teacher.spec import SegmentOptions
-from pipeline.teacher.whole import write_manifests
+from pipeline.student.align.needs import select_signals
+from pipeline.student.loop.train import train_student
+from pipeline.teacher.capture.capture import Runtime, capture
+from pipeline.teacher.capture.complete import write_manifests
+from pipeline.teacher.capture.spec import SegmentOptions
 from stages.project import DATA, prepare_torch, runtime
 
 WORK = DATA / "work" / "shuffling"

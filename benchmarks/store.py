@@ -32,15 +32,15 @@ from pipeline.axes import TRAIN, Axis
 from pipeline.store.layout import Layout
 from pipeline.store.reader import StoreReader
 from pipeline.store.signals import Signal
-from pipeline.student.order import BatchOrder
-from pipeline.student.stream import StoreDataset
+from pipeline.student.data.batch_order import BatchOrder
+from pipeline.student.data.stream import StoreDataset
 from pipeline.taps.inputs import model_inputs
-from pipeline.teacher.capture import Runtime, capture
-from pipeline.teacher.forward import segment_batches
-from pipeline.teacher.load import load_teacher
-from pipeline.teacher.reference import TeacherReference
-from pipeline.teacher.spec import SegmentOptions
-from pipeline.teacher.whole import is_whole
+from pipeline.teacher.capture.capture import Runtime, capture
+from pipeline.teacher.capture.complete import is_whole
+from pipeline.teacher.capture.forward import segment_batches
+from pipeline.teacher.capture.spec import SegmentOptions
+from pipeline.teacher.source.load import load_teacher
+from pipeline.teacher.source.reference import TeacherReference
 
 BATCH_SIZE = 32
 POOL_SEGMENTS = 4

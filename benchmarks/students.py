@@ -37,14 +37,14 @@ from benchmarks.synthetic import (
 from benchmarks.turns import peak_bytes, spread
 from pipeline.store.layout import Layout
 from pipeline.store.reader import Segment, StoreReader
-from pipeline.student.needs import select_signals
-from pipeline.student.objective import Alignment, Objective
-from pipeline.student.together import train_together
-from pipeline.student.train import Training, train_student
-from pipeline.teacher.capture import Runtime, capture
-from pipeline.teacher.reference import TeacherReference
-from pipeline.teacher.spec import SegmentOptions
-from pipeline.teacher.whole import write_manifests
+from pipeline.student.align.needs import select_signals
+from pipeline.student.align.objective import Alignment, Objective
+from pipeline.student.loop.together import train_together
+from pipeline.student.loop.train import Training, train_student
+from pipeline.teacher.capture.capture import Runtime, capture
+from pipeline.teacher.capture.complete import write_manifests
+from pipeline.teacher.capture.spec import SegmentOptions
+from pipeline.teacher.source.reference import TeacherReference
 from pipeline.training.options import TrainOptions
 
 ARMS = ("one by one", "together")

@@ -14,13 +14,13 @@ from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from pipeline.corpus.examples import SPLITS, Split
-from pipeline.corpus.tokens import TokenColumns, TokenMeta, token_digest, write_tokens
+from pipeline.corpus.text.examples import SPLITS, Split
+from pipeline.corpus.tokens.tokens import TokenColumns, TokenMeta, token_digest, write_tokens
 from pipeline.provenance import software
 from pipeline.store.forms.registry import build_form
 from pipeline.store.signals import Signal
-from pipeline.teacher.reference import TeacherReference
-from pipeline.teacher.weights import weights_sha256
+from pipeline.teacher.source.reference import TeacherReference
+from pipeline.teacher.source.weights import weights_sha256
 
 VOCAB = 2048
 MAX_LENGTH = 128

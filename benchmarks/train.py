@@ -33,8 +33,8 @@ from benchmarks.turns import Laps, interleaved, over, spread
 from pipeline.store.forms.registry import build_form
 from pipeline.store.reader import StoreReader
 from pipeline.store.signals import Signal
-from pipeline.teacher.capture import Runtime, capture
-from pipeline.teacher.spec import SegmentOptions
+from pipeline.teacher.capture.capture import Runtime, capture
+from pipeline.teacher.capture.spec import SegmentOptions
 
 ARMS = {
     "ram": "all batches in memory",

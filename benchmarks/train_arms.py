@@ -22,16 +22,16 @@ from benchmarks.cold import drop
 from benchmarks.rivals import RIVALS, Plain
 from benchmarks.turns import cpu_seconds
 from pipeline.store.reader import StoreReader
-from pipeline.student.distiller import Distiller, term_counts
-from pipeline.student.features import TeacherFeatures
-from pipeline.student.feed import Feed
-from pipeline.student.objective import Objective
-from pipeline.student.order import BatchOrder
-from pipeline.student.stream import StoreDataset
+from pipeline.student.align.distiller import Distiller, term_counts
+from pipeline.student.align.objective import Objective
+from pipeline.student.data.batch_order import BatchOrder
+from pipeline.student.data.features import TeacherFeatures
+from pipeline.student.data.feed import Feed
+from pipeline.student.data.stream import StoreDataset
 from pipeline.taps.inputs import model_columns, model_inputs, run_base
 from pipeline.taps.tap import tap
-from pipeline.teacher.load import load_teacher
-from pipeline.teacher.reference import TeacherReference
+from pipeline.teacher.source.load import load_teacher
+from pipeline.teacher.source.reference import TeacherReference
 
 Given = tuple[dict[str, Any], dict[str, int]]
 """A batch on the device, and the units of each term."""

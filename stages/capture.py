@@ -4,15 +4,15 @@ from pathlib import Path
 
 import click
 
-from pipeline.corpus.tokens import TokenSet
-from pipeline.corpus.transfer import transfer_tokens
+from pipeline.corpus.tokens.tokens import TokenSet
+from pipeline.corpus.tokens.transfer import transfer_tokens
 from pipeline.report.words import data
 from pipeline.store.layout import Layout
 from pipeline.store.upkeep.occupancy import bytes_by_part
-from pipeline.teacher.reference import TeacherReference
-from pipeline.teacher.request import resolve_layers, resolve_signals
-from pipeline.teacher.spec import store_fingerprint, store_spec
-from pipeline.teacher.whole import is_whole, write_manifests
+from pipeline.teacher.capture.complete import is_whole, write_manifests
+from pipeline.teacher.capture.request import resolve_layers, resolve_signals
+from pipeline.teacher.capture.spec import store_fingerprint, store_spec
+from pipeline.teacher.source.reference import TeacherReference
 from stages.command import params_option, resumable
 from stages.parameters import section
 from stages.project import DATA, dashboard_address, placement, prepare_torch, runtime, stores
@@ -58,9 +58,9 @@ def capture(teacher: str, params: Path, no_wait: bool, verify: bool) -> None:
     segments = options.segments()
     layout = Layout(stores() / store_fingerprint(store_spec(meta, reference, segments)))
     if verify or not is_whole(layout, signals, blocks):
-        from pipeline.teacher.capture import Runtime
-        from pipeline.teacher.capture import capture as run
-        from pipeline.teacher.schedule import Certificates
+        from pipeline.teacher.capture.capture import Runtime
+        from pipeline.teacher.capture.capture import capture as run
+        from pipeline.teacher.workers.schedule import Certificates
 
         machine = runtime()
         run(

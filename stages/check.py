@@ -14,17 +14,17 @@ from typing import Any
 
 import click
 
-from pipeline.corpus.added import check_added
-from pipeline.corpus.checks import check_task
-from pipeline.corpus.examples import Example
-from pipeline.corpus.preview import preview
+from pipeline.corpus.text.added import check_added
+from pipeline.corpus.text.checks import check_task
+from pipeline.corpus.text.examples import Example
+from pipeline.corpus.text.preview import preview
 from pipeline.errors import ConfigError, DecantError, IncompatibleError, ManyFoundError
-from pipeline.evaluate.scores import headline
+from pipeline.evaluate.scores.registry import headline
 from pipeline.provenance import write_json
 from pipeline.store.signals import Signal
-from pipeline.student.needs import depth_of
-from pipeline.student.objective import check_task as check_losses
-from pipeline.teacher.request import resolve_layers, resolve_signals
+from pipeline.student.align.needs import depth_of
+from pipeline.student.align.objective import check_task as check_losses
+from pipeline.teacher.capture.request import resolve_layers, resolve_signals
 from pipeline.training.options import TrainOptions, check_options
 from stages.command import params_option, stage
 from stages.fitting import (

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from pipeline.errors import ConfigError, IncompatibleError
 from pipeline.evaluate.predictions import read_predictions
-from pipeline.evaluate.scores import SCORES, headline, reported
+from pipeline.evaluate.scores.registry import SCORES, headline, reported
 from pipeline.evaluate.significance import PER_TOKEN, PairedResult, compare_scores
 from pipeline.report.results import ModelMetrics, load_metrics
 from pipeline.report.words import UNKNOWN, count

@@ -35,7 +35,7 @@ def evaluate(student: str, params: Path) -> None:
     options: EvaluateParams = section(params, "evaluate", EvaluateParams)
     import torch
 
-    from pipeline.corpus.tokens import TokenSet
+    from pipeline.corpus.tokens.tokens import TokenSet
     from pipeline.evaluate.agreement import agreement
     from pipeline.evaluate.evaluate import evaluate_model
     from pipeline.evaluate.load import load_student

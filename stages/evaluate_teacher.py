@@ -29,12 +29,12 @@ def evaluate_teacher(teacher: str, params: Path) -> None:
     options: EvaluateParams = section(params, "evaluate", EvaluateParams)
     import torch
 
-    from pipeline.corpus.tokens import TokenSet
+    from pipeline.corpus.tokens.tokens import TokenSet
     from pipeline.evaluate.evaluate import evaluate_model
     from pipeline.evaluate.predictions import write_predictions
-    from pipeline.teacher.load import load_teacher
-    from pipeline.teacher.placement import input_device
-    from pipeline.teacher.reference import TeacherReference
+    from pipeline.teacher.source.load import load_teacher
+    from pipeline.teacher.source.placement import input_device
+    from pipeline.teacher.source.reference import TeacherReference
 
     machine = runtime()
     device = torch.device(prepare_torch(machine))

@@ -5,16 +5,16 @@ from typing import Any, Self
 
 from pydantic import model_validator
 
-from pipeline.corpus.examples import Example
-from pipeline.corpus.tokenize_one import tokenize_one
-from pipeline.corpus.tokenize_prompt import Template
-from pipeline.corpus.tokenizer import local_tokenizer
+from pipeline.corpus.text.examples import Example
+from pipeline.corpus.tokens.tokenize_one import tokenize_one
+from pipeline.corpus.tokens.tokenize_prompt import Template
+from pipeline.corpus.tokens.tokenizer import local_tokenizer
 from pipeline.errors import ConfigError, DecantError, IncompatibleError
 from pipeline.store.forms.form import Geometry
 from pipeline.store.records import Declaration
 from pipeline.store.signals import Signal
 from pipeline.tasks import generates, models_language
-from pipeline.teacher.quantization import check_packed, check_quantization
+from pipeline.teacher.source.quantization import check_packed, check_quantization
 from pipeline.training.options import TrainOptions
 from stages.miniatures import teacher_values
 from stages.parameters import Section
@@ -135,7 +135,7 @@ def check_rows(key: str, teacher: TeacherParams, task: Any, rows: list[Example])
 
 def check_output(name: str, student: StudentParams, capture: CaptureParams, task: str) -> None:
     """See that the logits' form serves the output term, and a student that has fewer ids."""
-    from pipeline.student.outputs import check_output_loss, temperature_index
+    from pipeline.student.align.output_checks import check_output_loss, temperature_index
 
     logits, term = capture.logits_form(), student.loss.output
     if logits is None or term.weight.is_off:
@@ -156,8 +156,8 @@ def check_output(name: str, student: StudentParams, capture: CaptureParams, task
 
 def check_architecture(name: str, student: StudentParams, config: dict[str, Any]) -> None:
     """Build the student's configuration, where its teacher's is known, and compare head counts."""
-    from pipeline.student.architecture import student_configuration, teacher_configuration
-    from pipeline.student.sizes import check_sizes
+    from pipeline.student.model.architecture import student_configuration, teacher_configuration
+    from pipeline.student.model.sizes import check_sizes
     from pipeline.taps.configuration import size_of
 
     architecture = student.model.architecture

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.corpus.transfer import keep_corpus
+from pipeline.corpus.tokens.transfer import keep_corpus
 from stages.command import params_option, resumable
 from stages.parameters import check_unchanged, section
 from stages.project import DATA, placement, prepare_torch, runtime, work
@@ -31,7 +31,7 @@ def generate(teacher: str, params: Path) -> None:
         keep_corpus(output)
         return
     from pipeline.generation.generate import GenerationOptions
-    from pipeline.teacher.generate import generate as run
+    from pipeline.teacher.source.generate import generate as run
 
     machine = runtime()
     generation = {} if options.generation is None else options.generation.model_dump()

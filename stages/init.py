@@ -15,8 +15,8 @@ from ruamel.yaml import YAML
 
 from pipeline.errors import ConfigError, ResourceError
 from pipeline.provenance import read_json
-from pipeline.student.maps import layer_map
-from pipeline.student.needs import depth_of
+from pipeline.student.align.layer_maps import layer_map
+from pipeline.student.align.needs import depth_of
 from stages.command import stage
 
 DEFAULT = "python-docs"

@@ -18,7 +18,7 @@ from pipeline.store.reader import StoreReader
 from pipeline.store.records import Declaration, StoredSignal
 from pipeline.store.sealed import read_record
 from pipeline.store.upkeep.occupancy import bytes_by_part
-from pipeline.teacher.reference import TeacherReference
+from pipeline.teacher.source.reference import TeacherReference
 from stages.command import stage
 from stages.tables import print_whole
 

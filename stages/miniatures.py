@@ -67,9 +67,9 @@ def check_teacher_model(
         IncompatibleError: If the teacher cannot give a signal.
     """
     from pipeline.taps.check_miniature import check_in_miniature
-    from pipeline.teacher.checked import taps_of
-    from pipeline.teacher.outline import known_config
-    from pipeline.teacher.scratch import scratch_config
+    from pipeline.teacher.capture.outline import known_config
+    from pipeline.teacher.capture.tap_check import taps_of
+    from pipeline.teacher.source.scratch import scratch_config
 
     values = teacher_values(model)
     if model.trust_remote_code or "model_type" not in values:
@@ -123,16 +123,16 @@ def check_student_model(
         ConfigError: If no configuration comes of the student's keys.
         IncompatibleError: If the student cannot learn what it is asked to.
     """
-    from pipeline.student.architecture import (
+    from pipeline.student.model.architecture import (
         keep_room,
         student_configuration,
         teacher_configuration,
     )
-    from pipeline.student.width import check_cuttable
+    from pipeline.student.model.width import check_cuttable
     from pipeline.taps.check_miniature import check_in_miniature
     from pipeline.taps.configuration import size_of
     from pipeline.tasks import models_language
-    from pipeline.teacher.outline import known_config
+    from pipeline.teacher.capture.outline import known_config
 
     model, key = student.model, f"students.{name}"
     if model.architecture is not None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from pipeline.corpus.prepare import prepare_corpus
+from pipeline.corpus.text.prepare import prepare_corpus
 from stages.command import params_option, stage
 from stages.parameters import section
 from stages.project import DATA

@@ -19,7 +19,7 @@ SWITCHES = {"true": True, "false": False}
 
 
 if TYPE_CHECKING:
-    from pipeline.teacher.placement import Placement
+    from pipeline.teacher.source.placement import Placement
 
 Places = dict[str, int | str]
 Few = Annotated[int, Field(ge=0, le=2**16)]
@@ -131,7 +131,7 @@ def placement(settings: Runtime) -> "Placement | None":
                     f"auto, or remove {key}"
                 )
         return None
-    from pipeline.teacher.placement import Placement
+    from pipeline.teacher.source.placement import Placement
 
     memory: dict[int | str, int | str] | None = None
     if settings.max_memory is not None:

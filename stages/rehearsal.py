@@ -10,8 +10,8 @@ from typing import Any
 
 from pipeline.provenance import write_json
 from pipeline.store.signals import Signal, dotted
-from pipeline.student.needs import select_signals
-from pipeline.teacher.request import needs_of
+from pipeline.student.align.needs import select_signals
+from pipeline.teacher.capture.request import needs_of
 from stages.sections.student import StudentParams
 
 

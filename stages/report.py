@@ -9,7 +9,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from pipeline.corpus.examples import read_split
+from pipeline.corpus.text.examples import read_split
 from pipeline.errors import ConfigError, IncompatibleError, IntegrityError
 from pipeline.evaluate.predictions import read_predictions
 from pipeline.evaluate.significance import compare_predictions

@@ -12,9 +12,9 @@ from pydantic import ConfigDict
 
 from pipeline.evaluate.reference import reference_logits
 from pipeline.provenance import write_json
-from pipeline.student.needs import select_signals
-from pipeline.student.objective import Alignment, Objective
-from pipeline.student.origin import StudentModel
+from pipeline.student.align.needs import select_signals
+from pipeline.student.align.objective import Alignment, Objective
+from pipeline.student.model.origin import StudentModel
 from stages.command import params_option, stage
 from stages.parameters import Section, section
 from stages.project import DATA

@@ -24,7 +24,7 @@ def teach(teacher: str, params: Path) -> None:
     """
     model = section(params, f"teachers.{teacher}.model", TeacherModel)
     fit = section(params, f"teachers.{teacher}.fit", TrainOptions | None)
-    from pipeline.teacher.teach import teach as run
+    from pipeline.teacher.source.teach import teach as run
 
     run(
         name=teacher,

@@ -25,8 +25,8 @@ def tokenize(teacher: str, params: Path) -> None:
     """
     options = section(params, f"teachers.{teacher}.tokens", TokenParams)
     model = section(params, f"teachers.{teacher}.model", dict[str, Any])
-    from pipeline.corpus.tokenize import tokenize_corpus, training_texts
-    from pipeline.corpus.tokenizer import load_tokenizer, train_tokenizer
+    from pipeline.corpus.tokens.tokenize import tokenize_corpus, training_texts
+    from pipeline.corpus.tokens.tokenizer import load_tokenizer, train_tokenizer
 
     corpus = DATA / "corpus" / "text"
     form = options.rendering()

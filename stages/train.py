@@ -17,7 +17,7 @@ from stages.ranks import KEEPS, LOST_CODE, check_gpus, is_first, is_lost_peer, i
 from stages.sections.student import StudentParams
 
 if TYPE_CHECKING:
-    from pipeline.student.training import Training
+    from pipeline.student.loop.training import Training
 
 
 @click.command()
@@ -93,7 +93,7 @@ def _names(student: str | None, named: str | None, students: str | None) -> list
 
 
 def _training(name: str, options: StudentParams, settings: Runtime, device: str) -> "Training":
-    from pipeline.student.training import Training
+    from pipeline.student.loop.training import Training
 
     return Training(
         name=name,
@@ -122,11 +122,11 @@ def _training(name: str, options: StudentParams, settings: Runtime, device: str)
 
 def _train(trainings: "Sequence[Training]") -> None:
     if len(trainings) > 1:
-        from pipeline.student.together import train_together
+        from pipeline.student.loop.together import train_together
 
         train_together(trainings)
         return
-    from pipeline.student.train import StudentRun
+    from pipeline.student.loop.train import StudentRun
 
     run = StudentRun(trainings[0])
     run.train(run.trainer())

@@ -19,7 +19,7 @@ from pipeline.store.upkeep.findings import ASSETS, INDEX, PLAN, SignalState
 from pipeline.store.upkeep.gc import store_bytes
 from pipeline.store.upkeep.repair import repair as repair_store
 from pipeline.store.upkeep.verify import damage_of, unrecorded_files, verify_store
-from pipeline.teacher.reference import TeacherReference, teacher_at_hand
+from pipeline.teacher.source.reference import TeacherReference, teacher_at_hand
 from pipeline.visible import visible
 from stages.command import stage
 from stages.project import DATA, placement, prepare_torch, runtime, stores
@@ -180,7 +180,7 @@ def _ask_teacher(path: Path, given: Path | None, found: list[SignalState]) -> di
         return dict.fromkeys(names, "teacher not at hand")
     import torch
 
-    from pipeline.teacher.spot_check import spot_check
+    from pipeline.teacher.capture.spot_check import spot_check
 
     machine = runtime()
     device = torch.device(prepare_torch(machine))
@@ -223,8 +223,8 @@ def _teacher_of(path: Path) -> str:
 
 
 def _compare(console: Console, path: Path, corpus: Path) -> None:
-    from pipeline.corpus.tokens import TokenSet
-    from pipeline.teacher.same_rows import compare_rows
+    from pipeline.corpus.tokens.tokens import TokenSet
+    from pipeline.teacher.capture.same_rows import compare_rows
 
     rows = compare_rows(StoreReader(path), TokenSet.load(corpus))
     counts = {

@@ -12,20 +12,26 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
-from pipeline.corpus.examples import SPLITS, Split
-from pipeline.corpus.tokens import TokenColumns, TokenMeta, TokenSet, token_digest, write_tokens
+from pipeline.corpus.text.examples import SPLITS, Split
+from pipeline.corpus.tokens.tokens import (
+    TokenColumns,
+    TokenMeta,
+    TokenSet,
+    token_digest,
+    write_tokens,
+)
 from pipeline.store.forms.registry import build_form
 from pipeline.store.index import read_index
 from pipeline.store.layout import Layout
 from pipeline.store.reader import StoreReader
 from pipeline.store.signals import Signal
 from pipeline.tasks import generates, models_language
-from pipeline.teacher.capture import Runtime, capture
-from pipeline.teacher.reference import TeacherReference
-from pipeline.teacher.spec import SegmentOptions
-from pipeline.teacher.teach import _plain_config
-from pipeline.teacher.weights import weights_sha256
-from pipeline.teacher.whole import write_manifests
+from pipeline.teacher.capture.capture import Runtime, capture
+from pipeline.teacher.capture.complete import write_manifests
+from pipeline.teacher.capture.spec import SegmentOptions
+from pipeline.teacher.source.reference import TeacherReference
+from pipeline.teacher.source.teach import _plain_config
+from pipeline.teacher.source.weights import weights_sha256
 from tests.tiny import CAUSAL, PAD_ID, Kind, tiny_model
 
 VOCAB = 64

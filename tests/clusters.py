@@ -13,8 +13,8 @@ from pathlib import Path
 from distributed import LocalCluster
 from distributed.security import Security
 
-from pipeline.teacher.cluster import quiet_servers
-from pipeline.teacher.schedule import Certificates
+from pipeline.teacher.workers.cluster import quiet_servers
+from pipeline.teacher.workers.schedule import Certificates
 from tests.docs.pages import ROOT
 
 NOWHERE = "127.0.0.1:0"
@@ -106,7 +106,7 @@ class Servers:
 
     def start_worker(self, *preload: str) -> subprocess.Popen[bytes]:
         """Start a worker that nobody replaces; what it loads first may keep it from joining."""
-        loads = ["pipeline.teacher.worker", *preload]
+        loads = ["pipeline.teacher.workers.worker", *preload]
         options = [f"--preload={name}" for name in loads]
         record = f"--scheduler-file={self.directory / 'scheduler.json'}"
         # The scheduler may still be starting.

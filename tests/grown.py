@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.corpus.examples import SPLITS, Split
-from pipeline.corpus.tokens import TokenColumns, TokenSet, token_digest, write_tokens
-from pipeline.corpus.transfer import read_columns
+from pipeline.corpus.text.examples import SPLITS, Split
+from pipeline.corpus.tokens.tokens import TokenColumns, TokenSet, token_digest, write_tokens
+from pipeline.corpus.tokens.transfer import read_columns
 from pipeline.store.index import read_index
 from pipeline.store.layout import Layout
 from tests.captured import Captured, write_rows

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.store.signals import Signal
-from pipeline.student.needs import select_signals
-from pipeline.student.objective import Alignment, Objective
-from pipeline.student.train import train_student
+from pipeline.student.align.needs import select_signals
+from pipeline.student.align.objective import Alignment, Objective
+from pipeline.student.loop.train import train_student
 from pipeline.training.options import TrainOptions
 from tests.captured import Captured
 

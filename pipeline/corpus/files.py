@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from pipeline.corpus.examples import Split
+from pipeline.corpus.text.examples import Split
 from pipeline.errors import ConfigError, ResourceError
 from pipeline.provenance import fsync_directory, unfinished_name
 

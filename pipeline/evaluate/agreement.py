@@ -15,10 +15,10 @@ from pipeline.axes import TEST
 from pipeline.errors import IncompatibleError, IntegrityError
 from pipeline.store.plan import bucketed_batches
 from pipeline.store.reader import StoreReader
-from pipeline.student.features import TeacherFeatures, TeacherLogits
+from pipeline.student.data.features import TeacherFeatures, TeacherLogits
+from pipeline.student.data.stream import StoreDataset, target_positions
 from pipeline.student.losses.forward_kl import forward_kl
 from pipeline.student.losses.forward_kl_topk import forward_kl_topk
-from pipeline.student.stream import StoreDataset, target_positions
 from pipeline.taps.anatomy import find_anatomy
 from pipeline.taps.inputs import model_columns, model_inputs
 from pipeline.tasks import models_language

@@ -6,8 +6,8 @@ import datasets
 import torch
 from transformers import PreTrainedModel
 
-from pipeline.corpus.examples import Split
-from pipeline.corpus.tokens import TokenSet
+from pipeline.corpus.text.examples import Split
+from pipeline.corpus.tokens.tokens import TokenSet
 from pipeline.errors import ConfigError
 from pipeline.evaluate.outputs import sequence_logits
 from pipeline.evaluate.perplexity import perplexity

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.evaluate.measure import values
 from pipeline.evaluate.predictions import Row, score_rows
-from pipeline.evaluate.scores import SCORES
+from pipeline.evaluate.scores.measure import values
+from pipeline.evaluate.scores.registry import SCORES
 from pipeline.tasks import models_language
 
 MAX_SETS = 64

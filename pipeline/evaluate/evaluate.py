@@ -13,20 +13,20 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from pipeline.corpus.examples import Split
-from pipeline.corpus.tokens import TokenSet
+from pipeline.corpus.text.examples import Split
+from pipeline.corpus.tokens.tokens import TokenSet
 from pipeline.errors import ConfigError, IncompatibleError
 from pipeline.evaluate.answers import predict_rows
 from pipeline.evaluate.chance import score_at_chance
 from pipeline.evaluate.cost import SECONDS, cost_metrics, measure_speed
 from pipeline.evaluate.generated import generate_rows, tokenizer_for
 from pipeline.evaluate.intervals import bootstrap_intervals
-from pipeline.evaluate.measure import values
 from pipeline.evaluate.options import GenerateOptions, IntervalOptions
 from pipeline.evaluate.predictions import Identity, Row, identity, score_rows
-from pipeline.evaluate.scores import SCORES, headline, reported
-from pipeline.evaluate.text_scores import score_texts
-from pipeline.evaluate.words import AUTO
+from pipeline.evaluate.scores.measure import values
+from pipeline.evaluate.scores.registry import SCORES, headline, reported
+from pipeline.evaluate.scores.text_scores import score_texts
+from pipeline.evaluate.scores.words import AUTO
 from pipeline.tasks import GENERATION_TASKS, generates, models_language
 
 logger = logging.getLogger(__name__)

@@ -16,13 +16,13 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_confi
 from typing_extensions import TypedDict
 
 from pipeline.errors import IntegrityError
-from pipeline.evaluate.classification import classification_metrics
-from pipeline.evaluate.likelihood import likelihood_metrics
-from pipeline.evaluate.measure import Floats, Metric
-from pipeline.evaluate.multi_label import multi_label_metrics
-from pipeline.evaluate.regression import regression_metrics
-from pipeline.evaluate.text_scores import score_texts
-from pipeline.evaluate.words import AUTO
+from pipeline.evaluate.scores.classification import classification_metrics
+from pipeline.evaluate.scores.likelihood import likelihood_metrics
+from pipeline.evaluate.scores.measure import Floats, Metric
+from pipeline.evaluate.scores.multi_label import multi_label_metrics
+from pipeline.evaluate.scores.regression import regression_metrics
+from pipeline.evaluate.scores.text_scores import score_texts
+from pipeline.evaluate.scores.words import AUTO
 from pipeline.provenance import canonical_json, write_bytes_atomically
 from pipeline.tasks import models_language
 from pipeline.written_by import remedy

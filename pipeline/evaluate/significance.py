@@ -18,9 +18,9 @@ from pipeline.evaluate.intervals import (
     percentile_interval,
     resampled_counts,
 )
-from pipeline.evaluate.measure import Floats, Metric
 from pipeline.evaluate.predictions import Identity, Row, identity, score_rows
-from pipeline.evaluate.words import AUTO
+from pipeline.evaluate.scores.measure import Floats, Metric
+from pipeline.evaluate.scores.words import AUTO
 
 logger = logging.getLogger(__name__)
 

@@ -21,9 +21,9 @@ from tokenizers.models import WordPiece
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.axes import TRAIN
-from pipeline.corpus.examples import SPLITS, Split
-from pipeline.corpus.tokenizer import load_tokenizer, tokenizer_digest
-from pipeline.corpus.tokens import NUMBERS, TokenColumns, TokenMeta, TokenSet, token_digest
+from pipeline.corpus.text.examples import SPLITS, Split
+from pipeline.corpus.tokens.tokenizer import load_tokenizer, tokenizer_digest
+from pipeline.corpus.tokens.tokens import NUMBERS, TokenColumns, TokenMeta, TokenSet, token_digest
 from pipeline.errors import IncompatibleError, IntegrityError
 from pipeline.written_by import remedy
 

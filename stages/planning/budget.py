@@ -8,11 +8,11 @@ from pipeline.store.forms.form import Form, Geometry
 from pipeline.store.records import Declaration
 from pipeline.store.signals import Signal
 from pipeline.tasks import models_language
-from pipeline.teacher.request import resolve_layers
+from pipeline.teacher.capture.request import resolve_layers
 from stages.planning.capture import PlannedCapture
 
 if TYPE_CHECKING:
-    from pipeline.teacher.budget import Choice, Needs, Request
+    from pipeline.planning.budget import Choice, Needs, Request
 
 MARGIN = 1.05
 """A probe tells bytes within 5%."""
@@ -27,7 +27,7 @@ class Budget:
 
     def choose(self, budget: int) -> tuple["Choice", dict[str, str]]:
         """Return the best that fits, and why students could not be trained of it."""
-        from pipeline.teacher.budget import choose
+        from pipeline.planning.budget import choose
 
         sizes: dict[str, int] = {}
 
@@ -58,7 +58,7 @@ class Budget:
         return once + one.most_bytes
 
     def _requests(self) -> "dict[str, list[Request]]":
-        from pipeline.teacher.budget import Request
+        from pipeline.planning.budget import Request
 
         found: dict[str, list[Request]] = {"hidden": [], "attention": [], "value": [], "logits": []}
         for one in self.project.capture.requests():
@@ -73,7 +73,7 @@ class Budget:
 
     def _needs(self) -> "list[Needs]":
         """Return what students select of what is asked for; none of one that could not."""
-        from pipeline.teacher.budget import Needs
+        from pipeline.planning.budget import Needs
 
         by_name = {signal.name: signal for signal in self.planned.signals}
         found = []
@@ -95,7 +95,7 @@ class Budget:
 
     def _refusing(self, form: Form) -> frozenset[str]:
         """Return the students whose output term cannot use logits of a form."""
-        from pipeline.student.outputs import check_output_loss, temperature_index
+        from pipeline.student.align.output_checks import check_output_loss, temperature_index
 
         declared = Declaration.of(Signal("logits", None, form), Geometry(), (), {}, None)
         found = set()

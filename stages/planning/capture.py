@@ -14,8 +14,8 @@ from pipeline.store.reader import StoreReader
 from pipeline.store.signals import Signal
 from pipeline.store.upkeep.gc import store_bytes
 from pipeline.tasks import models_language
-from pipeline.teacher.spec import store_fingerprint, store_spec
-from pipeline.teacher.whole import is_whole
+from pipeline.teacher.capture.complete import is_whole
+from pipeline.teacher.capture.spec import store_fingerprint, store_spec
 from stages.planning.project import Project
 from stages.project import DATA, placement, prepare_torch, runtime, stores
 from stages.rehearsal import rehearse
@@ -24,10 +24,10 @@ from stages.sections.student import StudentParams
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+    from pipeline.planning.estimate import SignalEstimate
+    from pipeline.planning.probe import Probe
+    from pipeline.planning.token_count import TokenCount
     from pipeline.taps.check import TapReport
-    from pipeline.teacher.estimate import SignalEstimate
-    from pipeline.teacher.probe import Probe
-    from pipeline.teacher.token_count import TokenCount
 
 AUTO_BATCH_TOKENS = 8192
 """Of a batch whose size capture finds itself."""
@@ -44,9 +44,9 @@ class PlannedCapture:
     def __init__(self, project: Project, count: "TokenCount") -> None:
         import torch
 
+        from pipeline.planning.estimate import SegmentRows
         from pipeline.taps.anatomy import find_anatomy
-        from pipeline.teacher.estimate import SegmentRows
-        from pipeline.teacher.outline import outline, outlined_report
+        from pipeline.teacher.capture.outline import outline, outlined_report
 
         self.project, self.count = project, count
         self.task = count.meta.task
@@ -66,9 +66,9 @@ class PlannedCapture:
         return self.outlined if self.probe is None else self.probe.report
 
     def _config(self) -> "PreTrainedConfig":
-        from pipeline.teacher.load import head_options
-        from pipeline.teacher.outline import known_config, pretrained_config
-        from pipeline.teacher.scratch import scratch_config
+        from pipeline.teacher.capture.outline import known_config, pretrained_config
+        from pipeline.teacher.source.load import head_options
+        from pipeline.teacher.source.scratch import scratch_config
 
         meta, model, reference = self.count.meta, self.project.model, self.project.reference
         trusts = model.trust_remote_code
@@ -92,9 +92,9 @@ class PlannedCapture:
         """Load the teacher and capture a sample, without writing it."""
         import torch
 
-        from pipeline.teacher.placement import input_device
-        from pipeline.teacher.probe import PROBE_TOKENS, load_to_probe, probe
-        from pipeline.teacher.token_count import sample_segment
+        from pipeline.planning.probe import PROBE_TOKENS, load_to_probe, probe
+        from pipeline.planning.token_count import sample_segment
+        from pipeline.teacher.source.placement import input_device
 
         options, model, meta = self.project.options, self.project.model, self.count.meta
         machine = runtime()
@@ -132,7 +132,7 @@ class PlannedCapture:
 
     def estimate(self, signal: Signal) -> "SignalEstimate":
         """Return what a signal takes, by the probe where it saw it."""
-        from pipeline.teacher.estimate import estimate_signal
+        from pipeline.planning.estimate import estimate_signal
 
         return estimate_signal(
             signal,
@@ -154,14 +154,14 @@ class PlannedCapture:
     @property
     def tables_bytes(self) -> int:
         """About what tokens, example table and records take."""
-        from pipeline.teacher.estimate import table_bytes
+        from pipeline.planning.estimate import table_bytes
 
         extra = len(self.count.meta.columns)
         return table_bytes(self.plan, columns=extra, signals=len(self.signals))
 
     def describe(self) -> dict[str, Any]:
         """Return all of it as JSON values."""
-        from pipeline.teacher.space import DISK_RESERVE_BYTES
+        from pipeline.teacher.capture.disk_space import DISK_RESERVE_BYTES
 
         estimates = [self.estimate(signal) for signal in self.signals]
         assets = self.asset_bytes(self.signals, self.blocks)
@@ -230,8 +230,8 @@ class PlannedCapture:
         }
 
     def _memory(self, estimates: list["SignalEstimate"]) -> dict[str, Any]:
-        from pipeline.teacher.estimate import activation_bytes, buffered_bytes
-        from pipeline.teacher.outline import weight_bytes, widest_inner
+        from pipeline.planning.estimate import activation_bytes, buffered_bytes
+        from pipeline.teacher.capture.outline import weight_bytes, widest_inner
 
         probe = self.probe
         of = None if probe is None else "of the GPU" if "cuda" in probe.device else "of the process"
@@ -269,7 +269,7 @@ class PlannedCapture:
             return None
         import numpy as np
 
-        from pipeline.student.vocabulary import smaller_vocabulary
+        from pipeline.student.vocabulary.vocabulary import smaller_vocabulary
 
         meta, tokens = self.count.meta, self.count.token_set
         table: Any = tokens.split(TRAIN).with_format("arrow")[:]
@@ -285,7 +285,7 @@ class PlannedCapture:
 
     def asset_bytes(self, signals: list[Signal], blocks: list[int]) -> dict[str, int]:
         """Return the bytes of assets; weights that were saved in half precision stay so."""
-        from pipeline.teacher.estimate import asset_bytes
+        from pipeline.planning.estimate import asset_bytes
 
         item_bytes = 2 if self._is_saved_in_half else 4
         return asset_bytes(signals, blocks, self.model, self.report, item_bytes=item_bytes)
@@ -293,7 +293,7 @@ class PlannedCapture:
     @cached_property
     def _is_saved_in_half(self) -> bool:
         # Of the checkpoint itself: the teacher's reference names the dtype it was loaded in.
-        from pipeline.teacher.load import load_config
+        from pipeline.teacher.source.load import load_config
 
         model = self.project.model
         if model.path is None or self.project.is_fit:
@@ -314,9 +314,9 @@ class PlannedCapture:
         return options.steps * options.batch_size * options.gradient_accumulation_steps / rows
 
     def _students(self, estimates: list["SignalEstimate"]) -> dict[str, Any]:
-        from pipeline.student.memory import student_memory
-        from pipeline.teacher.assets import HEAD
-        from pipeline.teacher.estimate import buffered_bytes
+        from pipeline.planning.estimate import buffered_bytes
+        from pipeline.planning.student_memory import student_memory
+        from pipeline.teacher.capture.assets import HEAD
 
         found: dict[str, Any] = {}
         for name, student in self.project.students.items():

@@ -15,9 +15,9 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.util import load_yaml_guess_indent
 
 from pipeline.errors import ConfigError
+from pipeline.planning.budget import Request, Rung
 from pipeline.provenance import write_bytes_atomically
 from pipeline.store.forms.form import Form, options
-from pipeline.teacher.budget import Request, Rung
 from stages.parameters import validate
 from stages.sections.capture import CaptureParams
 

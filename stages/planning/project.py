@@ -5,16 +5,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.corpus.examples import read_corpus_meta
-from pipeline.corpus.prepare import prepare_corpus
-from pipeline.corpus.tokens import TokenSet
-from pipeline.corpus.transfer import RECORD, transfer_tokens
+from pipeline.corpus.text.examples import read_corpus_meta
+from pipeline.corpus.text.prepare import prepare_corpus
+from pipeline.corpus.tokens.tokens import TokenSet
+from pipeline.corpus.tokens.transfer import RECORD, transfer_tokens
 from pipeline.errors import ConfigError
 from pipeline.store.signals import Signal
-from pipeline.student.needs import depth_of
-from pipeline.teacher.reference import TeacherReference
-from pipeline.teacher.request import resolve_layers, resolve_signals
-from pipeline.teacher.spec import SegmentOptions
+from pipeline.student.align.needs import depth_of
+from pipeline.teacher.capture.request import resolve_layers, resolve_signals
+from pipeline.teacher.capture.spec import SegmentOptions
+from pipeline.teacher.source.reference import TeacherReference
 from stages.parameters import section
 from stages.project import DATA
 from stages.sections.capture import CaptureParams, plain_layers
@@ -24,7 +24,7 @@ from stages.sections.teacher import TeacherModel
 from stages.sections.tokens import TokenParams
 
 if TYPE_CHECKING:
-    from pipeline.teacher.token_count import TokenCount
+    from pipeline.planning.token_count import TokenCount
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Project:
 
     def count(self, scratch: Path) -> "TokenCount":
         """Count the tokens where they are; tokenise a sample where they are not."""
-        from pipeline.teacher.token_count import counted
+        from pipeline.planning.token_count import counted
 
         corpus = DATA / "corpus"
         tokens, transfer = corpus / "tokens" / self.name, corpus / "transfer" / self.name
@@ -117,9 +117,9 @@ class Project:
         return found
 
     def _sample(self, text: Path, scratch: Path) -> "TokenCount":
-        from pipeline.corpus.tokenize import tokenize_corpus, training_texts
-        from pipeline.corpus.tokenizer import load_tokenizer, train_tokenizer
-        from pipeline.teacher.token_count import sampled, write_sample
+        from pipeline.corpus.tokens.tokenize import tokenize_corpus, training_texts
+        from pipeline.corpus.tokens.tokenizer import load_tokenizer, train_tokenizer
+        from pipeline.planning.token_count import sampled, write_sample
 
         origin = f"texts of {text}"
         if not (text / "corpus.json").is_file():

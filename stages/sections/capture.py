@@ -9,8 +9,8 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_vali
 from pipeline.provenance import canonical_json
 from pipeline.store.forms.form import Form
 from pipeline.store.forms.registry import FORMS
-from pipeline.teacher.request import LayerRequest
-from pipeline.teacher.spec import SegmentOptions
+from pipeline.teacher.capture.request import LayerRequest
+from pipeline.teacher.capture.spec import SegmentOptions
 from stages.parameters import Section
 
 Positive = Annotated[int, Field(ge=1)]

@@ -6,8 +6,8 @@ from pydantic import Field, field_validator
 
 from pipeline.errors import ConfigError
 from pipeline.evaluate.options import GenerateOptions, IntervalOptions
-from pipeline.evaluate.scores import GLUE, SCORES
-from pipeline.evaluate.words import AUTO, check_tokenizer
+from pipeline.evaluate.scores.registry import GLUE, SCORES
+from pipeline.evaluate.scores.words import AUTO, check_tokenizer
 from stages.parameters import Section
 
 

@@ -4,8 +4,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pipeline.student.objective import Alignment, Objective
-from pipeline.student.origin import StudentModel
+from pipeline.student.align.objective import Alignment, Objective
+from pipeline.student.model.origin import StudentModel
 from pipeline.training.options import TrainOptions
 from stages.parameters import Section
 

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
-from pipeline.teacher.quantization import Quantization
+from pipeline.teacher.source.quantization import Quantization
 from stages.parameters import Section
 
 COMMIT = r"[0-9a-f]{40}"

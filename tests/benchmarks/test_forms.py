@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from benchmarks.form_arms import DENSE, arms
 from benchmarks.form_bytes import large_vocabulary
 from benchmarks.forms import compare, figures, main
-from pipeline.student.objective import Alignment, Objective
+from pipeline.student.align.objective import Alignment, Objective
 from tests.faults.small_project import small_project
 
 SIZES = {"student_layers": 3, "teacher_layers": 6}

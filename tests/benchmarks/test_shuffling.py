@@ -4,7 +4,7 @@ from scipy.stats import ttest_1samp
 
 from benchmarks.shuffling import WHOLE, compare, dealing, difficulty
 from pipeline.axes import SPLITS, TRAIN
-from pipeline.teacher.rows import plan_rows
+from pipeline.teacher.capture.token_rows import plan_rows
 from tests.captured import OPTIONS, write_rows
 
 

@@ -5,12 +5,12 @@ import random
 import numpy as np
 import pytest
 
-from pipeline.corpus.examples import SPLITS, read_corpus_meta, read_split
 from pipeline.corpus.sources.table import TableSource
 from pipeline.corpus.sources.text import TextSource
-from pipeline.corpus.tokenize import tokenize_corpus, training_texts
-from pipeline.corpus.tokenizer import train_tokenizer
-from pipeline.corpus.tokens import TokenMeta, TokenSet
+from pipeline.corpus.text.examples import SPLITS, read_corpus_meta, read_split
+from pipeline.corpus.tokens.tokenize import tokenize_corpus, training_texts
+from pipeline.corpus.tokens.tokenizer import train_tokenizer
+from pipeline.corpus.tokens.tokens import TokenMeta, TokenSet
 from pipeline.errors import ConfigError
 from pipeline.provenance import read_json
 

@@ -2,13 +2,13 @@
 
 import pytest
 
-from pipeline.corpus.checks import check_labels, check_task, classes_of
-from pipeline.corpus.examples import Example
 from pipeline.corpus.sources.hub import HubSource
 from pipeline.corpus.sources.parallel import ParallelSource
 from pipeline.corpus.sources.python_docs import PythonDocsSource
 from pipeline.corpus.sources.table import TableSource
 from pipeline.corpus.sources.text import TextSource
+from pipeline.corpus.text.checks import check_labels, check_task, classes_of
+from pipeline.corpus.text.examples import Example
 from pipeline.errors import ConfigError
 from pipeline.tasks import TASKS
 

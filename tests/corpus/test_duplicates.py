@@ -1,7 +1,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.corpus.duplicates import containment, normalised, paragraphs, runs, shared_runs
+from pipeline.corpus.text.duplicates import containment, normalised, paragraphs, runs, shared_runs
 
 WORDS = "one two three four five six seven eight nine ten"
 

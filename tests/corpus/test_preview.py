@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from pipeline.corpus.preview import preview
 from pipeline.corpus.sources.hub import HubSource
 from pipeline.corpus.sources.parallel import ParallelSource
 from pipeline.corpus.sources.table import TableSource
 from pipeline.corpus.sources.text import HEAD_CHARACTERS, TextSource
+from pipeline.corpus.text.preview import preview
 from pipeline.errors import ConfigError
 
 

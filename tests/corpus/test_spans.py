@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.corpus.spans import ends_of, sizes_of
-from pipeline.corpus.tokenizer import load_tokenizer, train_tokenizer
+from pipeline.corpus.tokens.spans import ends_of, sizes_of
+from pipeline.corpus.tokens.tokenizer import load_tokenizer, train_tokenizer
 
 TEXTS = st.text(st.sampled_from("ab \n\t.é漢🙂\u2028"), max_size=30)
 BYTES = train_tokenizer(["ab ab. ab é 漢字 🙂🙂"] * 3, vocab=270)

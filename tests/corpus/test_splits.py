@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.corpus.examples import SPLITS, Example
-from pipeline.corpus.splits import carve, deal_splits, limit_rows
+from pipeline.corpus.text.examples import SPLITS, Example
+from pipeline.corpus.text.splits import carve, deal_splits, limit_rows
 from pipeline.errors import ConfigError
 
 

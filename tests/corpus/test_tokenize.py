@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertTokenizer, PreTrainedTokenizerFast
 
-from pipeline.corpus.examples import SPLITS, read_split
-from pipeline.corpus.row_builder import Counts, RowBuilder
 from pipeline.corpus.sources.table import TableSource
 from pipeline.corpus.sources.text import TextSource
-from pipeline.corpus.spans import ends_of, sizes_of
-from pipeline.corpus.tokenize import tokenize_corpus
-from pipeline.corpus.tokenize_text import add_text_rows
-from pipeline.corpus.tokenizer import tokenizer_digest, train_tokenizer
-from pipeline.corpus.tokens import TokenColumns, TokenSet
+from pipeline.corpus.text.examples import SPLITS, read_split
+from pipeline.corpus.tokens.row_builder import Counts, RowBuilder
+from pipeline.corpus.tokens.spans import ends_of, sizes_of
+from pipeline.corpus.tokens.tokenize import tokenize_corpus
+from pipeline.corpus.tokens.tokenize_text import add_text_rows
+from pipeline.corpus.tokens.tokenizer import tokenizer_digest, train_tokenizer
+from pipeline.corpus.tokens.tokens import TokenColumns, TokenSet
 from pipeline.errors import ConfigError, IntegrityError
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

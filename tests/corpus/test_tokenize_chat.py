@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from pipeline.corpus.examples import SPLITS
 from pipeline.corpus.sources.table import TableSource
-from pipeline.corpus.tokenize import tokenize_corpus, training_texts
-from pipeline.corpus.tokenize_chat import ChatTemplate
-from pipeline.corpus.tokenizer import train_tokenizer
-from pipeline.corpus.tokens import TokenSet
+from pipeline.corpus.text.examples import SPLITS
+from pipeline.corpus.tokens.tokenize import tokenize_corpus, training_texts
+from pipeline.corpus.tokens.tokenize_chat import ChatTemplate
+from pipeline.corpus.tokens.tokenizer import train_tokenizer
+from pipeline.corpus.tokens.tokens import TokenSet
 from pipeline.errors import ConfigError
 
 TEMPLATE = """{%- for message in messages -%}

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.corpus.examples import Example
-from pipeline.corpus.tokenize_one import tokenize_one
-from pipeline.corpus.tokenizer import local_tokenizer
+from pipeline.corpus.text.examples import Example
+from pipeline.corpus.tokens.tokenize_one import tokenize_one
+from pipeline.corpus.tokens.tokenizer import local_tokenizer
 from pipeline.errors import ConfigError
 from tests.vocabularies import write_tokenizer
 
@@ -82,9 +82,9 @@ def test_a_tokenizer_is_loaded_only_where_it_is_local(tmp_path):
 def test_no_torch_is_loaded(tmp_path):
     write_tokenizer("bytes", tmp_path)
     program = (
-        "import sys; from pipeline.corpus.tokenize_one import tokenize_one; "
-        "from pipeline.corpus.tokenizer import local_tokenizer; "
-        "from pipeline.corpus.examples import Example; "
+        "import sys; from pipeline.corpus.tokens.tokenize_one import tokenize_one; "
+        "from pipeline.corpus.tokens.tokenizer import local_tokenizer; "
+        "from pipeline.corpus.text.examples import Example; "
         f"tokenize_one([Example('what')], task='causal-lm', max_length=9, "
         f"tokenizer=local_tokenizer({str(tmp_path)!r})); "
         "sys.exit('torch' in sys.modules)"

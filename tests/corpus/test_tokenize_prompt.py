@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.corpus.examples import SPLITS
 from pipeline.corpus.sources.table import TableSource
-from pipeline.corpus.tokenize import tokenize_corpus, training_texts
-from pipeline.corpus.tokenize_prompt import Template
-from pipeline.corpus.tokenizer import load_tokenizer, train_tokenizer
-from pipeline.corpus.tokens import TokenSet
+from pipeline.corpus.text.examples import SPLITS
+from pipeline.corpus.tokens.tokenize import tokenize_corpus, training_texts
+from pipeline.corpus.tokens.tokenize_prompt import Template
+from pipeline.corpus.tokens.tokenizer import load_tokenizer, train_tokenizer
+from pipeline.corpus.tokens.tokens import TokenSet
 from pipeline.errors import ConfigError
 from tests.vocabularies import write_tokenizer
 
@@ -105,7 +105,7 @@ def test_a_long_text_loses_its_end_and_nothing_else_does(prompts, tokenize):
 
 @given(st.text("abü 漢🙂", min_size=1, max_size=40), st.integers(12, 40))
 def test_whatever_the_text_the_row_fits_and_the_template_stays(text, room):
-    from pipeline.corpus.tokenize_prompt import _shortened
+    from pipeline.corpus.tokens.tokenize_prompt import _shortened
 
     ids = _shortened(TRAINED, text, "<<", ">>", room)
     assert len(ids) <= room
@@ -246,7 +246,7 @@ def test_a_border_inside_a_token_is_warned_of_with_its_share(prompts, tokenize, 
 
 
 def test_a_line_end_stays_with_the_prompt_and_a_space_goes_with_the_word(real_models):
-    from pipeline.corpus.boundary import space_of_target
+    from pipeline.corpus.tokens.boundary import space_of_target
 
     words = load_tokenizer(real_models / "tokenizer-gpt2")
     assert space_of_target(words, " ", ["a: ", "b: "], ["The", "Two"]) == " "

@@ -1,7 +1,7 @@
 import pytest
 from transformers import AutoTokenizer
 
-from pipeline.corpus.tokenizer import (
+from pipeline.corpus.tokens.tokenizer import (
     END_OF_TEXT,
     PAD,
     load_tokenizer,

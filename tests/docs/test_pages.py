@@ -8,12 +8,12 @@ import pytest
 from pydantic import BaseModel, RootModel
 from ruamel.yaml import YAML
 
-from pipeline.corpus.prepare import CorpusSource
+from pipeline.corpus.text.prepare import CorpusSource
 from pipeline.evaluate.options import GenerateOptions, IntervalOptions
 from pipeline.store.forms.form import options
 from pipeline.store.forms.registry import FORMS
-from pipeline.student.objective import TERMS, Alignment, Objective
-from pipeline.student.origin import LoraOptions, StudentModel
+from pipeline.student.align.objective import TERMS, Alignment, Objective
+from pipeline.student.model.origin import LoraOptions, StudentModel
 from pipeline.training.options import TrainOptions
 from stages.cli import COMMANDS
 from stages.parameters import validate

@@ -6,7 +6,7 @@ from torch.nn.functional import logsigmoid
 
 from pipeline.errors import IncompatibleError
 from pipeline.evaluate.agreement import agreement
-from pipeline.student.stream import StoreDataset
+from pipeline.student.data.stream import StoreDataset
 from pipeline.taps.inputs import model_columns
 from tests.captured import Captured, prepared, signal
 from tests.tiny import tiny_model

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from pipeline.evaluate.calibration import BINS, calibration_error
-from pipeline.evaluate.classification import classification_metrics
-from pipeline.evaluate.measure import values
+from pipeline.evaluate.scores.calibration import BINS, calibration_error
+from pipeline.evaluate.scores.classification import classification_metrics
+from pipeline.evaluate.scores.measure import values
 
 
 def scores(labels, predicted, classes):

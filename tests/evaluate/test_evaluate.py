@@ -13,8 +13,8 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from pipeline.corpus.tokenizer import load_tokenizer
-from pipeline.corpus.tokens import TokenColumns, TokenMeta, TokenSet, write_tokens
+from pipeline.corpus.tokens.tokenizer import load_tokenizer
+from pipeline.corpus.tokens.tokens import TokenColumns, TokenMeta, TokenSet, write_tokens
 from pipeline.errors import ConfigError, IncompatibleError, IntegrityError
 from pipeline.evaluate.evaluate import evaluate_model, is_constant
 from pipeline.evaluate.options import GenerateOptions, IntervalOptions

@@ -9,16 +9,16 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.corpus.examples import SPLITS
-from pipeline.corpus.prepare import prepare_corpus
 from pipeline.corpus.sources.table import TableSource
-from pipeline.corpus.tokenize import tokenize_corpus
-from pipeline.corpus.tokens import TokenSet
+from pipeline.corpus.text.examples import SPLITS
+from pipeline.corpus.text.prepare import prepare_corpus
+from pipeline.corpus.tokens.tokenize import tokenize_corpus
+from pipeline.corpus.tokens.tokens import TokenSet
 from pipeline.errors import IntegrityError
 from pipeline.evaluate.generated import answer, chosen_rows, generate_rows
-from pipeline.evaluate.measure import values
 from pipeline.evaluate.options import GenerateOptions
 from pipeline.evaluate.predictions import score_rows
+from pipeline.evaluate.scores.measure import values
 from tests.tiny import tiny_model
 from tests.vocabularies import KINDS, write_tokenizer
 

@@ -7,9 +7,9 @@ import pytest
 
 from pipeline.evaluate import intervals
 from pipeline.evaluate.intervals import bootstrap_intervals, resampled_counts
-from pipeline.evaluate.measure import quotient
 from pipeline.evaluate.options import IntervalOptions
-from pipeline.evaluate.regression import regression_metrics
+from pipeline.evaluate.scores.measure import quotient
+from pipeline.evaluate.scores.regression import regression_metrics
 
 
 def mean(values):

@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.evaluate.classification import classification_metrics
-from pipeline.evaluate.likelihood import likelihood_metrics
-from pipeline.evaluate.measure import divide, quotient, values
-from pipeline.evaluate.multi_label import multi_label_metrics
-from pipeline.evaluate.regression import regression_metrics
-from pipeline.evaluate.text_scores import score_texts
+from pipeline.evaluate.scores.classification import classification_metrics
+from pipeline.evaluate.scores.likelihood import likelihood_metrics
+from pipeline.evaluate.scores.measure import divide, quotient, values
+from pipeline.evaluate.scores.multi_label import multi_label_metrics
+from pipeline.evaluate.scores.regression import regression_metrics
+from pipeline.evaluate.scores.text_scores import score_texts
 
 ROWS = 12
 DRAW = np.random.default_rng(3)

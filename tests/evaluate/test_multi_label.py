@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
-from pipeline.evaluate.measure import values
-from pipeline.evaluate.multi_label import multi_label_metrics
+from pipeline.evaluate.scores.measure import values
+from pipeline.evaluate.scores.multi_label import multi_label_metrics
 
 
 def test_by_hand():

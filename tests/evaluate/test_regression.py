@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.evaluate.measure import values
-from pipeline.evaluate.regression import regression_metrics
+from pipeline.evaluate.scores.measure import values
+from pipeline.evaluate.scores.regression import regression_metrics
 
 
 def scores(targets, predicted):

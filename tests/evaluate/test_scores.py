@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.evaluate.scores import GLUE, HEADLINE, SCORES, headline, reported
+from pipeline.evaluate.scores.registry import GLUE, HEADLINE, SCORES, headline, reported
 from pipeline.tasks import TASKS
 
 

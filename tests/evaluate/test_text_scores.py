@@ -9,8 +9,8 @@ import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 
 from pipeline.errors import ConfigError
-from pipeline.evaluate.measure import values
-from pipeline.evaluate.text_scores import score_texts
+from pipeline.evaluate.scores.measure import values
+from pipeline.evaluate.scores.text_scores import score_texts
 
 TEXTS = ["the cat sat on the mat", "a dog barks loudly at night", "", "Two birds sing."]
 ONE = [["the cat is on the mat"], ["the dog barked at night"], ["x y"], ["Two birds sing."]]

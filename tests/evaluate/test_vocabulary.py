@@ -9,12 +9,18 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from pipeline.corpus.examples import SPLITS, Split
-from pipeline.corpus.tokens import TokenColumns, TokenMeta, TokenSet, token_digest, write_tokens
+from pipeline.corpus.text.examples import SPLITS, Split
+from pipeline.corpus.tokens.tokens import (
+    TokenColumns,
+    TokenMeta,
+    TokenSet,
+    token_digest,
+    write_tokens,
+)
 from pipeline.errors import IntegrityError
 from pipeline.evaluate.answers import predict_rows
 from pipeline.evaluate.vocabulary import student_token_set
-from pipeline.student.smaller_tokenizer import cut_tokenizer
+from pipeline.student.vocabulary.smaller_tokenizer import cut_tokenizer
 from pipeline.tasks import models_language
 from tests.vocabularies import TEXTS, write_tokenizer
 

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.evaluate.words import (
+from pipeline.evaluate.scores.words import (
     OFFLINE,
     UnicodeWords,
     bleu_tokenizer,

@@ -14,14 +14,14 @@ from transformers import PreTrainedConfig
 
 from pipeline.errors import DecantError
 from pipeline.store.signals import Signal
-from pipeline.student.needs import select_signals
-from pipeline.student.objective import Alignment, Objective
-from pipeline.student.origin import StudentModel
-from pipeline.student.train import train_student
+from pipeline.student.align.needs import select_signals
+from pipeline.student.align.objective import Alignment, Objective
+from pipeline.student.loop.train import train_student
+from pipeline.student.model.origin import StudentModel
 from pipeline.taps.check_miniature import check_in_miniature
 from pipeline.taps.configuration import NOT_ARCHITECTURE, auto_class, settable_keys
 from pipeline.taps.miniature import MOST_PARAMETERS
-from pipeline.teacher.reference import TeacherReference
+from pipeline.teacher.source.reference import TeacherReference
 from pipeline.training.options import TrainOptions
 from stages.miniatures import check_student_model, check_teacher_model
 from stages.sections.student import StudentParams

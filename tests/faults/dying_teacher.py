@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pipeline.teacher.load import load_teacher
+from pipeline.teacher.source.load import load_teacher
 
 MEGABYTES_AT_MOST = 4000
 BLOCK_MEGABYTES = 64

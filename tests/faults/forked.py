@@ -21,8 +21,8 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from pipeline.student import train as student
-from pipeline.teacher import capture as teacher
+from pipeline.student.loop import train as student
+from pipeline.teacher.capture import capture as teacher
 from stages import capture, select, train
 from stages.cli import main
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.corpus.transfer import RECORD
+from pipeline.corpus.tokens.transfer import RECORD
 from pipeline.errors import IntegrityError
 from pipeline.provenance import read_json, unfinished_files, write_json
 from pipeline.store.layout import Layout

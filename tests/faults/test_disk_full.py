@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.teacher import capture as module
-from pipeline.teacher.space import DISK_RESERVE_BYTES
+from pipeline.teacher.capture import capture as module
+from pipeline.teacher.capture.disk_space import DISK_RESERVE_BYTES
 from pipeline.training.checkpoints import CompletionMarker
 from tests.faults.forked import decant, start
 from tests.faults.small_project import SmallProject, differ, small_project

@@ -17,8 +17,8 @@ from pipeline.store.layout import Layout
 from pipeline.store.reader import StoreReader
 from pipeline.store.sealed import SEAL, record_bytes
 from pipeline.store.shards import bytes_digest
-from pipeline.teacher.declare import load_declaration
-from pipeline.teacher.whole import is_whole
+from pipeline.teacher.capture.complete import is_whole
+from pipeline.teacher.capture.declare import load_declaration
 from tests.store.fixtures import without_sync
 from tests.store.synthetic import SIGNALS, Synthetic, name_of, plan
 

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from pipeline.corpus.same_tokenizer import check_same_tokenizer
-from pipeline.corpus.tokenizer import train_tokenizer
+from pipeline.corpus.tokens.same_tokenizer import check_same_tokenizer
+from pipeline.corpus.tokens.tokenizer import train_tokenizer
 from pipeline.errors import IncompatibleError, IntegrityError
 from pipeline.store.index import index_asset
 from pipeline.store.planner import row_digest
 from pipeline.store.reader import StoreReader
 from pipeline.store.shards import file_digest
-from pipeline.student.features import TeacherFeatures
-from pipeline.student.needs import select_signals
-from pipeline.student.objective import Alignment, Objective
-from pipeline.teacher.teach import teach
+from pipeline.student.align.needs import select_signals
+from pipeline.student.align.objective import Alignment, Objective
+from pipeline.student.data.features import TeacherFeatures
+from pipeline.teacher.source.teach import teach
 from pipeline.training.options import TrainOptions
 from tests.captured import LENGTHS, Captured, copied, prepared, signal, write_rows
 from tests.faults.damage import forge_column, forge_manifest

@@ -15,8 +15,8 @@ import torch
 from transformers import dynamic_module_utils
 
 from pipeline.errors import ConfigError, IncompatibleError
-from pipeline.teacher.load import load_pretrained, load_teacher
-from pipeline.teacher.teach import teach
+from pipeline.teacher.source.load import load_pretrained, load_teacher
+from pipeline.teacher.source.teach import teach
 from stages.sections.teacher import TeacherModel
 from tests.cases import ROOT
 from tests.faults.forked import Child, decant, start

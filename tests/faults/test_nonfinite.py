@@ -14,12 +14,12 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from pipeline.corpus.tokens import TokenColumns, TokenSet, token_digest, write_tokens
+from pipeline.corpus.tokens.tokens import TokenColumns, TokenSet, token_digest, write_tokens
 from pipeline.errors import IntegrityError
 from pipeline.store.reader import StoreReader
-from pipeline.student.stream import StoreDataset
-from pipeline.teacher.reference import TeacherReference
-from pipeline.teacher.weights import weights_sha256
+from pipeline.student.data.stream import StoreDataset
+from pipeline.teacher.source.reference import TeacherReference
+from pipeline.teacher.source.weights import weights_sha256
 from stages.cli import main
 from tests.captured import prepared, signal
 from tests.faults.forked import Child, decant, start

@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.corpus.tokens import TokenSet
+from pipeline.corpus.tokens.tokens import TokenSet
 from pipeline.errors import DecantError, IncompatibleError, IntegrityError
 from pipeline.provenance import read_json, write_json
 from pipeline.store.commit import SignalWriter
 from pipeline.store.index import index_asset, withdraw
 from pipeline.store.reader import StoreReader
 from pipeline.store.upkeep.gc import remove_store
-from pipeline.teacher.rows import plan_rows
-from pipeline.teacher.spec import SegmentOptions
+from pipeline.teacher.capture.spec import SegmentOptions
+from pipeline.teacher.capture.token_rows import plan_rows
 from pipeline.training.checkpoints import MARKER, last_complete_checkpoint
 from pipeline.training.progress import Progress
 from tests.captured import Captured, copied, prepared

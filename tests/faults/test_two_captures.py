@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from pipeline.store.reader import StoreReader
-from pipeline.teacher import capture as module
-from pipeline.teacher.segments import SegmentCapture
+from pipeline.teacher.capture import capture as module
+from pipeline.teacher.capture.segments import SegmentCapture
 from tests.faults.forked import PATIENCE_SECONDS, Child, decant, start
 from tests.faults.small_project import SEGMENTS, SmallProject, differ, small_project
 

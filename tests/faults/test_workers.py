@@ -19,16 +19,16 @@ import distributed.utils
 import pytest
 from click.testing import CliRunner, Result
 
-from pipeline.corpus.tokens import TokenSet
+from pipeline.corpus.tokens.tokens import TokenSet
 from pipeline.errors import ResourceError
 from pipeline.store.commit import SignalWriter
 from pipeline.store.layout import Layout
 from pipeline.store.reader import StoreReader
-from pipeline.teacher import capture as module
-from pipeline.teacher import workers
-from pipeline.teacher.cluster import start_fork_server
-from pipeline.teacher.rows import plan_rows
-from pipeline.teacher.spec import SegmentOptions
+from pipeline.teacher.capture import capture as module
+from pipeline.teacher.capture.spec import SegmentOptions
+from pipeline.teacher.capture.token_rows import plan_rows
+from pipeline.teacher.workers import workers
+from pipeline.teacher.workers.cluster import start_fork_server
 from stages.cli import main
 from tests.faults import dying_teacher
 from tests.faults.dying_teacher import Beginning, DyingTeacher

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.evaluate.scores import HEADLINE, SCORES
+from pipeline.evaluate.scores.registry import HEADLINE, SCORES
 from pipeline.report.compare import compare
 from pipeline.report.grids import grids, signatures
 from pipeline.report.measures import MEASURES, SHORTLIST, groups_of, headline_of, measure_of

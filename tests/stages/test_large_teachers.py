@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.errors import ConfigError
-from pipeline.teacher.placement import Placement
-from pipeline.teacher.quantization import Quantization
+from pipeline.teacher.source.placement import Placement
+from pipeline.teacher.source.quantization import Quantization
 from stages.inspect import inspect
 from stages.parameters import validate
 from stages.project import Runtime, placement, runtime

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from pipeline.teacher.request import resolve_signals
+from pipeline.teacher.capture.request import resolve_signals
 from stages.sections.capture import CaptureParams
 
 

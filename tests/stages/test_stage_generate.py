@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.corpus.tokens import TokenSet
+from pipeline.corpus.tokens.tokens import TokenSet
 from pipeline.evaluate.options import GenerateOptions
 from pipeline.generation.generate import GenerationOptions
 from pipeline.provenance import read_json, write_json

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipeline.store.upkeep.gc import store_bytes
 from pipeline.taps.head import linear_head
-from pipeline.teacher.outline import outline
+from pipeline.teacher.capture.outline import outline
 from stages.plan import plan
 from stages.planning.sizes import parse_size, show_size
 from stages.planning.table import show

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.corpus.examples import CorpusMeta, Example, read_corpus_meta, write_corpus
+from pipeline.corpus.text.examples import CorpusMeta, Example, read_corpus_meta, write_corpus
 from pipeline.provenance import read_json, write_json
 from tests.cases import error_line, tiny_params, write_params
 

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from pipeline.provenance import read_json
-from pipeline.teacher.reference import TeacherReference
+from pipeline.teacher.source.reference import TeacherReference
 from tests.cases import error_line, tiny_params, write_params
 
 TEACHER = Path("data/teachers/main")

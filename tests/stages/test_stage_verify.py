@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from pipeline.corpus.tokens import TokenSet
+from pipeline.corpus.tokens.tokens import TokenSet
 from pipeline.provenance import read_json
 from pipeline.store.layout import Layout
 from pipeline.store.lock import writer_lock

@@ -77,7 +77,7 @@ def test_another_corpus_of_targets_is_another_plan(tmp_path):
 def test_a_captured_store_has_the_targets_of_its_rows(tmp_path, task, outputs):
     store = prepared(tmp_path, "bert", task=task, layers=1)
     store.capture([signal("hidden", 1, "int8")])
-    from pipeline.corpus.tokens import TokenSet
+    from pipeline.corpus.tokens.tokens import TokenSet
 
     token_set = TokenSet.load(store.tokens)
     reader = store.reader

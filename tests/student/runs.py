@@ -15,9 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.student.needs import select_signals
-from pipeline.student.objective import Alignment, Objective
-from pipeline.student.train import train_student
+from pipeline.student.align.needs import select_signals
+from pipeline.student.align.objective import Alignment, Objective
+from pipeline.student.loop.train import train_student
 from pipeline.training.options import TrainOptions
 from pipeline.training.progress import Progress
 from tests.captured import Captured, signal

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError, IncompatibleError
-from pipeline.student.distiller import Distiller, term_counts
-from pipeline.student.features import TeacherFeatures
-from pipeline.student.objective import Objective
-from pipeline.student.stream import StoreDataset
-from pipeline.student.transport import transport_plan
+from pipeline.student.align.distiller import Distiller, term_counts
+from pipeline.student.align.objective import Objective
+from pipeline.student.align.transport import transport_plan
+from pipeline.student.data.features import TeacherFeatures
+from pipeline.student.data.stream import StoreDataset
 from tests.captured import Captured, signal
 from tests.student import live
 from tests.student.test_distiller import (

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pipeline.student.balance import Balance
+from pipeline.student.align.balance import Balance
 
 
 def factors(balance: Balance, *terms: str) -> list[float]:

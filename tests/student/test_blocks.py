@@ -4,8 +4,8 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.errors import IncompatibleError
-from pipeline.student.maps import block_choice
-from pipeline.student.origin import StudentModel, checkpoint_digest
+from pipeline.student.align.layer_maps import block_choice
+from pipeline.student.model.origin import StudentModel, checkpoint_digest
 from tests.tiny import tiny_model
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from transformers import FalconConfig, PreTrainedModel
 
 from pipeline.errors import ConfigError, IncompatibleError, IntegrityError
-from pipeline.student.build import build_student
+from pipeline.student.model.build import build_student
 from pipeline.taps.anatomy import find_anatomy
 from pipeline.taps.row_length import longest_row
 from tests.tiny import CAUSAL, PAD_ID, tiny_batch, tiny_config, tiny_model

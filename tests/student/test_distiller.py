@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import IncompatibleError
-from pipeline.student.distiller import Distiller, term_counts
-from pipeline.student.features import TeacherFeatures
-from pipeline.student.objective import Objective
-from pipeline.student.stream import StoreDataset, target_positions
+from pipeline.student.align.distiller import Distiller, term_counts
+from pipeline.student.align.objective import Objective
+from pipeline.student.data.features import TeacherFeatures
+from pipeline.student.data.stream import StoreDataset, target_positions
 from tests.captured import OPTIONS, Captured, prepared, signal
 from tests.student import live
 from tests.tiny import tiny_model

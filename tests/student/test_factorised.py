@@ -15,8 +15,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from pipeline.student.build import build_student
-from pipeline.student.train import export
+from pipeline.student.loop.train import export
+from pipeline.student.model.build import build_student
 from pipeline.taps.anatomy import find_anatomy
 from pipeline.taps.head import apply_head, head_parameters, read_head_spec
 from pipeline.taps.inputs import run_base

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from pipeline.errors import IntegrityError
-from pipeline.student.feed import Arriving, Feed
-from pipeline.student.order import BatchOrder
-from pipeline.student.stream import StoreDataset
+from pipeline.student.data.batch_order import BatchOrder
+from pipeline.student.data.feed import Arriving, Feed
+from pipeline.student.data.stream import StoreDataset
 from tests.captured import Captured, copied, signal
 from tests.student.test_reads import assert_equal
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from pipeline.errors import Interrupted
-from pipeline.student.together import train_together
-from pipeline.student.training import Training
+from pipeline.student.loop.together import train_together
+from pipeline.student.loop.training import Training
 from pipeline.training import interrupts
 from pipeline.training.checkpoints import MARKER, CompletionMarker
 from tests.captured import Captured, prepared

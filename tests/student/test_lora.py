@@ -17,9 +17,9 @@ from transformers import (
 )
 
 from pipeline.errors import ConfigError
-from pipeline.student.build import build_student
-from pipeline.student.lora import add_adapters, merge_adapters
-from pipeline.student.origin import LoraOptions
+from pipeline.student.model.build import build_student
+from pipeline.student.model.lora import add_adapters, merge_adapters
+from pipeline.student.model.origin import LoraOptions
 from pipeline.taps.anatomy import find_anatomy
 from pipeline.taps.tap import tap
 from tests.tiny import Kind, tiny_batch, tiny_model

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipeline.student.align.projectors import LinearProjector
 from pipeline.student.losses.chunked_features import chunked_feature_loss
 from pipeline.student.losses.registry import FEATURE
-from pipeline.student.projectors import LinearProjector
 from tests.student.test_losses_chunked import Sizes
 
 TOKENS, OWN, THEIRS, COUNT = 13, 4, 6, 17

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError, IncompatibleError
-from pipeline.student.maps import block_choice, layer_map, transport_map
+from pipeline.student.align.layer_maps import block_choice, layer_map, transport_map
 
 
 @pytest.mark.parametrize(

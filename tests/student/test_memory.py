@@ -5,12 +5,12 @@ import torch
 from transformers.optimization import Adafactor
 
 from pipeline.errors import ConfigError
-from pipeline.student.build import build_student
-from pipeline.student.memory import FLOAT_BYTES, student_memory
-from pipeline.student.objective import Objective
-from pipeline.student.origin import LoraOptions, StudentModel
-from pipeline.student.projectors import Projectors
-from pipeline.student.vocabulary import keep_vocabulary
+from pipeline.planning.student_memory import FLOAT_BYTES, student_memory
+from pipeline.student.align.objective import Objective
+from pipeline.student.align.projectors import Projectors
+from pipeline.student.model.build import build_student
+from pipeline.student.model.origin import LoraOptions, StudentModel
+from pipeline.student.vocabulary.vocabulary import keep_vocabulary
 from pipeline.training.options import TrainOptions
 from tests.tiny import tiny_config
 

@@ -10,12 +10,12 @@ import torch
 
 from pipeline.errors import ResourceError
 from pipeline.provenance import write_json
-from pipeline.student.distiller import Distiller
-from pipeline.student.feed import tensors_of
-from pipeline.student.micro_batch import Rehearsal, held_bytes, settle_micro_batch
-from pipeline.student.random_state import RandomState
-from pipeline.student.train import StudentRun
-from pipeline.student.training import Training
+from pipeline.student.align.distiller import Distiller
+from pipeline.student.data.feed import tensors_of
+from pipeline.student.loop.micro_batch import Rehearsal, held_bytes, settle_micro_batch
+from pipeline.student.loop.random_state import RandomState
+from pipeline.student.loop.train import StudentRun
+from pipeline.student.loop.training import Training
 from tests.captured import Captured, prepared
 from tests.student.runs import (
     SIGNALS,
@@ -112,7 +112,7 @@ def test_what_waits_beside_the_batch_takes_its_room(store, tmp_path, monkeypatch
             taken.append(size[0])
         return plain(*size, **kwargs)
 
-    monkeypatch.setattr("pipeline.student.micro_batch.torch.empty", empty)
+    monkeypatch.setattr("pipeline.student.loop.micro_batch.torch.empty", empty)
     found = []
     for waiting in (0, 3):
         rehearsal = Rehearsal(

@@ -7,8 +7,8 @@ import pytest
 
 from pipeline.errors import ConfigError, IncompatibleError
 from pipeline.provenance import write_json
-from pipeline.student.needs import select_signals
-from pipeline.student.objective import Alignment, Objective
+from pipeline.student.align.needs import select_signals
+from pipeline.student.align.objective import Alignment, Objective
 
 LAYERS = 6
 ALL = {

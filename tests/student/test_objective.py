@@ -4,8 +4,8 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.errors import ConfigError
-from pipeline.student.objective import Alignment, Objective, active_terms, check_task
-from pipeline.student.origin import StudentModel
+from pipeline.student.align.objective import Alignment, Objective, active_terms, check_task
+from pipeline.student.model.origin import StudentModel
 
 
 def test_a_term_is_off_until_it_has_a_weight():

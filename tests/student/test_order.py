@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
-from pipeline.student.order import WINDOW_BATCHES, BatchOrder
+from pipeline.student.data.batch_order import WINDOW_BATCHES, BatchOrder
 
 segment_sizes = st.lists(st.integers(1, 30), min_size=1, max_size=12)
 

@@ -6,8 +6,8 @@ import pytest
 
 from pipeline.errors import IncompatibleError
 from pipeline.provenance import read_json
-from pipeline.student.objective import Objective
-from pipeline.student.vocabulary import corpus_vocabulary
+from pipeline.student.align.objective import Objective
+from pipeline.student.vocabulary.vocabulary import corpus_vocabulary
 from tests.captured import Captured, prepared, signal
 from tests.grown import grown
 from tests.student.runs import curve, equal, run, train

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from pipeline.errors import ConfigError
-from pipeline.student.projectors import LinearProjector, Projectors
+from pipeline.student.align.projectors import LinearProjector, Projectors
 
 
 def build(seed: int) -> Projectors:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.student.objective import Objective
+from pipeline.student.align.objective import Objective
 from tests.captured import Captured, prepared
 from tests.student.runs import GOAL, SIGNALS, WITH_DROPOUT, curve, equal, run, train_on_two_ranks
 

@@ -9,8 +9,8 @@ import torch
 
 from pipeline.axes import TRAIN
 from pipeline.store.reader import StoreReader
-from pipeline.student.reads import SegmentReads
-from pipeline.student.stream import StoreDataset
+from pipeline.student.data.reads import SegmentReads
+from pipeline.student.data.stream import StoreDataset
 from tests.store.fixtures import without_sync
 from tests.store.synthetic import Synthetic, identity, name_of, plan
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from pipeline.provenance import read_json
-from pipeline.student.needs import select_signals
-from pipeline.student.objective import Alignment, Objective
-from pipeline.student.origin import LoraOptions
+from pipeline.student.align.needs import select_signals
+from pipeline.student.align.objective import Alignment, Objective
+from pipeline.student.model.origin import LoraOptions
 from pipeline.training.checkpoints import CompletionMarker
 from pipeline.training.progress import PACE
 from tests.captured import Captured, prepared, signal

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
 from pipeline.errors import IncompatibleError, IntegrityError
-from pipeline.student.smaller_tokenizer import cut_tokenizer
+from pipeline.student.vocabulary.smaller_tokenizer import cut_tokenizer
 from tests.vocabularies import KINDS, TEXTS, write_tokenizer
 
 ADDED = ("<|user|>", "<|tool|>")

@@ -12,8 +12,8 @@ import torch
 
 from pipeline.errors import IntegrityError
 from pipeline.store.reader import Segment, StoreReader
-from pipeline.student.order import BatchOrder
-from pipeline.student.stream import POOLS, StoreDataset, target_positions
+from pipeline.student.data.batch_order import BatchOrder
+from pipeline.student.data.stream import POOLS, StoreDataset, target_positions
 from tests.captured import Captured, copied, signal
 
 HIDDEN = signal("hidden", 1, "float16")

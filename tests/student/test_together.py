@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 
 from pipeline.errors import ConfigError
 from pipeline.store.reader import StoreReader
-from pipeline.student.objective import Objective
-from pipeline.student.random_state import RandomState
-from pipeline.student.together import Turns, train_together
-from pipeline.student.train import train_student
-from pipeline.student.training import Training
+from pipeline.student.align.objective import Objective
+from pipeline.student.loop.random_state import RandomState
+from pipeline.student.loop.together import Turns, train_together
+from pipeline.student.loop.train import train_student
+from pipeline.student.loop.training import Training
 from pipeline.training.progress import Progress
 from tests.captured import Captured, prepared
 from tests.student.runs import (
@@ -126,7 +126,7 @@ def test_an_error_of_one_leaves_the_others_to_go_on(store, alone, tmp_path, monk
 
     monkeypatch.setattr(Progress, "on_step_end", failing)
     with (
-        caplog.at_level(logging.INFO, logger="pipeline.student.together"),
+        caplog.at_level(logging.INFO, logger="pipeline.student.loop.together"),
         pytest.raises(InterruptedRunError),
     ):
         train_together(trainings(store, tmp_path))
@@ -176,7 +176,7 @@ def test_a_line_says_that_segments_are_not_shared(store, tmp_path, caplog):
         Training(**asked(store, tmp_path / str(n), name=f"s{n}", options=options | {"seed": n}))
         for n in range(2)
     ]
-    with caplog.at_level(logging.INFO, logger="pipeline.student.together"):
+    with caplog.at_level(logging.INFO, logger="pipeline.student.loop.together"):
         train_together(pair)
     assert [line for line in caplog.messages if "segments are not read once for all" in line]
 

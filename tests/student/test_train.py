@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from pipeline.errors import IncompatibleError, IntegrityError
 from pipeline.evaluate.agreement import agreement
 from pipeline.provenance import fingerprint
-from pipeline.student.needs import select_signals
-from pipeline.student.objective import Alignment, Objective
-from pipeline.student.order import BatchOrder
-from pipeline.student.train import write_curve
+from pipeline.student.align.needs import select_signals
+from pipeline.student.align.objective import Alignment, Objective
+from pipeline.student.data.batch_order import BatchOrder
+from pipeline.student.loop.train import write_curve
 from pipeline.training.checkpoints import MARKER, last_complete_checkpoint
 from tests.captured import Captured, copied, prepared, signal
 from tests.student.runs import (

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.student.objective import Objective
-from pipeline.student.origin import LoraOptions
+from pipeline.student.align.objective import Objective
+from pipeline.student.model.origin import LoraOptions
 from tests.captured import Captured, prepared
 from tests.student.runs import SIGNALS, InterruptedRunError, equal, interrupt, train
 from tests.tiny import tiny_model

@@ -8,9 +8,9 @@ import torch
 
 from pipeline.errors import IntegrityError
 from pipeline.provenance import read_json, write_json
-from pipeline.student.distiller import Distiller, Losses
-from pipeline.student.needs import select_signals
-from pipeline.student.objective import Alignment, Objective
+from pipeline.student.align.distiller import Distiller, Losses
+from pipeline.student.align.needs import select_signals
+from pipeline.student.align.objective import Alignment, Objective
 from pipeline.training.checkpoints import last_complete_checkpoint
 from tests.captured import Captured, prepared
 from tests.student.runs import (

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 from torch import Tensor
 
-from pipeline.student.transport import mapped_loss, transport_plan
+from pipeline.student.align.transport import mapped_loss, transport_plan
 
 
 def least_cost(cost: Tensor) -> float:

@@ -6,11 +6,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from pipeline.corpus.tokens import TokenSet
+from pipeline.corpus.tokens.tokens import TokenSet
 from pipeline.errors import IncompatibleError
 from pipeline.store.reader import StoreReader
-from pipeline.student.stream import StoreDataset
-from pipeline.student.vocabulary import VocabularyDataset, corpus_vocabulary, keep_vocabulary
+from pipeline.student.data.stream import StoreDataset
+from pipeline.student.vocabulary.vocabulary import (
+    VocabularyDataset,
+    corpus_vocabulary,
+    keep_vocabulary,
+)
 from tests.captured import Captured, prepared, signal
 from tests.tiny import PAD_ID, Kind, tiny_batch, tiny_model
 from tests.trained import trained

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import Interrupted
-from pipeline.student.objective import Objective
+from pipeline.student.align.objective import Objective
 from tests.captured import Captured
 from tests.student.runs import InterruptedRunError, interrupt, run, send
 

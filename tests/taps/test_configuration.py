@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from pipeline.errors import ConfigError, IncompatibleError
-from pipeline.student.architecture import teacher_configuration
+from pipeline.student.model.architecture import teacher_configuration
 from pipeline.taps.configuration import (
     check_keys,
     family_of,
@@ -23,7 +23,7 @@ from pipeline.taps.configuration import (
     set_rope,
     text_part,
 )
-from pipeline.teacher.outline import known_config
+from pipeline.teacher.capture.outline import known_config
 
 
 def test_a_computed_key_cannot_be_set():

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.generation.generate import GenerationOptions, plan_batches
-from pipeline.teacher.teach import teach
+from pipeline.teacher.source.teach import teach
 from tests.captured import Captured, prepared
 from tests.grown import grown
 from tests.teacher.test_teach import FIT, SCRATCH

@@ -21,11 +21,15 @@ from pipeline.store.layout import Layout
 from pipeline.store.plan import bucketed_batches, make_plan
 from pipeline.store.schema import check_plan
 from pipeline.store.sealed import read_record, write_record
-from pipeline.teacher import capture as module
-from pipeline.teacher import schedule
-from pipeline.teacher.batch_size import known_batch_tokens, settle_batch_tokens, worst_batches
-from pipeline.teacher.spec import planned_batch_tokens
-from pipeline.teacher.whole import is_whole
+from pipeline.teacher.capture import capture as module
+from pipeline.teacher.capture.batch_size import (
+    known_batch_tokens,
+    settle_batch_tokens,
+    worst_batches,
+)
+from pipeline.teacher.capture.complete import is_whole
+from pipeline.teacher.capture.spec import planned_batch_tokens
+from pipeline.teacher.workers import schedule
 from tests.captured import OPTIONS, Captured, copied, prepared, receipts_mtimes, signal
 
 CPU = torch.device("cpu")

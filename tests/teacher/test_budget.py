@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ResourceError
+from pipeline.planning.budget import Needs, Request, choose, ladder
 from pipeline.store.forms.form import options
 from pipeline.store.forms.registry import build_form
-from pipeline.teacher.budget import Needs, Request, choose, ladder
 
 WIDTH, HEADS = 64, 64
 COST = {

@@ -20,13 +20,13 @@ from pipeline.provenance import read_json
 from pipeline.store.index import read_index, withdraw
 from pipeline.store.lock import writer_lock
 from pipeline.store.reader import StoreReader
-from pipeline.student.stream import StoreDataset
-from pipeline.teacher import capture as module
-from pipeline.teacher import schedule
-from pipeline.teacher.reference import TeacherReference
-from pipeline.teacher.space import DISK_RESERVE_BYTES
-from pipeline.teacher.weights import weights_sha256
-from pipeline.teacher.whole import is_whole
+from pipeline.student.data.stream import StoreDataset
+from pipeline.teacher.capture import capture as module
+from pipeline.teacher.capture.complete import is_whole
+from pipeline.teacher.capture.disk_space import DISK_RESERVE_BYTES
+from pipeline.teacher.source.reference import TeacherReference
+from pipeline.teacher.source.weights import weights_sha256
+from pipeline.teacher.workers import schedule
 from tests.captured import (
     DAMAGES,
     OPTIONS,

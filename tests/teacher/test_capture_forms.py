@@ -16,12 +16,12 @@ from pipeline.store.extent import PAIR_CHUNK_ROWS
 from pipeline.store.index import read_index
 from pipeline.store.layout import Layout
 from pipeline.store.reader import StoreReader
-from pipeline.student.stream import StoreDataset
-from pipeline.teacher import capture as module
-from pipeline.teacher import schedule
-from pipeline.teacher.request import LayerRequest, resolve_signals
-from pipeline.teacher.space import DISK_RESERVE_BYTES
-from pipeline.teacher.whole import is_whole
+from pipeline.student.data.stream import StoreDataset
+from pipeline.teacher.capture import capture as module
+from pipeline.teacher.capture.complete import is_whole
+from pipeline.teacher.capture.disk_space import DISK_RESERVE_BYTES
+from pipeline.teacher.capture.request import LayerRequest, resolve_signals
+from pipeline.teacher.workers import schedule
 from tests.captured import (
     DAMAGES,
     Captured,

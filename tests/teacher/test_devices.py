@@ -6,9 +6,9 @@ import pytest
 import torch
 from distributed import Worker
 
-from pipeline.teacher import devices
-from pipeline.teacher.devices import visible_devices, worker_count
-from pipeline.teacher.worker import TeacherPlugin
+from pipeline.teacher.workers import devices
+from pipeline.teacher.workers.devices import visible_devices, worker_count
+from pipeline.teacher.workers.worker import TeacherPlugin
 
 
 @pytest.fixture

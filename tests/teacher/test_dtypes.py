@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.student.features import TeacherFeatures
-from pipeline.teacher import assets
-from pipeline.teacher.load import load_teacher
-from pipeline.teacher.reference import TeacherReference
-from pipeline.teacher.spot_check import spot_check
+from pipeline.student.data.features import TeacherFeatures
+from pipeline.teacher.capture import assets
+from pipeline.teacher.capture.spot_check import spot_check
+from pipeline.teacher.source.load import load_teacher
+from pipeline.teacher.source.reference import TeacherReference
 from tests.captured import OPTIONS, prepared, signal, write_teacher
 from tests.tiny import tiny_model
 

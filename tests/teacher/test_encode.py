@@ -18,10 +18,10 @@ from pipeline.store.signals import Signal
 from pipeline.taps import check
 from pipeline.taps.check import TapReport, check_taps
 from pipeline.taps.head import linear_head
-from pipeline.teacher import forward
-from pipeline.teacher.arrival import Arrivals
-from pipeline.teacher.encode import BatchEncoder, encode_rows
-from pipeline.teacher.forward import Batch, TappedTeacher
+from pipeline.teacher.capture import forward
+from pipeline.teacher.capture.device_copy import Arrivals
+from pipeline.teacher.capture.encode import BatchEncoder, encode_rows
+from pipeline.teacher.capture.forward import Batch, TappedTeacher
 from tests.captured import signal
 from tests.tiny import tiny_batch, tiny_model
 
@@ -144,7 +144,7 @@ import weakref
 import torch
 
 from pipeline.taps.check import check_taps
-from pipeline.teacher.forward import TappedTeacher
+from pipeline.teacher.capture.forward import TappedTeacher
 from tests.captured import signal
 from tests.teacher.test_encode import batch_of
 from tests.tiny import tiny_batch, tiny_model

@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.store.forms.registry import FORMS
-from pipeline.store.reader import StoreReader
-from pipeline.teacher.estimate import (
+from pipeline.planning.estimate import (
     RATIOS,
     SegmentRows,
     asset_bytes,
@@ -16,12 +14,14 @@ from pipeline.teacher.estimate import (
     estimate_signal,
     stated_ratio,
 )
-from pipeline.teacher.load import load_teacher
-from pipeline.teacher.outline import known_config, outline, outlined_report
-from pipeline.teacher.probe import probe
-from pipeline.teacher.reference import TeacherReference
-from pipeline.teacher.spec import SegmentOptions
-from pipeline.teacher.token_count import counted, sample_segment
+from pipeline.planning.probe import probe
+from pipeline.planning.token_count import counted, sample_segment
+from pipeline.store.forms.registry import FORMS
+from pipeline.store.reader import StoreReader
+from pipeline.teacher.capture.outline import known_config, outline, outlined_report
+from pipeline.teacher.capture.spec import SegmentOptions
+from pipeline.teacher.source.load import load_teacher
+from pipeline.teacher.source.reference import TeacherReference
 from tests.captured import prepared, signal
 
 BATCH_TOKENS = 256

@@ -9,14 +9,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pipeline.corpus.examples import SPLITS
-from pipeline.corpus.tokens import TokenMeta, TokenSet, token_digest, write_tokens
-from pipeline.corpus.transfer import keep_corpus, read_columns, transfer_tokens
+from pipeline.corpus.text.examples import SPLITS
+from pipeline.corpus.tokens.tokens import TokenMeta, TokenSet, token_digest, write_tokens
+from pipeline.corpus.tokens.transfer import keep_corpus, read_columns, transfer_tokens
 from pipeline.errors import ConfigError, IntegrityError
 from pipeline.generation.generate import GenerationOptions, generate_ids
 from pipeline.provenance import read_json, write_json
-from pipeline.teacher import generate as module
-from pipeline.teacher.generate import generate
+from pipeline.teacher.source import generate as module
+from pipeline.teacher.source.generate import generate
 from tests.captured import LENGTHS, Captured, signal, write_rows, write_teacher
 from tests.tiny import PAD_ID, tiny_model
 

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from transformers import PreTrainedModel
 
-from pipeline.teacher.load import load_pretrained
+from pipeline.teacher.source.load import load_pretrained
 from tests.tiny import tiny_model
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipeline.errors import IncompatibleError
-from pipeline.teacher.outline import (
+from pipeline.teacher.capture.outline import (
     known_config,
     outline,
     outlined_report,

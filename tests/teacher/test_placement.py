@@ -10,11 +10,11 @@ import torch
 from pipeline.errors import ConfigError, ResourceError
 from pipeline.taps.head import head_parameters
 from pipeline.taps.weights import plain_weights
-from pipeline.teacher import load as module
-from pipeline.teacher.load import load_teacher
-from pipeline.teacher.placement import Placement, input_device, is_spread
-from pipeline.teacher.reference import TeacherReference
-from pipeline.teacher.spot_check import spot_check
+from pipeline.teacher.capture.spot_check import spot_check
+from pipeline.teacher.source import load as module
+from pipeline.teacher.source.load import load_teacher
+from pipeline.teacher.source.placement import Placement, input_device, is_spread
+from pipeline.teacher.source.reference import TeacherReference
 from tests.captured import Captured, copied, prepared, signal
 from tests.tiny import tiny_batch
 

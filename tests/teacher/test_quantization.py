@@ -7,14 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.corpus.tokens import TokenSet
+from pipeline.corpus.tokens.tokens import TokenSet
 from pipeline.errors import ConfigError
 from pipeline.taps.weights import plain_weights
-from pipeline.teacher import quantization as module
-from pipeline.teacher.quantization import Quantization, check_packed, check_quantization
-from pipeline.teacher.reference import TeacherReference
-from pipeline.teacher.spec import store_fingerprint, store_spec
-from pipeline.teacher.teach import teach
+from pipeline.teacher.capture.spec import store_fingerprint, store_spec
+from pipeline.teacher.source import quantization as module
+from pipeline.teacher.source.quantization import Quantization, check_packed, check_quantization
+from pipeline.teacher.source.reference import TeacherReference
+from pipeline.teacher.source.teach import teach
 from pipeline.training.options import TrainOptions
 from tests.captured import OPTIONS, Captured, prepared, signal
 

@@ -10,13 +10,13 @@ import torch
 
 from pipeline.errors import ConfigError, IncompatibleError, ResourceError
 from pipeline.store.commit import SignalWriter
-from pipeline.teacher import capture as capturing
-from pipeline.teacher import remote, worker, workers
-from pipeline.teacher.load import load_teacher
-from pipeline.teacher.reference import TeacherReference
-from pipeline.teacher.schedule import Certificates
-from pipeline.teacher.segments import SegmentCapture
-from pipeline.teacher.worker import DEATHS, DeadlySegmentError, TeacherPlugin, marks
+from pipeline.teacher.capture import capture as capturing
+from pipeline.teacher.capture.segments import SegmentCapture
+from pipeline.teacher.source.load import load_teacher
+from pipeline.teacher.source.reference import TeacherReference
+from pipeline.teacher.workers import remote, worker, workers
+from pipeline.teacher.workers.schedule import Certificates
+from pipeline.teacher.workers.worker import DEATHS, DeadlySegmentError, TeacherPlugin, marks
 from tests.captured import Captured, copied, prepared, signal
 from tests.clusters import certificates, cluster_within
 

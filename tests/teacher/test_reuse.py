@@ -18,9 +18,11 @@ from pipeline.store.layout import Layout
 from pipeline.store.reader import StoreReader
 from pipeline.store.schema import check_plan
 from pipeline.store.upkeep.gc import freed_bytes, remove_store, store_bytes
-from pipeline.teacher import capture as module
-from pipeline.teacher import schedule, space, statistics
-from pipeline.teacher.reuse import _stores_beside
+from pipeline.teacher.capture import capture as module
+from pipeline.teacher.capture import disk_space as space
+from pipeline.teacher.capture import statistics
+from pipeline.teacher.capture.reuse import _stores_beside
+from pipeline.teacher.workers import schedule
 from tests.captured import DAMAGES, OPTIONS, Captured, prepared, signal, write_teacher
 from tests.faults.forked import start, until_operation
 from tests.grown import digests_of, grown

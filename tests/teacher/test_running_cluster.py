@@ -14,10 +14,10 @@ import pytest
 from transformers import PreTrainedModel
 
 from pipeline.errors import ResourceError
-from pipeline.teacher import capture as capturing
-from pipeline.teacher import remote
-from pipeline.teacher.load import load_teacher
-from pipeline.teacher.schedule import Certificates
+from pipeline.teacher.capture import capture as capturing
+from pipeline.teacher.source.load import load_teacher
+from pipeline.teacher.workers import remote
+from pipeline.teacher.workers.schedule import Certificates
 from tests.captured import Captured, copied, prepared
 from tests.captured import signal as signal_of
 from tests.clusters import Servers, certificates, servers, until

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.corpus.examples import SPLITS
-from pipeline.corpus.tokens import TokenColumns, TokenSet, write_tokens
-from pipeline.teacher.same_rows import RowsFound, compare_rows
+from pipeline.corpus.text.examples import SPLITS
+from pipeline.corpus.tokens.tokens import TokenColumns, TokenSet, write_tokens
+from pipeline.teacher.capture.same_rows import RowsFound, compare_rows
 from tests.captured import Captured, prepared, signal
 from tests.store.fixtures import without_sync
 

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.teacher.scratch import scratch_config
+from pipeline.teacher.source.scratch import scratch_config
 
 
 def test_a_scratch_configuration_takes_the_tokenizers_vocabulary():

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.errors import ResourceError
 from pipeline.taps.check import check_taps
-from pipeline.teacher.space import (
+from pipeline.teacher.capture.disk_space import (
     DISK_RESERVE_BYTES,
     configured_sizes,
     measured_sizes,

@@ -17,8 +17,8 @@ from pipeline.store.reader import StoreReader
 from pipeline.store.sealed import read_record, write_record
 from pipeline.store.shards import bytes_digest
 from pipeline.store.upkeep.verify import damage_of, verify_store
-from pipeline.teacher.reference import teacher_at_hand
-from pipeline.teacher.spot_check import spot_check
+from pipeline.teacher.capture.spot_check import spot_check
+from pipeline.teacher.source.reference import teacher_at_hand
 from tests.captured import Captured, copied, prepared, signal, write_teacher
 from tests.tiny import tiny_model
 

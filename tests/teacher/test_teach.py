@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from pipeline.corpus.tokens import TokenSet
+from pipeline.corpus.tokens.tokens import TokenSet
 from pipeline.errors import ConfigError, IncompatibleError, Interrupted
 from pipeline.provenance import read_json
-from pipeline.teacher.load import load_teacher
-from pipeline.teacher.reference import TeacherReference
-from pipeline.teacher.teach import PaddedRows, teach
+from pipeline.teacher.source.load import load_teacher
+from pipeline.teacher.source.reference import TeacherReference
+from pipeline.teacher.source.teach import PaddedRows, teach
 from pipeline.training.options import TrainOptions
 from pipeline.training.progress import Progress
 from tests.captured import LENGTHS, VOCAB, prepared, signal, write_rows

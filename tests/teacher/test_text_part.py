@@ -4,7 +4,7 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma3Config
 
 from pipeline.provenance import read_json
-from pipeline.teacher.teach import teach
+from pipeline.teacher.source.teach import teach
 from tests.captured import VOCAB, Captured, signal, write_rows
 from tests.trained import trained
 

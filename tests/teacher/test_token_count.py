@@ -4,19 +4,19 @@ import numpy as np
 import pytest
 
 from pipeline.axes import SPLITS
-from pipeline.corpus.examples import (
+from pipeline.corpus.text.examples import (
     CorpusMeta,
     Example,
     corpus_digest,
     read_corpus_meta,
     write_corpus,
 )
-from pipeline.corpus.tokenize import tokenize_corpus
-from pipeline.corpus.tokenizer import train_tokenizer
-from pipeline.corpus.tokens import TokenSet
-from pipeline.teacher.rows import plan_rows
-from pipeline.teacher.spec import SegmentOptions
-from pipeline.teacher.token_count import counted, sample_segment, sampled, write_sample
+from pipeline.corpus.tokens.tokenize import tokenize_corpus
+from pipeline.corpus.tokens.tokenizer import train_tokenizer
+from pipeline.corpus.tokens.tokens import TokenSet
+from pipeline.planning.token_count import counted, sample_segment, sampled, write_sample
+from pipeline.teacher.capture.spec import SegmentOptions
+from pipeline.teacher.capture.token_rows import plan_rows
 
 OPTIONS = SegmentOptions(segment_tokens=256, chunk_tokens=64, batch_tokens=256, fraction=0.5)
 ROWS = {"train": 1200, "validation": 80, "test": 90}

@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from pipeline.corpus.tokenizer import train_tokenizer
+from pipeline.corpus.tokens.tokenizer import train_tokenizer
 from pipeline.provenance import read_json
 from pipeline.training.both_versions import write_for_both
 from tests.captured import prepared, signal

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.corpus.examples import Example
+from pipeline.corpus.text.examples import Example
 from pipeline.tasks import Task
 
 # What near-duplicates are dropped by: whole examples, or paragraphs where a text is a list of them.

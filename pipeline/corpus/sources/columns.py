@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import Field
 
-from pipeline.corpus.examples import Example, Split
 from pipeline.corpus.sources.base import SourceConfig
+from pipeline.corpus.text.examples import Example, Split
 from pipeline.corpus.turns import turn_of
 from pipeline.errors import ConfigError
 

@@ -16,9 +16,9 @@ import datasets
 import pyarrow as pa
 from datasets.exceptions import DatasetsError
 
-from pipeline.corpus.examples import SPLITS, Example, Split
 from pipeline.corpus.sources.base import Reading
 from pipeline.corpus.sources.columns import ColumnSource
+from pipeline.corpus.text.examples import SPLITS, Example, Split
 from pipeline.errors import ConfigError, in_short
 from pipeline.provenance import canonical_json
 from pipeline.tasks import Task

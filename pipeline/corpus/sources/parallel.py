@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from pipeline.corpus.examples import Example, Split
 from pipeline.corpus.files import (
     Files,
     Patterns,
@@ -15,6 +14,7 @@ from pipeline.corpus.files import (
     resolve_files,
 )
 from pipeline.corpus.sources.base import Reading, SourceConfig
+from pipeline.corpus.text.examples import Example, Split
 from pipeline.errors import ConfigError
 from pipeline.provenance import file_sha256
 from pipeline.tasks import Task

@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from pipeline.corpus.duplicates import RUN_WORDS, normalised, paragraphs, runs
-from pipeline.corpus.examples import Example
 from pipeline.corpus.sources.base import Reading, SourceConfig, Unit
 from pipeline.corpus.sources.python_functions import function_examples
+from pipeline.corpus.text.duplicates import RUN_WORDS, normalised, paragraphs, runs
+from pipeline.corpus.text.examples import Example
 from pipeline.errors import ConfigError
 from pipeline.tasks import Task
 

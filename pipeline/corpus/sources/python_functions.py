@@ -8,8 +8,8 @@ import inspect
 import re
 from collections.abc import Iterable, Iterator
 
-from pipeline.corpus.duplicates import normalised
-from pipeline.corpus.examples import Example
+from pipeline.corpus.text.duplicates import normalised
+from pipeline.corpus.text.examples import Example
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

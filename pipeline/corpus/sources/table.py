@@ -11,10 +11,10 @@ from typing import Any, Literal
 import pyarrow as pa
 from pyarrow import ipc, parquet
 
-from pipeline.corpus.examples import Example
 from pipeline.corpus.files import Files, open_text, refuse_empty, resolve_files
 from pipeline.corpus.sources.base import Reading
 from pipeline.corpus.sources.columns import ColumnSource
+from pipeline.corpus.text.examples import Example
 from pipeline.errors import ConfigError
 from pipeline.provenance import file_sha256
 from pipeline.tasks import Task

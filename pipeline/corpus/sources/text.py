@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.corpus.duplicates import paragraphs
-from pipeline.corpus.examples import Example
 from pipeline.corpus.files import Files, open_text, refuse_empty, refuse_zero_bytes, resolve_files
 from pipeline.corpus.sources.base import Reading, SourceConfig
+from pipeline.corpus.text.duplicates import paragraphs
+from pipeline.corpus.text.examples import Example
 from pipeline.provenance import file_sha256
 from pipeline.tasks import Task
 

@@ -6,9 +6,9 @@ import shutil
 import datasets
 import pytest
 
-from pipeline.corpus.prepare import prepare_corpus
 from pipeline.corpus.sources.hub import HubSource
 from pipeline.corpus.sources.table import TableSource
+from pipeline.corpus.text.prepare import prepare_corpus
 from pipeline.errors import ConfigError
 
 NAMES = datasets.ClassLabel(names=["no", "yes"])

@@ -3,14 +3,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.corpus.duplicates import containment, paragraphs, runs
 from pipeline.corpus.sources.python_docs import (
     PythonDocsSource,
     build_examples,
     module_documents,
     topic_documents,
 )
-from pipeline.corpus.splits import MAX_CONTAINMENT, deal_splits
+from pipeline.corpus.text.duplicates import containment, paragraphs, runs
+from pipeline.corpus.text.splits import MAX_CONTAINMENT, deal_splits
 from pipeline.errors import ConfigError
 
 MODULE = '''"""Top of the module.

@@ -1,0 +1,1 @@
+"""From raw sources to text examples with splits."""

@@ -1,0 +1,1 @@
+"""From text examples to token rows."""

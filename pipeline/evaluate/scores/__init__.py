@@ -1,0 +1,1 @@
+"""The scores, one family of scores a file."""

@@ -1,0 +1,1 @@
+"""What a capture and its students will take: disk, memory and time."""

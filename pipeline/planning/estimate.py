@@ -1,0 +1,308 @@
+"""What a store will take, told before it is paid: rows exactly, compressed bytes by stated ratios.
+
+Rows follow from the plan and bytes a row from the form, so bytes before compression are exact and
+what is written at most is a bound. In between lies what compression finds: a ratio of the form as
+measured on trained teachers, or what a probe measured of this one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from pipeline.axes import SPLITS, Axis
+from pipeline.errors import IncompatibleError
+from pipeline.store.codec import CRC, encode_shard, most_bytes
+from pipeline.store.extent import Extent, example_rows, segment_extent
+from pipeline.store.forms.form import Form, Part
+from pipeline.store.plan import Plan
+from pipeline.store.planner import EXAMPLE_DTYPES, ROW_DIGEST_BYTES, TOKEN_DTYPES
+from pipeline.store.signals import Signal
+from pipeline.taps.anatomy import find_anatomy
+from pipeline.taps.below import query_key_parameters
+from pipeline.taps.check import TapReport
+from pipeline.taps.head import linear_head
+from pipeline.teacher.capture.assets import BLOCKS, HEAD, query_key_name
+from pipeline.teacher.capture.declare import geometry_of, row_bytes
+from pipeline.teacher.capture.request import splits_of
+
+HEAD_FORM = "head"
+RATIOS: dict[tuple[str, str], float] = {
+    ("hidden", "float16"): 0.94,
+    ("hidden", "bfloat16"): 0.8,
+    ("hidden", "int8"): 0.97,
+    ("hidden", "int4"): 0.94,
+    ("attention", "qk"): 0.95,
+    ("attention", "map"): 0.68,
+    ("attention", "below"): 1.0,
+    ("value", "int8"): 0.97,
+    ("logits", "head"): 0.97,
+    ("logits", "topk"): 0.55,
+    ("logits", "sampled"): 0.45,
+    ("logits", "dense"): 0.95,
+}
+"""Bytes on disk over bytes before compression, by kind and form: between those of the trained
+teachers of docs/forms.md, which differ by up to a tenth."""
+RECORD_BYTES = 900
+"""A receipt of one segment and signal, and its line in the signal's manifest."""
+
+
+@dataclass(frozen=True)
+class SignalEstimate:
+    """One signal's share of a store, in bytes.
+
+    `raw_bytes` are those of its live rows before compression, `most_bytes` the bound on its files,
+    `expected_bytes` what they will take by `ratio`. `tokens` are those of the splits it is in.
+    """
+
+    signal: Signal
+    splits: tuple[str, ...]
+    tokens: int
+    rows: int
+    row_bytes: int
+    raw_bytes: int
+    most_bytes: int
+    expected_bytes: int
+    ratio: float
+    is_measured: bool
+
+    @property
+    def token_bytes(self) -> float:
+        """Expected bytes a token that carries the signal."""
+        return self.expected_bytes / max(1, self.tokens)
+
+
+def stated_ratio(form: Form) -> float:
+    """Return what is known of a form on other teachers; 1 of one that nobody measured."""
+    if form.name == HEAD_FORM:
+        return RATIOS["hidden", getattr(form, "values", "int8")]
+    return RATIOS.get((form.kind, form.name), 1.0)
+
+
+class SegmentRows:
+    """How many rows each segment of a plan has, counted once an axis and rule."""
+
+    def __init__(self, plan: Plan, chunk_tokens: int) -> None:
+        self.plan = plan
+        self._record = {
+            "segment_tokens": plan.segment_tokens,
+            "chunk_tokens": chunk_tokens,
+            "examples_per_segment": plan.examples_per_segment,
+        }
+        self._tokens = self._sum(plan.length.astype(np.int64))
+        self._found: dict[tuple[Axis, str], tuple[NDArray[np.int64], Extent]] = {}
+
+    def _sum(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        found = np.zeros(self.plan.segments, np.int64)
+        np.add.at(found, self.plan.segment, rows)
+        return found
+
+    def rows(self, axis: Axis, rule: str) -> tuple[NDArray[np.int64], Extent]:
+        """Return the rows of every segment, and the room there is for them."""
+        if (axis, rule) not in self._found:
+            plan = self.plan
+            extent = segment_extent(
+                axis, self._record, length=plan.length, segment=plan.segment, rule=rule
+            )
+            self._found[axis, rule] = self._sum(example_rows(axis, plan.length, rule)), extent
+        return self._found[axis, rule]
+
+    def segments_of(self, splits: Sequence[str]) -> NDArray[np.int64]:
+        """Return the segments of some splits."""
+        return np.flatnonzero(np.isin(self.plan.segment_split, [SPLITS.index(s) for s in splits]))
+
+    def tokens_of(self, splits: Sequence[str]) -> int:
+        """Return the tokens of some splits."""
+        return int(self._tokens[self.segments_of(splits)].sum())
+
+
+def estimate_signal(
+    signal: Signal,
+    segments: SegmentRows,
+    *,
+    model: PreTrainedModel,
+    report: TapReport,
+    ratio: float | None = None,
+) -> SignalEstimate:
+    """Return what one signal takes.
+
+    Args:
+        signal: What is captured.
+        segments: The rows of the plan.
+        model: The teacher, or its outline.
+        report: What was found of its sizes, by the check of its taps or by an outline.
+        ratio: Bytes on disk over bytes before compression where a probe measured them; None takes
+            the form's own.
+
+    Raises:
+        IncompatibleError: If the form's options do not fit the teacher's sizes.
+    """
+    form, geometry = signal.form, geometry_of(signal, model, report)
+    rule = "causal" if signal.layer is None else report.rule.get(signal.layer, "causal")
+    splits = splits_of(signal)
+    every, extent = segments.rows(form.axis, rule)
+    rows = every[segments.segments_of(splits)]
+    size = row_bytes(signal, geometry)
+    raw = int(rows.sum()) * size
+    found = stated_ratio(form) if ratio is None else ratio
+    bounds = [
+        _part_bytes(part, rows, extent.shard_rows, extent.chunk_rows)
+        for part in form.parts(geometry).values()
+    ]
+    most = sum(bound for bound, _ in bounds)
+    fixed = sum(empty for _, empty in bounds)
+    return SignalEstimate(
+        signal=signal,
+        splits=splits,
+        tokens=segments.tokens_of(splits),
+        rows=int(rows.sum()),
+        row_bytes=size,
+        raw_bytes=raw,
+        most_bytes=most,
+        expected_bytes=min(most, round(raw * found) + fixed),
+        ratio=found,
+        is_measured=ratio is not None,
+    )
+
+
+def _part_bytes(
+    part: Part, rows: NDArray[np.int64], shard_rows: int, chunk_rows: int
+) -> tuple[int, int]:
+    """Return the bound on an array's files, and what its chunks without a row take of it."""
+    filled = int((-(-rows // chunk_rows)).sum())
+    empty = len(rows) * (shard_rows // chunk_rows) - filled
+    fixed = empty * _empty_chunk(part, chunk_rows) + len(rows) * CRC.size
+    chunk = chunk_rows * int(np.prod(part.row_shape)) * np.dtype(part.dtype).itemsize
+    return filled * (most_bytes(chunk, 1) - CRC.size) + fixed, fixed
+
+
+@cache
+def _empty_chunk(part: Part, chunk_rows: int) -> int:
+    """Return what a chunk of zeros takes, its entry in the shard's index included."""
+    zeros = np.zeros((chunk_rows, *part.row_shape), part.dtype)
+    return len(encode_shard(zeros, chunk_rows)) - CRC.size
+
+
+def asset_bytes(
+    signals: Sequence[Signal],
+    blocks: Sequence[int],
+    model: PreTrainedModel,
+    report: TapReport,
+    *,
+    item_bytes: int = 4,
+) -> dict[str, int]:
+    """Return what is stored once beside the signals, by name, in bytes.
+
+    Args:
+        signals: What is captured.
+        blocks: Blocks kept for students to start from.
+        model: The teacher, or its outline.
+        report: What was found of its sizes.
+        item_bytes: Of a number of its checkpoint. Head and blocks are not stored wider than that.
+    """
+    found: dict[str, int] = {}
+    if any(signal.form.name == HEAD_FORM for signal in signals):
+        found[HEAD] = sum(_bytes(one, item_bytes) for one in linear_head(model).parameters())
+    for signal in signals:
+        if signal.form.name == "below" and signal.layer is not None:
+            found[query_key_name(signal.layer)] = _query_key_bytes(model, signal.layer)
+    if blocks:
+        found[BLOCKS] = _blocks_bytes(model, blocks, item_bytes)
+    layers = {(s.kind, s.layer) for s in signals if s.kind == "hidden" or s.form.needs_channels}
+    if layers:
+        found["channels"] = len(layers) * 2 * 4 * report.d_teacher
+    return found
+
+
+def _bytes(tensor: torch.Tensor, item_bytes: int = 8) -> int:
+    return tensor.numel() * min(tensor.element_size(), item_bytes)
+
+
+def _query_key_bytes(model: PreTrainedModel, layer: int) -> int:
+    """A block's parameters up to its attention; all of them where they cannot be told apart."""
+    try:
+        with torch.device("meta"):
+            found = query_key_parameters(model, layer)
+    except (RuntimeError, IncompatibleError):
+        found = dict(find_anatomy(model).blocks[layer - 1].named_parameters())
+    return sum(map(_bytes, found.values()))
+
+
+def _blocks_bytes(model: PreTrainedModel, blocks: Sequence[int], item_bytes: int) -> int:
+    """As `write_blocks` writes them: tied weights under each name, magnitudes of what is read."""
+    anatomy = find_anatomy(model)
+    total = 0
+    for name, value in model.state_dict().items():
+        block = anatomy.block_of(name)
+        if block is None or block in blocks:
+            total += _bytes(value, item_bytes)
+            if block is not None and value.ndim == 2:
+                total += 4 * int(value.shape[1])
+    return total
+
+
+def table_bytes(plan: Plan, *, columns: int, signals: int) -> int:
+    """Return about what tokens, example table and records take.
+
+    Args:
+        plan: Where every example lies.
+        columns: Token columns beside ids and loss mask.
+        signals: How many signals have receipts.
+    """
+    tokens, examples = int(plan.length.sum()), len(plan.row)
+    token = sum(np.dtype(TOKEN_DTYPES[name]).itemsize for name in ("input_ids", "loss_mask"))
+    example = ROW_DIGEST_BYTES + sum(np.dtype(dtype).itemsize for dtype in EXAMPLE_DTYPES.values())
+    # Ids of 32 bits compress to about half; the table is mostly counters, which compress, and
+    # digests, which do not.
+    return round(0.5 * (token + columns) * tokens + 0.6 * example * examples) + (
+        RECORD_BYTES * plan.segments * signals
+    )
+
+
+def buffered_bytes(estimates: Sequence[SignalEstimate], plan: Plan) -> int:
+    """Return what the features of one segment take in memory, the fullest one."""
+    total = 0
+    for one in estimates:
+        per_segment = {
+            Axis.TOKEN: plan.segment_tokens,
+            Axis.EXAMPLE: plan.examples_per_segment,
+            Axis.PAIR: -(-one.rows // max(1, plan.segments)) * 2,
+        }[one.signal.form.axis]
+        total += per_segment * one.row_bytes
+    return total
+
+
+def activation_bytes(
+    model: PreTrainedModel,
+    report: TapReport,
+    signals: Sequence[Signal],
+    *,
+    batch_tokens: int,
+    inner: int,
+) -> int:
+    """Return about what a batch takes while the teacher runs: an estimate, not a bound.
+
+    A block holds its input, a normed copy, query, key, value and output beside two inner tensors
+    of its feed-forward layer; every tapped tensor stays until it is encoded, in float32 while it
+    is.
+
+    Args:
+        model: The teacher, or its outline.
+        report: What was found of its sizes.
+        signals: What is tapped.
+        batch_tokens: Tokens of the largest batch, padding included.
+        inner: Width of the feed-forward layers.
+    """
+    item = torch.empty(0, dtype=model.dtype).element_size()
+    a_token = (6 * report.d_teacher + 3 * inner) * item
+    for signal in signals:
+        geometry = geometry_of(signal, model, report)
+        if signal.kind == "attention":
+            a_token += (geometry.heads + geometry.kv_heads) * geometry.d_head * item
+        elif signal.kind in ("hidden", "value") or signal.form.name == HEAD_FORM:
+            a_token += (geometry.width + geometry.kv_heads * geometry.d_head) * item
+    return batch_tokens * (a_token + 4 * report.d_teacher)

@@ -1,0 +1,1 @@
+"""What the student is compared with: layer maps, projectors, and the terms of the loss."""

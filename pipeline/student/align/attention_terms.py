@@ -1,0 +1,178 @@
+"""One layer's attention beside another's: maps by head, their mean, or relations of vectors."""
+
+from collections.abc import Collection, Mapping
+from functools import reduce
+from math import gcd
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from pipeline.errors import IncompatibleError
+from pipeline.store.records import Declaration
+from pipeline.student.align.objective import AttentionTerm
+from pipeline.student.align.transport import Compare
+from pipeline.student.data.features import TeacherFeatures
+from pipeline.student.losses.attention_relations import Vectors, relation_vectors
+from pipeline.student.losses.chunked_maps import chunked_map_loss
+from pipeline.student.losses.counting import Count
+from pipeline.student.losses.registry import ATTENTION, find_loss
+from pipeline.taps.anatomy import Anatomy
+from pipeline.taps.scores import MapRows, rows_of_vectors
+from pipeline.taps.tap import Record
+
+VECTORS = {"qq": "query", "kk": "key", "vv": "value"}
+"""What each relation is made of, as the tap's record names it."""
+
+
+class AttentionMatch:
+    """Compares attention of student and teacher layers as the options say.
+
+    Args:
+        options: The attention term.
+        pairs: Student and teacher layers that may meet.
+        features: The decoder of the teacher's signals.
+        anatomy: The student's.
+
+    Raises:
+        IncompatibleError: If heads or widths do not fit the loss, a layer holds no vectors that
+            relations need, or one side sees keys that the other does not.
+    """
+
+    def __init__(
+        self,
+        options: AttentionTerm,
+        pairs: Collection[tuple[int, int]],
+        features: TeacherFeatures,
+        anatomy: Anatomy,
+    ) -> None:
+        self._loss = find_loss(ATTENTION, options.loss, key="loss.attention.loss")
+        self._relations = options.relations if options.loss == "relations" else ()
+        self._features = features
+        students = sorted({student for student, _ in pairs})
+        self.needs_maps = set(self._relations) != {"vv"}
+        self.tapped = tuple(students) if self.needs_maps else ()
+        self.tapped_values = tuple(students) if "vv" in self._relations else ()
+        for student, teacher in pairs:
+            declared = self._declaration(teacher)
+            rule = declared.info["rule"]
+            if (rule == "causal") != anatomy.is_causal:
+                raise IncompatibleError(
+                    f"loss.attention: teacher layer {teacher} is {rule}, the student is not; "
+                    "choose a student of the teacher's kind"
+                )
+            if options.loss == "kl" and declared.geometry.heads != anatomy.heads:
+                raise IncompatibleError(
+                    f"loss.attention: teacher layer {teacher} has {declared.geometry.heads} "
+                    f"attention heads, student layer {student} has {anatomy.heads}; use "
+                    "loss.attention.loss relations or head_mean, give the student "
+                    f"{declared.geometry.heads} heads, or set the term's weight to 0"
+                )
+            if self._relations and declared.form == "map":
+                raise IncompatibleError(
+                    f"loss.attention: {declared.signal} holds no query and key, which relations "
+                    "are made of; capture the layer in form qk or below, or use loss head_mean"
+                )
+        self.relation_heads = self._relation_heads(options, pairs, anatomy)
+
+    def _declaration(self, teacher: int) -> Declaration:
+        return self._features.declaration("attention" if self.needs_maps else "value", teacher)
+
+    def _relation_heads(
+        self, options: AttentionTerm, pairs: Collection[tuple[int, int]], anatomy: Anatomy
+    ) -> int:
+        """Return the number asked for, or the largest that divides all widths."""
+        if not self._relations:
+            return 0
+        keys = anatomy.kv_heads * anatomy.head_dim
+        own = {"qq": anatomy.heads * anatomy.head_dim, "kk": keys, "vv": keys}
+        sizes = {f"the student's {VECTORS[r]}": own[r] for r in self._relations}
+        most = anatomy.heads
+        for teacher in {teacher for _, teacher in pairs}:
+            for relation in self._relations:
+                kind = "value" if relation == "vv" else "attention"
+                geometry = self._features.declaration(kind, teacher).geometry
+                heads = geometry.heads if relation == "qq" else geometry.kv_heads
+                sizes[f"the teacher's {VECTORS[relation]}"] = heads * geometry.d_head
+            geometry = self._declaration(teacher).geometry
+            most = geometry.heads or geometry.kv_heads
+        wanted = options.relation_heads
+        if wanted is None:
+            common = reduce(gcd, sizes.values())
+            return max(heads for heads in range(1, most + 1) if common % heads == 0)
+        for what, size in sizes.items():
+            if size % wanted:
+                raise IncompatibleError(
+                    f"loss.attention.relation_heads: {wanted} does not divide {what} width {size}; "
+                    "choose a divisor of all widths, or leave it out"
+                )
+        return wanted
+
+    def against(
+        self,
+        teacher: int,
+        record: Record,
+        batch: Mapping[str, Any],
+        live: Bool[Tensor, "batch seq"],
+        count: Count,
+    ) -> Compare:
+        """Decode one teacher layer and return the loss of student layers against it.
+
+        What is decoded is no larger than the student's query and key; maps of either side exist
+        for some rows at a time.
+
+        Args:
+            teacher: The teacher layer.
+            record: What the student's forward pass left, of the layers `tapped`.
+            batch: The batch with its stored features.
+            live: Where tokens are.
+            count: Query rows to divide by; not None.
+        """
+        declared = self._declaration(teacher)
+        theirs, heads = self._teacher_maps(teacher, batch, live)
+
+        def compare(student: int) -> Tensor:
+            losses = [
+                chunked_map_loss(
+                    self._loss,
+                    *ours,
+                    told,
+                    live,
+                    declared.info["rule"],
+                    count=count,
+                    teacher_heads=heads,
+                )
+                for ours, told in zip(self._student_vectors(student, record), theirs, strict=True)
+            ]
+            return torch.stack(losses).mean()
+
+        return compare
+
+    def _student_vectors(self, student: int, record: Record) -> list[Vectors]:
+        if not self._relations:
+            query, key = record.query[student], record.key[student]
+            return [Vectors(query, key, record.scaling[student])]
+        return [
+            relation_vectors(getattr(record, VECTORS[relation])[student], self.relation_heads)
+            for relation in self._relations
+        ]
+
+    def _teacher_maps(
+        self, teacher: int, batch: Mapping[str, Any], live: Bool[Tensor, "batch seq"]
+    ) -> tuple[list[MapRows], int]:
+        """Return what gives rows of each of the teacher's maps, and how many heads these have."""
+        stored = batch["features"]
+        if not self._relations:
+            geometry = self._declaration(teacher).geometry
+            return [self._features.attention_rows(teacher, stored, live)], geometry.heads
+        found: dict[str, Tensor] = {}
+        if self.needs_maps:
+            found |= self._features.attention_vectors(teacher, stored, live)
+        if "vv" in self._relations:
+            found["value"] = self._features.values(teacher, stored, live)
+        vectors = [
+            relation_vectors(found[VECTORS[relation]], self.relation_heads)
+            for relation in self._relations
+        ]
+        return [rows_of_vectors(*one) for one in vectors], self.relation_heads

@@ -1,0 +1,211 @@
+"""Student and projectors as one module: a stored batch goes in, terms of the loss come out.
+
+Nothing here knows the teacher as a model. Every term is divided by the count it is given, so that
+its value is right under gradient accumulation and on several ranks.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pipeline.student.align.attention_terms import AttentionMatch
+from pipeline.student.align.balance import Balance
+from pipeline.student.align.objective import TERMS, Objective, active_terms, check_task
+from pipeline.student.align.output_terms import OutputTerms
+from pipeline.student.align.projectors import Projectors
+from pipeline.student.align.transport import Compare, mapped_loss
+from pipeline.student.data.features import TeacherFeatures
+from pipeline.student.data.stream import target_positions
+from pipeline.student.losses.chunked_features import chunked_feature_loss
+from pipeline.student.losses.counting import Count
+from pipeline.student.losses.registry import FEATURE, find_loss
+from pipeline.taps.anatomy import find_anatomy
+from pipeline.taps.inputs import model_columns, model_inputs, run_base
+from pipeline.taps.tap import Record, tap
+from pipeline.tasks import models_language
+
+LayerMap = Mapping[int, int | Sequence[int]]
+
+
+class Losses(NamedTuple):
+    """The loss of a batch, with its graph, and each term it is made of."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+
+
+def term_counts(
+    batch: Mapping[str, Any],
+    objective: Objective,
+    *,
+    task: str,
+    terms: Collection[str] | None = None,
+) -> dict[str, int]:
+    """Return how many units of each active term, or of those of `terms`, a batch holds.
+
+    Feature: live tokens (but the first where the option says so). Attention: live query rows.
+    Output and labels: target positions of a language model, examples of a classifier.
+    """
+    live = batch["attention_mask"]
+    tokens = int(live.sum())
+    first = len(live) if objective.feature.skip_first_token else 0
+    outputs = int(target_positions(dict(batch)).sum()) if models_language(task) else len(live)
+    units = (tokens - first, tokens, outputs, outputs)
+    counts: dict[str, int] = dict(zip(TERMS, units, strict=True))
+    wanted = active_terms(objective)
+    return {term: counts[term] for term in wanted if terms is None or term in terms}
+
+
+class Distiller(nn.Module):
+    """A student that learns from stored features.
+
+    Args:
+        student: The student, with the head of its task.
+        features: The decoder of the teacher's signals.
+        objective: The terms.
+        maps: For `feature` and `attention`, student layer to teacher layer, or to a list of them
+            that a transport plan chooses between.
+        task: One of `pipeline.tasks`.
+
+    Raises:
+        ConfigError: If the output loss does not fit the task.
+        IncompatibleError: If attention of the two does not fit the loss, or vocabularies or
+            numbers of outputs differ.
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        features: TeacherFeatures,
+        objective: Objective,
+        maps: Mapping[str, LayerMap],
+        *,
+        task: str,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.features = features
+        self.objective = objective
+        self.task = task
+        self.terms = active_terms(objective)
+        check_task(objective, task)
+        self.feature_map = dict(maps["feature"]) if "feature" in self.terms else {}
+        self.attention_map = dict(maps["attention"]) if "attention" in self.terms else {}
+        self._anatomy = find_anatomy(student)
+        self._is_causal = self._anatomy.is_causal
+        self._attention_match = (
+            AttentionMatch(
+                objective.attention, pairs_of(self.attention_map), features, self._anatomy
+            )
+            if "attention" in self.terms
+            else None
+        )
+        self._outputs = OutputTerms(student, features, objective, task)
+        if "output" in self.terms:
+            self._outputs.check(student)
+        widths = {
+            features.declaration("hidden", teacher).geometry.width
+            for _, teacher in pairs_of(self.feature_map)
+        }
+        self.projectors = Projectors(
+            objective.feature.projector,
+            self.feature_map,
+            d_student=self._anatomy.width,
+            d_teacher=widths.pop() if widths else 0,
+        )
+        self.balance = Balance(self.terms) if objective.balance == "gradient_norm" else None
+
+    def forward(
+        self,
+        batch: Mapping[str, Any],
+        counts: Mapping[str, Count],
+        factors: Mapping[str, float | Tensor] | None = None,
+        *,
+        apart: bool = False,
+    ) -> Losses:
+        """Return each term of a batch that has a count, divided by it, and their sum.
+
+        Args:
+            batch: What `StoreDataset` gives, on the student's device.
+            counts: Units of each term over all accumulation steps and ranks, see `term_counts`. An
+                active term without one is not computed.
+            factors: What each term is multiplied by in the sum; None: 1.
+            apart: Give each term a graph of its own. Without it only the sum is sure to have one.
+        """
+        live = batch["attention_mask"].bool()
+        inputs = model_inputs(model_columns(self.student, batch), is_causal=self._is_causal)
+        match = self._attention_match if "attention" in counts else None
+        with tap(
+            self.student,
+            hidden=self.feature_map.keys() if "feature" in counts else (),
+            attention=match.tapped if match else (),
+            values=match.tapped_values if match else (),
+        ) as record:
+            output = (
+                run_base(self.student, inputs)
+                if models_language(self.task)
+                else self.student(**inputs).logits
+            )
+        terms: dict[str, Tensor] = {}
+        if "feature" in counts:
+            terms["feature"] = self._feature(record, batch, live, counts["feature"])
+        if match is not None:
+            terms["attention"] = mapped_loss(
+                self.attention_map,
+                lambda teacher: match.against(teacher, record, batch, live, counts["attention"]),
+            )
+        factors = dict.fromkeys(counts, 1.0) if factors is None else factors
+        weighted = [factors[term] * value for term, value in terms.items()]
+        for total, found in self._outputs.of(
+            self.student, output, batch, live, counts, factors, apart=apart
+        ):
+            weighted.append(total)
+            terms |= found
+        return Losses(torch.stack(weighted).sum(), terms)
+
+    def _feature(
+        self,
+        record: Record,
+        batch: Mapping[str, Any],
+        live: Bool[Tensor, "batch seq"],
+        count: Count,
+    ) -> Tensor:
+        loss = find_loss(FEATURE, self.objective.feature.loss, key="loss.feature.loss")
+        kept, places = live, None
+        if self.objective.feature.skip_first_token:
+            kept = live.clone()
+            kept[:, 0] = False
+            places = kept[live].nonzero()[:, 0]
+
+        def against(teacher_layer: int) -> Compare:
+            def teacher(rows: slice) -> Tensor:
+                return self.features.hidden(
+                    teacher_layer, batch["features"], rows if places is None else places[rows]
+                )
+
+            def compare(student_layer: int) -> Tensor:
+                return chunked_feature_loss(
+                    loss,
+                    record.hidden[student_layer][kept],
+                    self.projectors.of(student_layer),
+                    teacher,
+                    d_teacher=self.features.declaration("hidden", teacher_layer).geometry.width,
+                    count=count,
+                )
+
+            return compare
+
+        return mapped_loss(self.feature_map, against)
+
+
+def pairs_of(layers: LayerMap) -> list[tuple[int, int]]:
+    """Return every pair of student and teacher layer that a map lets meet."""
+    return [
+        (student, teacher)
+        for student, found in layers.items()
+        for teacher in ([found] if isinstance(found, int) else found)
+    ]

@@ -1,0 +1,270 @@
+"""Which signals of a store a student needs; decided from JSON, before anything is trained.
+
+The answer holds digests of just these signals, so a layer captured for another student changes
+nothing here.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.errors import ConfigError, DecantError, IncompatibleError, in_short
+from pipeline.provenance import read_json
+from pipeline.student.align.layer_maps import block_choice, layer_map, transport_map
+from pipeline.student.align.objective import Alignment, AttentionTerm, FeatureTerm, Objective
+from pipeline.written_by import remedy
+
+FIDELITY = ("float16", "bfloat16", "int8", "int4")
+"""Forms of vectors, the most faithful first; where nobody names one, the first that is there."""
+MAP = "map"
+"""The form of attention that holds no query and key."""
+DEPTH_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+
+Blocks = Sequence[int] | Literal["uniform", "first", "last"] | Mapping[Literal["every"], int]
+LayerMap = Mapping[int, int | list[int]]
+
+
+def depth_of(config: dict[str, Any]) -> int | None:
+    """Return the number of blocks a Hugging Face configuration asks for, under any of its names."""
+    return next((int(config[key]) for key in DEPTH_KEYS if key in config), None)
+
+
+def select_signals(
+    manifests: Path,
+    *,
+    name: str,
+    objective: Objective,
+    align: Alignment,
+    architecture: dict[str, Any] | None,
+    checkpoint: str | None,
+    init: str,
+    blocks: Blocks | None,
+    revision: str | None = None,
+) -> dict[str, Any]:
+    """Return store, signals with their digests, and layer maps for one student.
+
+    Args:
+        manifests: Directory with the JSON files that capture wrote for the student's teacher.
+        name: The student's name, for errors.
+        objective: The student's loss terms.
+        align: The student's layer map.
+        architecture: Configuration keys that differ from the teacher's.
+        checkpoint: A directory or hub id the student starts from.
+        init: `random` or `teacher-layers`.
+        blocks: Teacher blocks a student of `teacher-layers` starts from; None for a uniform choice.
+        revision: Revision of a hub checkpoint.
+
+    Raises:
+        IncompatibleError: If the store lacks a signal the student needs.
+        ConfigError: If several forms fit and none is named.
+    """
+    records = [read_json(path) for path in sorted(manifests.glob("*.json"))]
+    store = next((r for r in records if "config" in r), None)
+    if store is None:
+        raise ConfigError(f"{manifests}: no store.json; {remedy(manifests)}")
+    signals = [r for r in records if "kind" in r]
+    teacher_layers = int(store["layers"])
+    key = f"students.{name}"
+    own = _checkpoint_config(checkpoint, revision, key) if architecture is None else architecture
+    student_layers = _student_layers(own, store["config"], key)
+    chosen: dict[str, str] = {}
+    maps: dict[str, LayerMap] = {"feature": {}, "attention": {}}
+    layers = {"student_layers": student_layers, "teacher_layers": teacher_layers}
+    if not objective.feature.weight.is_off:
+        maps["feature"] = _map(signals, "hidden", objective.feature, align, layers, key)
+        for layer in teacher_layers_of(maps["feature"]):
+            _choose(chosen, _one(signals, "hidden", layer, objective.feature.form, key))
+    if not objective.attention.weight.is_off:
+        maps["attention"] = _map(
+            signals, _attention_kind(objective.attention), objective.attention, align, layers, key
+        )
+        for layer in teacher_layers_of(maps["attention"]):
+            for found in _attention_signals(signals, layer, objective, chosen, key):
+                _choose(chosen, found)
+    if not objective.output.weight.is_off:
+        _choose(chosen, _one(signals, "logits", None, objective.output.form, key))
+    assets: dict[str, Any] = {}
+    if init == "teacher-layers":
+        assets["blocks"] = _blocks(records, key, student_layers, teacher_layers, blocks)
+    return {
+        "store": store["store"],
+        "signals": chosen,
+        "assets": assets,
+        "maps": {term: {str(s): t for s, t in pairs.items()} for term, pairs in maps.items()},
+    }
+
+
+def teacher_layers_of(pairs: LayerMap) -> list[int]:
+    """Return every teacher layer of a layer map, once and in order."""
+    values = [layers if isinstance(layers, list) else [layers] for layers in pairs.values()]
+    return sorted({layer for layers in values for layer in layers})
+
+
+def _map(
+    signals: list[dict[str, Any]],
+    kind: str,
+    term: FeatureTerm | AttentionTerm,
+    align: Alignment,
+    layers: dict[str, int],
+    key: str,
+) -> LayerMap:
+    """Return the layer map of one term, in the words of `align`; attention has no layer 0."""
+    is_attention = isinstance(term, AttentionTerm)
+    embeddings = align.embeddings and not is_attention
+    try:
+        if align.layers == "emd":
+            return transport_map(
+                [r["layer"] for r in signals if r["kind"] == kind and _serves(r, term)],
+                student_layers=layers["student_layers"],
+                include_embeddings=embeddings,
+            )
+        found = layer_map(align.layers, **layers, include_embeddings=embeddings)
+    except DecantError as error:
+        raise type(error)(f"{key}.align.layers: {error}") from error
+    if not is_attention:
+        return dict(found)
+    found = {student: teacher for student, teacher in found.items() if student and teacher}
+    if not found:
+        raise ConfigError(
+            f"{key}.align.layers: only pairs with layer 0, which has no attention; name a "
+            f"pair of blocks, or set {key}.loss.attention.weight to 0"
+        )
+    return dict(found)
+
+
+def _serves(record: dict[str, Any], term: FeatureTerm | AttentionTerm) -> bool:
+    """Tell whether a term can use a signal of its kind; nobody names the form of values."""
+    if isinstance(term, AttentionTerm) and term.loss == "relations" and record["form"] == MAP:
+        return False
+    return record["kind"] == "value" or term.form in (None, record["form"])
+
+
+def _attention_kind(term: AttentionTerm) -> str:
+    """Return the kind of signal that decides which layers there are."""
+    return "value" if term.loss == "relations" and term.relations == ("vv",) else "attention"
+
+
+def _attention_signals(
+    signals: list[dict[str, Any]],
+    layer: int,
+    objective: Objective,
+    chosen: Mapping[str, str],
+    key: str,
+) -> list[dict[str, Any]]:
+    """Return the signals that one teacher layer's attention term is made of."""
+    term = objective.attention
+    found = []
+    if _attention_kind(term) == "attention":
+        usable = signals
+        if term.loss == "relations":
+            usable = [r for r in signals if (r["kind"], r["form"]) != ("attention", MAP)]
+            if not _there(usable, "attention", layer) and _there(signals, "attention", layer):
+                raise IncompatibleError(
+                    f"{key}.loss.attention: relations are made of query and key, attention/{layer} "
+                    "is captured as map alone; capture it in form qk or below too, or use "
+                    "loss head_mean"
+                )
+        found.append(_one(usable, "attention", layer, term.form, key))
+    if term.loss == "relations" and "vv" in term.relations:
+        best = _best(signals, "value", layer)
+        others = [r for r in signals if (r["kind"], r["layer"]) != ("value", layer)]
+        found.append(_one([*others, *best], "value", layer, None, key))
+    for below in [record["needs"]["hidden"] for record in found if "needs" in record]:
+        # One form of a layer is decoded: that of the feature term, where it uses the layer too.
+        if any(name.startswith(f"hidden/{below}/") for name in chosen):
+            continue
+        form = objective.feature.form
+        is_named = any(r["form"] == form for r in _there(signals, "hidden", below))
+        usable = _there(signals, "hidden", below) if is_named else _best(signals, "hidden", below)
+        found.append(_one(usable, "hidden", below, form if is_named else None, key))
+    return found
+
+
+def _there(signals: list[dict[str, Any]], kind: str, layer: int) -> list[dict[str, Any]]:
+    return [r for r in signals if r["kind"] == kind and r["layer"] == layer]
+
+
+def _best(signals: list[dict[str, Any]], kind: str, layer: int) -> list[dict[str, Any]]:
+    """Return the most faithful signal of a layer, or nothing where there is none."""
+    order = {form: rank for rank, form in enumerate(FIDELITY)}
+    ranked = sorted(_there(signals, kind, layer), key=lambda r: order.get(r["form"], len(order)))
+    return ranked[:1]
+
+
+def _choose(chosen: dict[str, str], found: dict[str, Any]) -> None:
+    chosen[found["signal"]] = found["digest"]
+
+
+def _student_layers(own: dict[str, Any], teacher: dict[str, Any], key: str) -> int:
+    is_other = own.get("model_type", teacher.get("model_type")) != teacher.get("model_type")
+    depth = depth_of(own) or (None if is_other else depth_of(teacher))
+    if depth is None:
+        raise ConfigError(f"{key}.model: no number of layers; give architecture.num_hidden_layers")
+    return depth
+
+
+def _checkpoint_config(checkpoint: str | None, revision: str | None, key: str) -> dict[str, Any]:
+    if checkpoint is None:
+        return {}
+    path = Path(checkpoint) / "config.json"
+    if path.exists():
+        return read_json(path)
+    from transformers import PreTrainedConfig
+
+    try:
+        return PreTrainedConfig.get_config_dict(checkpoint, revision=revision)[0]
+    except (OSError, ValueError) as error:
+        reason = in_short(error)
+        raise ConfigError(
+            f"{key}.model.checkpoint {checkpoint}: no configuration to be had ({reason}); expected "
+            "a directory with config.json, or a hub id in the local cache"
+        ) from error
+
+
+def _one(
+    signals: list[dict[str, Any]], kind: str, layer: int | None, form: str | None, key: str
+) -> dict[str, Any]:
+    place = kind if layer is None else f"{kind}/{layer}"
+    there = [r for r in signals if r["kind"] == kind and r["layer"] == layer]
+    fitting = [r for r in there if form in (None, r["form"])]
+    if not fitting:
+        has = sorted(
+            f"{r['layer']}" for r in signals if r["kind"] == kind and r["layer"] is not None
+        )
+        what = f" in form {form}" if form and there else ""
+        raise IncompatibleError(
+            f"{key}: needs {place}{what}, which is not in the store "
+            f"(it has {kind} {', '.join(has) or 'none' if layer is not None else 'none'}); add "
+            f"it under the "
+            "teacher's capture section and run `dvc repro`"
+        )
+    if len(fitting) > 1:
+        forms = ", ".join(r["signal"].rsplit("/", 1)[1] for r in fitting)
+        raise ConfigError(f"{key}: {place} is captured as {forms}; name one with the term's `form`")
+    return fitting[0]
+
+
+def _blocks(
+    records: list[dict[str, Any]],
+    key: str,
+    student_layers: int,
+    teacher_layers: int,
+    blocks: Blocks | None,
+) -> dict[str, Any]:
+    try:
+        wanted = block_choice(
+            "uniform" if blocks is None else blocks,
+            student_layers=student_layers,
+            teacher_layers=teacher_layers,
+        )
+    except IncompatibleError as error:
+        raise IncompatibleError(f"{key}.model.blocks: {error}") from error
+    found = next((r for r in records if r.get("signal") == "blocks"), None)
+    have = found["layers"] if found else []
+    if found is None or not set(wanted) <= set(have):
+        raise IncompatibleError(
+            f"{key}.model: starts from teacher blocks {list(wanted)}, the store's assets have "
+            f"{have or 'none'}; "
+            "add them to the teacher's capture.blocks and run `dvc repro`"
+        )
+    return {"digest": found["digest"], "layers": list(wanted)}

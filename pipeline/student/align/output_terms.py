@@ -1,0 +1,200 @@
+"""Losses of the student's outputs: beside the teacher's, and beside the true labels."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pipeline.errors import IncompatibleError
+from pipeline.student.align.objective import Objective
+from pipeline.student.align.output_checks import check_output_loss
+from pipeline.student.data.features import TeacherFeatures, TeacherLogits
+from pipeline.student.data.stream import target_positions
+from pipeline.student.losses.chunked import BlockLoss, chunked_head_loss
+from pipeline.student.losses.counting import Count
+from pipeline.student.losses.registry import OUTPUT, find_loss, label_loss
+from pipeline.taps.head import finish_logits, linear_head, read_head_spec
+from pipeline.tasks import models_language
+
+TERMS = ("output", "labels")
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of a batch that count; `targets` is None where the store has no labels."""
+
+    student: Float[Tensor, "rows d"]
+    targets: Tensor | None
+    parts: tuple[Tensor, ...]
+
+
+class OutputTerms:
+    """The terms `output` and `labels`.
+
+    A language model's logits never exist as a whole, see `chunked_head_loss`. A classifier's, which
+    are few, are plain tensors.
+
+    Args:
+        student: The student, with the head of its task.
+        features: The decoder of the teacher's signals.
+        objective: The terms.
+        task: One of `pipeline.tasks`.
+
+    Raises:
+        ConfigError: If there is no such loss.
+    """
+
+    def __init__(
+        self, student: PreTrainedModel, features: TeacherFeatures, objective: Objective, task: str
+    ) -> None:
+        self._features = features
+        self._options = objective.output
+        self._task = task
+        self._head = read_head_spec(student) if models_language(task) else None
+        self._loss = find_loss(OUTPUT, objective.output.loss, key="loss.output.loss")
+        self._label_loss = label_loss(task)
+
+    def check(self, student: PreTrainedModel) -> None:
+        """Refuse a student or loss that does not fit the stored outputs.
+
+        Raises:
+            ConfigError: If the loss needs an option it does not have.
+            IncompatibleError: If the numbers of outputs differ, or the loss does not fit the form.
+        """
+        declared = self._features.declaration("logits")
+        # A student that keeps part of the vocabulary has the head cut to it.
+        whole = self._features.head is None
+        vocab = declared.geometry.vocab if whole else len(self._features.head_weight)
+        head = student.get_output_embeddings()
+        found = student.config.num_labels if head is None else head.weight.shape[0]
+        if vocab != found:
+            raise IncompatibleError(
+                f"loss.output: the teacher has {vocab} outputs, the student {found}; give "
+                "the student the teacher's vocabulary or classes"
+            )
+        check_output_loss(declared, self._options)
+
+    def of(
+        self,
+        student: PreTrainedModel,
+        output: Tensor,
+        batch: Mapping[str, Any],
+        live: Bool[Tensor, "batch seq"],
+        counts: Mapping[str, Count],
+        factors: Mapping[str, float | Tensor],
+        *,
+        apart: bool,
+    ) -> list[tuple[Tensor, dict[str, Tensor]]]:
+        """Return weighted sums, with a graph, and the terms each is made of.
+
+        Gradients of a language model's terms are found with the values, weighted as they are to be.
+        So either all terms are in one sum, from the same logits and without graphs of their own, or
+        each is apart, from its own.
+
+        Args:
+            student: The student.
+            output: What it said: a language model's input of the head, else logits.
+            batch: The batch with its stored features.
+            live: Where tokens are.
+            counts: What each term is divided by; a term without is left out.
+            factors: What each term is multiplied by in the sum.
+            apart: Give each term a graph of its own.
+
+        Raises:
+            IncompatibleError: If labels are wanted and the store has none.
+        """
+        wanted = [term for term in TERMS if term in counts]
+        if not wanted:
+            return []
+        rows = self._rows(output, batch, live, wanted)
+        if self._head is None:
+            values = self._losses(rows, wanted, counts)(slice(None))(rows.student, slice(None))
+            weighted = [factors[term] * value for term, value in zip(wanted, values, strict=True)]
+            return [(torch.stack(weighted).sum(), dict(zip(wanted, values, strict=True)))]
+        head, found = linear_head(student), []
+        for group in [[term] for term in wanted] if apart else [wanted]:
+            total, values = chunked_head_loss(
+                self._losses(rows, group, counts),
+                rows.student,
+                head.weight,
+                head.bias,
+                factors=[1.0 if len(group) == 1 else factors[term] for term in group],
+                count=counts[group[0]],
+            )
+            if len(group) == 1:
+                found.append((factors[group[0]] * total, {group[0]: total}))
+            else:
+                found.append((total, dict(zip(group, values, strict=True))))
+        return found
+
+    def _rows(
+        self,
+        output: Tensor,
+        batch: Mapping[str, Any],
+        live: Bool[Tensor, "batch seq"],
+        wanted: Sequence[str],
+    ) -> _Rows:
+        if models_language(self._task):
+            positions = target_positions(dict(batch))
+            rows = output[positions]
+            targets = batch["input_ids"].roll(-1, dims=1)[positions]
+            kept = positions[live]
+        else:
+            rows, targets, kept = output, batch.get("labels"), None
+            if targets is None and "labels" in wanted:
+                raise IncompatibleError(
+                    "loss.labels: the store's examples have no labels; set the term's weight to 0"
+                )
+        stored = batch["features"]
+        return _Rows(
+            rows, targets, self._features.output_parts(stored, kept) if "output" in wanted else ()
+        )
+
+    def _losses(
+        self, rows: _Rows, wanted: Sequence[str], counts: Mapping[str, Count]
+    ) -> Callable[[slice], BlockLoss]:
+        """Return what starts a chunk of rows: it makes the teacher's logits for its blocks."""
+
+        def begin(chunk: slice) -> BlockLoss:
+            teacher = None
+            if "output" in wanted:
+                teacher = self._features.logits(*(part[chunk] for part in rows.parts))
+            targets = None if rows.targets is None else rows.targets[chunk]
+
+            def losses(logits: Tensor, block: slice) -> tuple[Tensor, ...]:
+                if self._head is not None:
+                    logits = finish_logits(logits, self._head)
+                values = []
+                if teacher is not None:
+                    values.append(self._output(logits, teacher.rows(block), counts["output"]))
+                if "labels" in wanted:
+                    assert targets is not None  # _rows
+                    values.append(self._label_loss(logits, targets[block], counts["labels"]))
+                return tuple(values)
+
+            return losses
+
+        return begin
+
+    def _output(self, logits: Tensor, teacher: TeacherLogits, count: Count) -> Tensor:
+        options, loss = self._options, self._loss
+        more = {"skew": options.skew} if loss.skews else {}
+        if teacher.full is not None:
+            return loss.full(logits, teacher.full, options.temperature, count, **more)
+        if teacher.samples is not None:
+            assert loss.sampled is not None  # check
+            return loss.sampled(logits, teacher.samples, options.temperature, count)
+        assert loss.topk is not None  # check
+        return loss.topk(
+            logits,
+            teacher.ids,
+            teacher.log_probs,
+            teacher.log_normalizer,
+            options.temperature,
+            count,
+            **more,
+        )

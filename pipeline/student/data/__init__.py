@@ -1,0 +1,1 @@
+"""Batches of token rows with the teacher's features, read from the store."""

@@ -1,0 +1,212 @@
+"""Batches of examples with their features, looked up in a store and gathered in stored dtypes.
+
+Segments are read ahead in threads, in the order of a timetable; values are widened on the device.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pipeline.axes import TRAIN, Axis
+from pipeline.errors import IntegrityError
+from pipeline.store.extent import example_rows
+from pipeline.store.reader import Segment, StoreReader
+from pipeline.student.data.reads import SegmentReads
+from pipeline.student.data.timetable import Timetable, make_timetable
+
+POOLS = 2
+"""Segments in memory, in units of those that are mixed at a time: one pool is used, one read."""
+
+
+class StoreDataset(Dataset[dict[str, Any]]):
+    """Looks up batches of examples of one split, with their features, in a store.
+
+    A batch is right-padded. Token-axis features hold live tokens only, flat, in the order of the
+    padded batch's live positions; example-axis features one row an example; pair-axis features the
+    visible pairs of each example, in order of query, then key. `labels` are classes, or the numbers
+    that a regression or multi-label model is asked for. A batch is a copy: it keeps no segment in
+    memory.
+
+    In memory are the segments that the timetable says are in use, and as many read ahead as make
+    twice those it mixes at a time: never more than these, or those in use if they are more. Any
+    example can be looked up at any time: a timetable changes when segments are read, nothing else.
+    For one thread at a time.
+
+    Attributes:
+        pins_memory: Whether batches lie in pinned memory, from which a GPU copies by itself.
+    """
+
+    def __init__(
+        self,
+        reader: StoreReader,
+        signals: Sequence[str],
+        *,
+        split: str = TRAIN,
+        pool_segments: int = 1,
+        parts: int | None = None,
+        reads: SegmentReads | None = None,
+    ) -> None:
+        """Open the examples of a split whose features are all there.
+
+        Args:
+            reader: The store.
+            signals: Names of the signals that batches carry.
+            split: Which examples.
+            pool_segments: Segments in use at a time while no timetable is followed; then as many
+                are read ahead.
+            parts: So many of the first parts of the training split; None for all.
+            reads: Where segments come from, with these signals and perhaps more; several data sets
+                may share it. None: reads of its own.
+
+        Raises:
+            IncompatibleError: If the store has fewer parts.
+            ValueError: If `reads` has not all of the signals.
+        """
+        self.reader = reader
+        self.pins_memory = False
+        self._signals = list(signals)
+        self._reads = reads or SegmentReads(reader, signals)
+        if missing := set(signals) - set(self._reads.signals):
+            raise ValueError(f"shared reads without {sorted(missing)}")
+        self._held: dict[int, Future[Segment]] = {}
+        table = reader.examples
+        numbers = reader.segments(split, parts)
+        is_chosen = np.isin(table["segment"], numbers)
+        for name in signals:
+            for segment, receipt in reader.signal(name).receipts.items():
+                if receipt.skipped:
+                    members = reader.examples_in(segment)
+                    is_chosen[members[np.isin(table["slot"][members], receipt.skipped)]] = False
+        self.examples = np.flatnonzero(is_chosen)
+        self.segment = table["segment"][self.examples].astype(np.int64)
+        self.length = table["length"][self.examples].astype(np.int64)
+        self._label = table["label"][self.examples].astype(np.int64)
+        self._targets = None if reader.targets is None else reader.targets[self.examples]
+        declared = {name: reader.signal(name).declaration for name in signals}
+        self._axis = {name: (one.axis, one.rule) for name, one in declared.items()}
+        self._rows = {
+            (axis, rule): self._rows_on(axis, rule)
+            for axis, rule in {(Axis.TOKEN, None), *self._axis.values()}
+        }
+        by_segment = np.concatenate([[0], np.flatnonzero(np.diff(self.segment)) + 1, [len(self)]])
+        self.follow(
+            make_timetable(
+                self.segment,
+                np.arange(len(self)),
+                by_segment if len(self) else np.zeros(1, np.int64),
+                together=pool_segments,
+            )
+        )
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def follow(self, timetable: Timetable, then: Sequence[int] = ()) -> None:
+        """Say which segments will be needed when; batches are those it was made for.
+
+        Without it they are expected one after the other, as they lie in the store.
+
+        Args:
+            timetable: That of an epoch.
+            then: The segments needed first when it is over.
+        """
+        self._timetable = timetable
+        self._then = list(then)
+
+    def release(self) -> None:
+        """Give up the segments in memory; what is asked for later is read again."""
+        self._held = {}
+
+    def _rows_on(self, axis: Axis, rule: str | None) -> NDArray[np.int64]:
+        """Return the first row of each example, and the one after its last, [2, examples].
+
+        Within its segment's arrays, where examples lie one after the other on every axis.
+        """
+        table = self.reader.examples
+        rows = example_rows(axis, table["length"], rule)
+        last = np.cumsum(rows)
+        first = last - rows
+        begin = first[np.searchsorted(table["segment"], table["segment"])]
+        return np.stack([first - begin, last - begin])[:, self.examples]
+
+    def _enter(self, indices: Sequence[int]) -> list[Segment]:
+        """Return the segment of each example, and see to what is read ahead and what is dropped."""
+        numbers = self.segment[indices].tolist()
+        table = self._timetable
+        now = int(table.batch[indices].min())
+        begun = int(np.searchsorted(table.first, now, side="right"))
+        in_use = table.segments[:begun][table.last[:begun] >= now].tolist()
+        ahead = max(0, POOLS * table.together - len(in_use))
+        near = [*table.segments[begun : begun + ahead].tolist(), *self._then][:ahead]
+        wanted = dict.fromkeys([*numbers, *in_use, *near])
+        self._held = {n: self._held.get(n) or self._reads.get(n) for n in wanted}
+        try:
+            found = {number: self._held[number].result() for number in set(numbers)}
+        except IntegrityError:
+            # What is gone or altered may have been withdrawn or rewritten; then that is the reason.
+            self.reader.check_pins()
+            raise
+        return [found[number] for number in numbers]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Any]:
+        """Return the padded batch of these examples, in this order."""
+        segments = self._enter(indices)
+        lengths = self.length[indices]
+        live = np.arange(lengths.max())[None, :] < lengths[:, None]
+        batch: dict[str, Any] = {"attention_mask": self._empty(live.shape, torch.int64)}
+        batch["attention_mask"].numpy()[...] = live
+        place = Axis.TOKEN, None
+        for column in self.reader.plan["columns"]:
+            dtype = torch.bool if column == "loss_mask" else torch.int64
+            padded = self._empty(live.shape, dtype)
+            values = padded.numpy()
+            values.fill(self.reader.plan["pad_id"] if column == "input_ids" else 0)
+            values[live] = np.concatenate(
+                self._slices(place, indices, [one.tokens[column] for one in segments])
+            )
+            batch[column] = padded
+        if self._targets is not None:
+            batch["labels"] = torch.from_numpy(self._targets[indices].astype(np.float32))
+        elif (self._label[indices] >= 0).all():
+            batch["labels"] = torch.from_numpy(self._label[indices])
+        batch["features"] = {
+            name: {
+                part: self._gather(name, indices, [one.features[name][part] for one in segments])
+                for part in segments[0].features[name]
+            }
+            for name in self._signals
+        }
+        return batch
+
+    def _gather(self, name: str, indices: list[int], arrays: list[NDArray[Any]]) -> Tensor:
+        slices = self._slices(self._axis[name], indices, arrays)
+        dtype = torch.from_numpy(arrays[0][:0]).dtype
+        rows = self._empty((sum(map(len, slices)), *arrays[0].shape[1:]), dtype)
+        np.concatenate(slices, out=rows.numpy())
+        return rows
+
+    def _slices(
+        self, place: tuple[Axis, str | None], indices: list[int], arrays: list[NDArray[Any]]
+    ) -> list[NDArray[Any]]:
+        """Return the rows of each example, a view of its segment's array."""
+        first, last = self._rows[place][:, indices].tolist()
+        return [array[a:b] for array, a, b in zip(arrays, first, last, strict=True)]
+
+    def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, pin_memory=self.pins_memory)
+
+
+def target_positions(batch: dict[str, Tensor]) -> Tensor:
+    """Return where a prediction counts: position t iff its target t + 1 is in `loss_mask`."""
+    positions = torch.zeros_like(batch["loss_mask"])
+    positions[:, :-1] = batch["loss_mask"][:, 1:] & batch["attention_mask"][:, 1:].bool()
+    return positions

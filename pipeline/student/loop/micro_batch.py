@@ -1,0 +1,197 @@
+"""How many examples of a batch may run at once, tried before the first step.
+
+The worst batch that there can be runs forward and backward: the longest row, so often as the batch
+has rows, with its real features and every term that is ever on. What does not fit is halved. The
+number is kept beside the checkpoints, so that a resumed run goes on with the same.
+
+A batch in micro-batches gives the gradients of the whole batch up to rounding. With dropout it
+draws other masks, as any other order of the same work would.
+"""
+
+import gc
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.distributed
+
+from pipeline.errors import IntegrityError, ResourceError
+from pipeline.provenance import read_json, write_json
+from pipeline.student.align.distiller import Distiller, term_counts
+from pipeline.student.data.feed import Fed, Feed, tensors_of
+from pipeline.student.data.stream import StoreDataset
+from pipeline.student.loop.random_state import RandomState
+from pipeline.training.out_of_memory import is_out_of_memory
+
+logger = logging.getLogger(__name__)
+KEY = "micro_batch_size"
+MOMENTS = 2
+"""Values that AdamW keeps of each weight, the most of all optimisers that can be chosen."""
+RESERVE = 0.05
+"""Share of a GPU's memory that stays free: for its allocator's gaps, and for the optimiser."""
+
+
+def held_bytes(distiller: Distiller, *, ranks: int) -> int:
+    """Return what a student holds on its device between two steps, beside its weights.
+
+    That is the optimiser's moments, and on several ranks the buckets that gradients travel in.
+    """
+    trained = sum(p.numel() * p.element_size() for p in distiller.parameters() if p.requires_grad)
+    return trained * (MOMENTS + (ranks > 1))
+
+
+def settle_micro_batch(
+    fits: Callable[[int], bool],
+    batch_size: int,
+    *,
+    name: str,
+    record: Path,
+    device: torch.device,
+) -> int:
+    """Return the number of an earlier part of this run, or the first that fits of batch and halves.
+
+    All ranks come out with the smallest that one of them finds.
+
+    Args:
+        fits: Tells whether so many of the longest examples run at once.
+        batch_size: Examples of a batch.
+        name: The student's name.
+        record: The file that keeps the number.
+        device: Where the student trains.
+
+    Raises:
+        ResourceError: If not even one example fits.
+    """
+    known = _smallest(_recorded(record, batch_size), device)
+    if known:
+        return known
+    size = batch_size
+    while size and not fits(size):
+        size //= 2
+    size = _smallest(size, device)
+    if not size:
+        raise ResourceError(
+            f"students.{name}: not even one example fits into the memory of {device} with what is "
+            "learnt from it; set gradient_checkpointing, train a smaller model or fewer terms, or "
+            "lower the teacher's tokens.max_length"
+        )
+    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        write_json(record, {KEY: size})
+        logger.info("%s: micro-batches of %d (of %d): what fits", name, size, batch_size)
+    return size
+
+
+def _recorded(record: Path, batch_size: int) -> int:
+    """Return the number that a run has kept; 0 if there is none, or the file is altered."""
+    try:
+        found = read_json(record)
+    except IntegrityError:
+        return 0
+    size = found.get(KEY) if isinstance(found, dict) else None
+    return size if isinstance(size, int) and 0 < size <= batch_size else 0
+
+
+def _smallest(value: int, device: torch.device) -> int:
+    """Return the smallest of all ranks' numbers."""
+    if not torch.distributed.is_initialized():
+        return value
+    found = torch.tensor(value, device=device)
+    torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MIN)
+    return int(found)
+
+
+class Rehearsal:
+    """Runs the worst batch of a training, and leaves no trace in student or random state.
+
+    A CPU does not refuse memory that it lacks, so there every batch fits.
+
+    Args:
+        distiller: The student, on the device it trains on.
+        dataset: Its examples.
+        device: Where it trains.
+        precision: That of `TrainOptions`.
+        is_apart: Whether gradients are taken term by term at some steps.
+        held_bytes: What the optimiser will hold, see `held_bytes`.
+        waiting: Micro-batches that wait on the device beside the one in use, see `most_waiting`.
+    """
+
+    def __init__(
+        self,
+        distiller: Distiller,
+        dataset: StoreDataset,
+        device: torch.device,
+        *,
+        precision: str,
+        is_apart: bool,
+        held_bytes: int,
+        waiting: int,
+    ) -> None:
+        self._distiller = distiller
+        self._dataset = dataset
+        self._device = device
+        self._dtype = None if precision == "float32" else getattr(torch, precision)
+        self._is_apart = is_apart
+        self._held_bytes = held_bytes
+        self._waiting = waiting
+        self._trained = [p for p in distiller.parameters() if p.requires_grad]
+
+    def fits(self, size: int) -> bool:
+        """Tell whether so many examples will run at once."""
+        before = RandomState.now()
+        try:
+            self._run(size)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            is_enough = False
+        else:
+            is_enough = True
+        # After the error is gone, whose frames hold the batch.
+        for parameter in self._trained:
+            parameter.grad = None
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        before.restore()
+        return is_enough
+
+    def _run(self, size: int) -> None:
+        held = torch.empty(
+            self._held_bytes + self._reserve(), dtype=torch.uint8, device=self._device
+        )
+        for parameter in self._trained:
+            # Those of the micro-batches before.
+            parameter.grad = torch.zeros_like(parameter)
+        fed = self._worst(size)
+        beside = sum(one.nbytes for one in tensors_of(fed.pieces[0])) * self._waiting
+        waiting = torch.empty(beside, dtype=torch.uint8, device=self._device)
+        self._distiller.train()
+        with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype is not None):
+            losses = self._distiller(fed.pieces[0], fed.counts, apart=self._is_apart)
+        kept = [self._gradient(value) for value in losses.terms.values() if self._is_apart]
+        losses.total.backward()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        del held, kept, waiting
+
+    def _worst(self, size: int) -> Fed:
+        count = partial(term_counts, objective=self._distiller.objective, task=self._distiller.task)
+        longest = int(self._dataset.length.argmax())
+        feed = Feed(self._dataset, self._device, count)
+        try:
+            return feed.take(iter([[longest] * size]), 1)[0]
+        finally:
+            feed.close()
+
+    def _gradient(self, term: torch.Tensor) -> torch.Tensor:
+        parameters = [p for p in self._distiller.student.parameters() if p.requires_grad]
+        found = torch.autograd.grad(term, parameters, retain_graph=True, materialize_grads=True)
+        return torch.cat([gradient.flatten() for gradient in found])
+
+    def _reserve(self) -> int:
+        if self._device.type != "cuda":
+            return 0
+        return int(RESERVE * torch.cuda.get_device_properties(self._device).total_memory)

@@ -1,0 +1,205 @@
+"""Several students at once: each segment is read and decoded once for all of them.
+
+Every student has its own `Trainer`, in a greenlet of its own, and turns change at the beginning of
+a step. Who leaves puts the random state aside and finds it again, so a student becomes, bit for
+bit, what it would become alone. The next turn is for the student that is least far, so that all of
+one seed walk through the segments side by side, whatever their batches. Greenlets and no threads:
+each thread would have a team of OpenMP threads and a heap of its own, and four such teams were a
+quarter slower than one.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from contextvars import copy_context
+from functools import partial
+from traceback import clear_frames
+from typing import Any
+
+from greenlet import GreenletExit, getcurrent, greenlet
+
+from pipeline.errors import ConfigError, Interrupted, in_short
+from pipeline.store.reader import StoreReader
+from pipeline.student.data.reads import SegmentReads
+from pipeline.student.data.stream import POOLS
+from pipeline.student.loop.random_state import RandomState
+from pipeline.student.loop.train import StudentRun
+from pipeline.student.loop.trainer import DistillationTrainer
+from pipeline.student.loop.training import Training
+from pipeline.training.interrupts import INTERRUPTS
+
+logger = logging.getLogger(__name__)
+RUN_EACH = ("tensorboard", "dvclive")
+"""Reporters that keep a run for each student of a process."""
+
+
+class Turns:
+    """Several walks in one thread, each with the random state it had when it last ran.
+
+    Args:
+        walks: What runs, to its end; each calls `pass_on` now and then.
+        states: Each one's random state when it begins.
+        how_far: Tells how far one is; who is least far has the next turn, the first of several.
+    """
+
+    def __init__(
+        self,
+        walks: Sequence[Callable[[], None]],
+        states: Sequence[RandomState],
+        how_far: Callable[[int], float],
+    ) -> None:
+        self._states = list(states)
+        self._how_far = how_far
+        self._errors: list[BaseException | None] = [None] * len(walks)
+        self._greenlets = [greenlet(partial(self._go, *one)) for one in enumerate(walks)]
+        for one in self._greenlets:
+            one.gr_context = copy_context()
+
+    @staticmethod
+    def pass_on() -> None:
+        """Let the others have their turns; called by who has its own."""
+        home = getcurrent().parent
+        assert home is not None, "nobody takes turns here"
+        home.switch()
+
+    def run(self) -> list[BaseException | None]:
+        """Run all to their end, and return the error of each that has failed.
+
+        A `KeyboardInterrupt` ends who runs, and then all others where they have passed on;
+        `Interrupted` ends one that has saved its state, and the others go on to save theirs.
+        """
+        try:
+            while left := [n for n, one in enumerate(self._greenlets) if not one.dead]:
+                number = min(left, key=lambda number: (self._how_far(number), number))
+                self._states[number].restore()
+                self._greenlets[number].switch()
+                self._states[number] = RandomState.now()
+        finally:
+            for one in self._greenlets:
+                one.throw(GreenletExit)
+        return self._errors
+
+    def _go(self, number: int, walk: Callable[[], None]) -> None:
+        try:
+            walk()
+        except (Exception, Interrupted) as error:  # noqa: BLE001 (raised when the others are done)
+            self._errors[number] = error
+            # Its frames hold a batch and a graph, for which the others may want the room.
+            for one in (error, error.__cause__):
+                if one is not None:
+                    clear_frames(one.__traceback__)
+
+
+def train_together(trainings: Sequence[Training]) -> None:
+    """Train students of one store side by side and export each as `train_student` does.
+
+    All of them are in memory at the same time. One that fails leaves the others to go on; one that
+    reads nothing of a damaged signal fails with those that do, for they read together.
+
+    Raises:
+        ConfigError: If their stores or precisions differ, several processes train, or they report
+            to what has one run for a process.
+        DecantError: The error of the first student that failed, when all others are done.
+        Interrupted: If a signal came; every student has written a checkpoint.
+    """
+    _check(trainings)
+    _check_reporters(trainings)
+    first = trainings[0]
+    walk_alike = len({_walk(one) for one in trainings}) == 1
+    if not walk_alike:
+        logger.info("their seed, pool_segments or parts differ: segments are not read once for all")
+    pins = {name: pin for one in trainings for name, pin in one.selected["signals"].items()}
+    # Of two students in step, one has let go of a pool at most that the other still needs; what it
+    # reads ahead of them is kept meanwhile.
+    shared = {"users": len(trainings), "most_kept": 2 * POOLS * first.pool_segments}
+    reads = SegmentReads(StoreReader(first.store, pins), list(pins), **shared if walk_alike else {})
+    try:
+        # Around all of them: who has not begun is to stop too.
+        with INTERRUPTS.heeded():
+            found = _run_all(*_prepare(trainings, reads), reads.leave)
+        _finish(trainings, found)
+    finally:
+        reads.close()
+
+
+def _prepare(
+    trainings: Sequence[Training], reads: SegmentReads
+) -> tuple[list[StudentRun], list[DistillationTrainer], list[RandomState]]:
+    """Build all of them before any trains: they share what `accelerate` knows of this process."""
+    runs = [StudentRun(training, reads) for training in trainings]
+    if runs[0].ranks > 1:
+        raise ConfigError(
+            f"--students: found {runs[0].ranks} processes, expected one, in which students take "
+            "turns; set processes to 1, or train one student at a time"
+        )
+    held = sum(run.held_bytes for run in runs)
+    trainers: list[DistillationTrainer] = []
+    states: list[RandomState] = []
+    for run in runs:
+        trainers.append(run.trainer(held_bytes=held, between_steps=Turns.pass_on))
+        # A trainer sets the seed when it is made, and alone it would go on from there.
+        states.append(RandomState.now())
+    return runs, trainers, states
+
+
+def _run_all(
+    runs: Sequence[StudentRun],
+    trainers: Sequence[DistillationTrainer],
+    states: Sequence[RandomState],
+    leave: Callable[[], None],
+) -> list[BaseException | None]:
+    def train(number: int) -> None:
+        try:
+            runs[number].train(trainers[number])
+        finally:
+            leave()
+
+    def how_far(number: int) -> float:
+        return float(trainers[number].state.epoch or 0.0)
+
+    walks = [partial(train, number) for number in range(len(runs))]
+    return Turns(walks, states, how_far).run()
+
+
+def _check(trainings: Sequence[Training]) -> None:
+    for what, of in (
+        ("store", lambda one: one.selected["store"]),
+        ("precision", lambda one: one.options.precision),
+    ):
+        found = {one.name: of(one) for one in trainings}
+        if len(set(found.values())) > 1:
+            each = ", ".join(f"{name} {value}" for name, value in found.items())
+            raise ConfigError(
+                f"--students: found more than one {what} ({each}), expected one for all; train "
+                "those of one together, the others apart"
+            )
+
+
+def _check_reporters(trainings: Sequence[Training]) -> None:
+    found = {name for one in trainings for name in one.report_to} - set(RUN_EACH)
+    if found:
+        raise ConfigError(
+            f"--students: found report_to {', '.join(sorted(found))}, which has one run for a "
+            f"process, expected {' or '.join(RUN_EACH)}; change runtime.yaml, or train one student "
+            "at a time"
+        )
+
+
+def _walk(training: Training) -> tuple[Any, ...]:
+    """What decides in which order a student goes through the segments."""
+    return training.options.seed, training.pool_segments, training.parts
+
+
+def _finish(trainings: Sequence[Training], found: Sequence[BaseException | None]) -> None:
+    """Say which students are done, and raise the first error."""
+    errors = {
+        training.name: error
+        for training, error in zip(trainings, found, strict=True)
+        if error is not None
+    }
+    if not errors:
+        return
+    done = [training.name for training in trainings if training.name not in errors]
+    for name, error in errors.items():
+        logger.error("%s was not trained: %s", name, in_short(error))
+    logger.info("trained: %s", ", ".join(done) or "none")
+    raise next(iter(errors.values()))

@@ -1,0 +1,1 @@
+"""The student model: architecture, first weights, adapters, export."""

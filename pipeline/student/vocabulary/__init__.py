@@ -1,0 +1,1 @@
+"""A student's reduced vocabulary and its tokenizer."""

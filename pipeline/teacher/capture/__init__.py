@@ -1,0 +1,1 @@
+"""Stage one: the teacher's features, computed once and written to the store."""

@@ -1,0 +1,118 @@
+"""Is the store whole? Answered in a moment from parameters and JSON records.
+
+DVC keeps what this module writes, `data/manifests/<teacher>/`: digests of values, free of host,
+time and bytes on disk, so a store that was lost and captured again equal re-runs no student.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import IntegrityError
+from pipeline.provenance import read_json, sync_what_is_there, write_json
+from pipeline.store.commit import trusted_receipt
+from pipeline.store.index import read_index
+from pipeline.store.layout import Layout
+from pipeline.store.reader import StoreReader
+from pipeline.store.records import Declaration
+from pipeline.store.signals import Signal, dotted
+from pipeline.teacher.capture.request import needs_of
+from pipeline.teacher.source.reference import TeacherReference
+
+BLOCKS = "blocks"
+
+
+def is_whole(layout: Layout, signals: Sequence[Signal], blocks: Sequence[int]) -> bool:
+    """Tell whether every signal and asset asked for is indexed and its files have their sizes."""
+    try:
+        reader = StoreReader(layout.root)
+        index = read_index(layout)
+        entry = index["assets"].get(BLOCKS)
+        if blocks and (
+            entry is None
+            or entry.get("layers") != list(blocks)
+            or not (layout.assets / entry["file"]).is_file()
+            or (layout.assets / entry["file"]).stat().st_size != entry["bytes"]
+        ):
+            return False
+        files = {name: record["bytes"] for name, record in reader.plan["files"].items()}
+        for name, size in files.items():
+            if not (layout.root / name).is_file() or (layout.root / name).stat().st_size != size:
+                return False
+        found = all(
+            signal.name in index["signals"]
+            and _has_assets(layout, reader.signal(signal.name).declaration)
+            and all(
+                trusted_receipt(layout, signal.name, segment, verify=False)
+                for segment in reader.signal(signal.name).receipts
+            )
+            for signal in signals
+        )
+    except IntegrityError:
+        return False
+    if found:
+        # A capture that was killed at its last step has renamed the index and not synced its name.
+        sync_what_is_there([layout.root])
+    return found
+
+
+def _has_assets(layout: Layout, declared: Declaration) -> bool:
+    """Tell whether the statistics and assets that a signal names are there in their sizes."""
+    wanted = {}
+    if declared.channels is not None:
+        wanted[layout.channels(declared.kind, declared.layer)] = declared.channels
+    for entry in declared.assets.values():
+        wanted[layout.assets / entry["file"]] = entry
+    return all(
+        path.is_file() and path.stat().st_size == entry["bytes"] for path, entry in wanted.items()
+    )
+
+
+def write_manifests(
+    layout: Layout,
+    output: Path,
+    reference: TeacherReference,
+    signals: Sequence[Signal],
+    blocks: Sequence[int],
+) -> None:
+    """Write one JSON a signal asked for, `store.json`, and `blocks.json` where asked for.
+
+    Only what is asked for now is listed; signals of earlier captures stay in the store.
+    """
+    reader = StoreReader(layout.root)
+    records: dict[str, Any] = {
+        "store": {
+            "store": layout.root.name,
+            "task": reader.plan["task"],
+            "layers": reference.layers,
+            "config": reference.config,
+        }
+    }
+    for signal in signals:
+        stored = reader.signal(signal.name)
+        records[dotted(signal.name)] = {
+            "signal": signal.name,
+            "kind": signal.kind,
+            "layer": signal.layer,
+            "form": signal.form.name,
+            "digest": stored.digest,
+            "tokens": stored.tokens,
+            "segments": len(stored.receipts),
+            "store": layout.root.name,
+        }
+        if needs := needs_of(signal):
+            records[dotted(signal.name)]["needs"] = needs
+    if blocks:
+        entry = reader.index["assets"][BLOCKS]
+        records[BLOCKS] = {
+            "signal": BLOCKS,
+            "layers": list(blocks),
+            "digest": f"{entry['bytes']}-{entry['xxh3']:016x}",
+            "store": layout.root.name,
+        }
+    for stale in set(output.glob("*.json")) - {output / f"{name}.json" for name in records}:
+        stale.unlink(missing_ok=True)
+    for name, record in records.items():
+        path = output / f"{name}.json"
+        if not path.exists() or read_json(path) != record:
+            write_json(path, record)

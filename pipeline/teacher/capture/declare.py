@@ -1,0 +1,156 @@
+"""What a signal is going to be: its sizes, its bytes, and what a reader needs beside its values."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from pipeline.errors import IntegrityError
+from pipeline.store.forms.form import Geometry
+from pipeline.store.index import read_index
+from pipeline.store.layout import Layout
+from pipeline.store.records import Declaration
+from pipeline.store.sealed import read_record
+from pipeline.store.shards import file_digest
+from pipeline.store.signals import Signal
+from pipeline.taps.check import TapReport
+from pipeline.taps.head import linear_head
+from pipeline.teacher.capture.assets import HEAD, query_key_name, write_head, write_query_key
+from pipeline.teacher.capture.forward import Batch, TappedTeacher
+from pipeline.teacher.capture.request import needs_of, splits_of
+from pipeline.teacher.capture.statistics import measure_channels, save_channels
+
+
+def geometry_of(signal: Signal, model: PreTrainedModel, report: TapReport) -> Geometry:
+    """Return a signal's sizes.
+
+    Raises:
+        IncompatibleError: If the model has no head to store.
+    """
+    if signal.form.name == "map":
+        return Geometry(heads=report.heads)
+    if signal.kind == "attention":
+        return Geometry(heads=report.heads, kv_heads=report.kv_heads, d_head=report.d_head)
+    if signal.kind == "value":
+        return Geometry(kv_heads=report.kv_heads, d_head=report.d_value)
+    if signal.form.name == "dense":
+        return Geometry(vocab=int(model.config.num_labels or 0))
+    if signal.kind == "logits":
+        head = linear_head(model)
+        return Geometry(width=head.in_features, vocab=head.out_features)
+    return Geometry(width=report.d_teacher)
+
+
+def row_bytes(signal: Signal, geometry: Geometry) -> int:
+    """Return the bytes of one row of a signal, before compression.
+
+    Raises:
+        IncompatibleError: If the form's options do not fit the sizes.
+    """
+    parts = signal.form.parts(geometry).values()
+    return sum(np.dtype(part.dtype).itemsize * int(np.prod(part.row_shape)) for part in parts)
+
+
+def load_declaration(layout: Layout, signal: Signal) -> Declaration | None:
+    """Return a signal's declaration if it has one and the assets it names are intact."""
+    try:
+        declared = Declaration.from_json(read_record(_path(layout, signal), layout.root))
+        if declared.channels is not None:
+            path = layout.channels(signal.kind, signal.layer)
+            if file_digest(path, layout.root) != declared.channels:
+                return None
+        for name, entry in declared.assets.items():
+            found = file_digest(layout.assets / entry["file"], layout.root)
+            if entry != {"file": entry["file"], **found} or (
+                read_index(layout)["assets"].get(name) != entry
+            ):
+                return None
+    except IntegrityError:
+        return None
+    return declared
+
+
+def declarations(
+    layout: Layout,
+    signals: Sequence[Signal],
+    model: PreTrainedModel,
+    report: TapReport,
+    sample: Callable[[], Iterable[Batch]],
+) -> list[Declaration]:
+    """Declare signals, writing the assets they name: channel statistics, head, parts of blocks.
+
+    Statistics are those of the layer, whatever the form: a second form of a layer takes those
+    that its first one was declared with.
+
+    Args:
+        layout: The store.
+        signals: What to declare.
+        model: The teacher.
+        report: What the check of its taps found.
+        sample: Gives the batches that statistics are measured on.
+    """
+    standardised = [s for s in signals if s.kind == "hidden" or s.form.needs_channels]
+    unmeasured = [s for s in standardised if _measured_before(layout, s) is None]
+    if unmeasured:
+        teacher = TappedTeacher(model, report, unmeasured)
+        measured = measure_channels(teacher, sample(), unmeasured)
+        for signal in unmeasured:
+            save_channels(layout.channels(signal.kind, signal.layer), measured[signal.name])
+    return [
+        Declaration.of(
+            signal,
+            geometry_of(signal, model, report),
+            splits_of(signal),
+            _info(layout, signal, model, report),
+            file_digest(layout.channels(signal.kind, signal.layer), layout.root)
+            if signal in standardised
+            else None,
+        )
+        for signal in signals
+    ]
+
+
+def _path(layout: Layout, signal: Signal) -> Any:
+    return layout.receipt(signal.name, 0).parent / "declaration.json"
+
+
+def _measured_before(layout: Layout, signal: Signal) -> dict[str, int] | None:
+    """Return the digest of a layer's statistics if some form was declared with just these."""
+    path = layout.channels(signal.kind, signal.layer)
+    if not path.exists():
+        return None
+    found = file_digest(path, layout.root)
+    others = _path(layout, signal).parent.parent.glob(f"{path.stem}.*/declaration.json")
+    return found if any(_channels_of(layout, other) == found for other in others) else None
+
+
+def _channels_of(layout: Layout, declaration: Path) -> dict[str, int] | None:
+    try:
+        return read_record(declaration, layout.root).get("channels")
+    except IntegrityError:
+        return None  # its signal is declared anew
+
+
+def _info(
+    layout: Layout, signal: Signal, model: PreTrainedModel, report: TapReport
+) -> dict[str, Any]:
+    if signal.kind in ("attention", "value"):
+        assert signal.layer is not None
+        rule = {"rule": report.rule[signal.layer]}
+        if signal.kind == "value" or signal.form.name == "map":
+            return rule
+        scores = rule | {"scaling": report.scaling[signal.layer]}
+        if signal.form.name != "below":
+            return scores
+        asset = write_query_key(layout, model, signal.layer)
+        return scores | needs_of(signal) | {query_key_name(signal.layer): asset}
+    if signal.form.name == "head":
+        assert report.head is not None
+        return {
+            "scale": report.head.scale,
+            "softcap": report.head.softcap,
+            HEAD: write_head(layout, model),
+        }
+    return {}

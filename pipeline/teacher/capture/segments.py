@@ -1,0 +1,171 @@
+"""One segment: all its missing signals in one pass of the teacher, encoded on its device."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pipeline.axes import SPLITS
+from pipeline.errors import IntegrityError
+from pipeline.store.commit import SignalWriter
+from pipeline.store.extent import first_rows
+from pipeline.store.forms.form import Channels
+from pipeline.store.layout import Layout
+from pipeline.store.planner import rows_digest
+from pipeline.store.reader import StoreReader
+from pipeline.store.records import Declaration
+from pipeline.store.signals import Signal
+from pipeline.taps.check import TapReport
+from pipeline.teacher.capture.device_copy import Arrival, Arrivals
+from pipeline.teacher.capture.encode import BatchEncoder, Encoded
+from pipeline.teacher.capture.forward import Batch, segment_batches
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SegmentJob:
+    """All that a process must know to capture segments, but the teacher; it may be pickled.
+
+    `writers` are those of the signals to capture, by name; `signals` the same signals.
+    """
+
+    layout: Layout
+    writers: Mapping[str, SignalWriter]
+    signals: Sequence[Signal]
+    report: TapReport
+    batch_tokens: int
+    pad_id: int
+    device: torch.device
+    nonfinite: Literal["stop", "skip"]
+
+
+@dataclass(frozen=True)
+class CapturedSegment:
+    """What a store keeps of one segment, by signal: its parts, and the slots that were skipped."""
+
+    number: int
+    rows: str
+    buffers: dict[str, dict[str, NDArray[Any]]]
+    skipped: dict[str, tuple[int, ...]]
+
+
+class SegmentCapture:
+    """Captures segments with one loaded teacher; threads may share it."""
+
+    def __init__(self, job: SegmentJob, model: PreTrainedModel) -> None:
+        channels = {name: _channels(job, one.declared) for name, one in job.writers.items()}
+        self._encoder = BatchEncoder(model, job.report, job.signals, channels)
+        self._reader = StoreReader(job.layout.root)
+        self._writers = job.writers
+        self._batch_tokens = job.batch_tokens
+        self._pad_id = job.pad_id
+        self._device = job.device
+        self._nonfinite = job.nonfinite
+
+    def __call__(self, number: int, signals: tuple[str, ...]) -> CapturedSegment:
+        """Capture `signals` of one segment; nothing is written.
+
+        Raises:
+            IntegrityError: If a feature is not finite and the policy is `stop`.
+        """
+        segment = self._reader.read_segment(number)
+        buffers = {name: self._writers[name].buffers() for name in signals}
+        skipped: dict[str, set[int]] = {name: set() for name in signals}
+        arrivals = Arrivals()
+
+        def store(batch: Batch, arrival: Arrival) -> None:
+            slots = segment.slot[batch.members]
+            arrays = arrival.wait()
+            for name in signals:
+                rows, owners = self._places(name, number, slots)
+                bad = _store(name, arrays, buffers[name], rows, owners)
+                if len(bad):
+                    first = self._encoder.first_beyond(batch, name, owners == bad[0])
+                    self._refuse(name, number, [int(slots[i]) for i in bad], first)
+                    skipped[name].update(int(slots[i]) for i in bad)
+
+        on_the_way: tuple[Batch, Arrival] | None = None
+        for batch in segment_batches(segment, self._batch_tokens, self._pad_id, self._device):
+            arrival = arrivals.send(_named(self._encoder(batch, signals)))
+            # A batch behind, so that a GPU that has its work does not wait for this process.
+            if on_the_way is not None:
+                store(*on_the_way)
+            on_the_way = batch, arrival
+        if on_the_way is not None:
+            store(*on_the_way)
+        rows = rows_digest(self._reader.examples["digest"][self._reader.examples_in(number)])
+        return CapturedSegment(
+            number, rows, buffers, {name: tuple(sorted(slots)) for name, slots in skipped.items()}
+        )
+
+    def _places(
+        self, name: str, number: int, slots: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return, for each row of a batch's values, its row in the segment and its owner.
+
+        The owner is the position in the batch of the example that the row belongs to.
+        """
+        counts = self._writers[name].example_rows(number)
+        first, counts = first_rows(counts)[slots], counts[slots]
+        owners = np.repeat(np.arange(len(slots)), counts)
+        within = np.arange(len(owners)) - first_rows(counts)[owners]
+        return first[owners] + within, owners
+
+    def _refuse(self, name: str, number: int, slots: list[int], first: str) -> None:
+        table = self._reader.examples
+        members = self._reader.examples_in(number)
+        example = members[table["slot"][members] == slots[0]][0]
+        place = f"row {table['source_row'][example]} of {SPLITS[table['split'][example]]}"
+        if self._nonfinite == "stop":
+            raise IntegrityError(
+                f"{name} segment {number}: values that are not finite in example slots {slots}, "
+                f"the first {first}, in {place}; check the teacher, choose a form of wider range, "
+                "or set capture.nonfinite: skip"
+            )
+        logger.warning(
+            "%s segment %d: skipped slots %s, not finite (the first %s, in %s)",
+            *(name, number, slots, first, place),
+        )
+
+
+def _named(encoded: Mapping[str, Encoded]) -> dict[str, Tensor]:
+    """Return all tensors of a batch by signal and part, and by signal whether rows are finite."""
+    found = {name: signal.finite for name, signal in encoded.items()}
+    for name, signal in encoded.items():
+        found |= {f"{name}/{part}": value for part, value in signal.parts.items()}
+    return found
+
+
+def _store(
+    name: str,
+    arrays: Mapping[str, NDArray[Any]],
+    buffers: dict[str, NDArray[Any]],
+    rows: NDArray[np.int64],
+    owners: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """Put a batch into its rows of the buffers; return the examples left out, not being finite."""
+    finite = arrays[name]
+    if finite.all():
+        for part, buffer in buffers.items():
+            buffer[rows] = arrays[f"{name}/{part}"]
+        return np.empty(0, np.int64)
+    bad = np.unique(owners[~finite])
+    keep = ~np.isin(owners, bad)
+    for part, buffer in buffers.items():
+        buffer[rows[keep]] = arrays[f"{name}/{part}"][keep]
+    return bad
+
+
+def _channels(job: SegmentJob, declared: Declaration) -> Channels | None:
+    if declared.channels is None:
+        return None
+    tensors = load_file(job.layout.channels(declared.kind, declared.layer))
+    return Channels(tensors["mean"].to(job.device), tensors["deviation"].to(job.device))

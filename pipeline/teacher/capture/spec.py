@@ -1,0 +1,58 @@
+"""A store's identity: everything that changes stored values, and nothing else.
+
+Which signals are captured does not enter: forms and layers live side by side in one store.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from pipeline.corpus.tokens.tokens import TokenMeta
+from pipeline.provenance import fingerprint
+from pipeline.store.layout import FORMAT
+from pipeline.teacher.source.reference import TeacherReference
+
+
+@dataclass(frozen=True)
+class SegmentOptions:
+    """How the corpus is cut: which training examples, in what order, in what pieces and batches.
+
+    `batch_tokens` counts padding. It is here because batches of another shape round differently;
+    of `auto` only the word, and the number in the plan: see `pipeline.teacher.capture.batch_size`.
+    """
+
+    fraction: float = 1.0
+    limit: int | None = None
+    segment_tokens: int = 16384
+    chunk_tokens: int = 256
+    batch_tokens: int | Literal["auto"] = 8192
+    dtype: str = "float32"
+    seed: int = 0
+
+
+def store_spec(
+    meta: TokenMeta, reference: TeacherReference, options: SegmentOptions
+) -> dict[str, Any]:
+    """Return the JSON that a store's fingerprint is taken of.
+
+    `parts` stands there only where text was added to the corpus: it decides the segments.
+    """
+    parts = {"parts": list(meta.parts)} if len(meta.parts) > 1 else {}
+    return {
+        "format": FORMAT,
+        "tokens": meta.digest,
+        "tokenizer": meta.tokenizer_digest,
+        "teacher": reference.identity(),
+        "segments": asdict(options),
+        **parts,
+    }
+
+
+def planned_batch_tokens(plan: Mapping[str, Any]) -> int:
+    """Return the padded tokens of a store's batches, from its plan's record."""
+    return plan.get("batch_tokens") or plan["spec"]["segments"]["batch_tokens"]
+
+
+def store_fingerprint(spec: dict[str, Any]) -> str:
+    """Return the name of the store's directory."""
+    return fingerprint(spec)[:16]
