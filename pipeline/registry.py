@@ -13,15 +13,17 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from types import ModuleType
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import ConfigError
 
 T = TypeVar("T")
+AnyEntryPoint: TypeAlias = Any
+"""`EntryPoint` of `importlib.metadata`, or of its backport where a package installs that."""
 
 
 class Origin(BaseModel):
@@ -129,13 +131,13 @@ class Registry(Mapping[str, T], Generic[T]):
                 yield name, cast("T", value)
 
     @cached_property
-    def _theirs(self) -> dict[str, list[EntryPoint]]:
-        entries: dict[str, list[EntryPoint]] = {}
+    def _theirs(self) -> dict[str, list[AnyEntryPoint]]:
+        entries: dict[str, list[AnyEntryPoint]] = {}
         for entry in entry_points(group=self.group):
             entries.setdefault(entry.name, []).append(entry)
         return entries
 
-    def _load(self, name: str, entry: EntryPoint) -> T:
+    def _load(self, name: str, entry: AnyEntryPoint) -> T:
         origin = _origin(entry)
         giver = f"{self.noun} {name!r}: {entry.value} of the package {origin.package}"
         try:
@@ -153,7 +155,7 @@ class Registry(Mapping[str, T], Generic[T]):
         return part
 
 
-def _origin(entry: EntryPoint) -> Origin:
+def _origin(entry: AnyEntryPoint) -> Origin:
     # An entry point that was not read from an installed package belongs to none.
     if entry.dist is None:
         return Origin(package="unknown", version="unknown")

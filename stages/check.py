@@ -19,8 +19,8 @@ from pipeline.corpus.text.checks import check_task
 from pipeline.corpus.text.examples import Example
 from pipeline.corpus.text.preview import preview
 from pipeline.errors import ConfigError, DecantError, IncompatibleError, ManyFoundError
-from pipeline.evaluate.scores.registry import headline
 from pipeline.provenance import write_json
+from pipeline.scores.registry import headline
 from pipeline.store.signals import Signal
 from pipeline.student.align.needs import depth_of
 from pipeline.student.align.objective import check_task as check_losses

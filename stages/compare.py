@@ -12,10 +12,10 @@ from rich.text import Text
 
 from pipeline.errors import ConfigError, IncompatibleError
 from pipeline.evaluate.predictions import read_predictions
-from pipeline.evaluate.scores.registry import SCORES, headline, reported
-from pipeline.evaluate.significance import PER_TOKEN, PairedResult, compare_scores
+from pipeline.evaluate.significance import PairedResult, compare_scores
 from pipeline.report.results import ModelMetrics, load_metrics
 from pipeline.report.words import UNKNOWN, count
+from pipeline.scores.registry import headline, reported, scores_of
 from pipeline.visible import visible
 from pipeline.written_by import remedy
 from stages.command import params_option, stage
@@ -74,7 +74,11 @@ def compare(first: str, second: str, metric: str | None, params: Path) -> None:
     if shown:
         console.print(_fitting(console, first, second, shown, options.intervals.confidence))
     compared = {result.metric for result in shown}
-    left_out = [name for name in PER_TOKEN if name in order and name not in compared]
+    left_out = [
+        name
+        for name, score in scores_of(task).items()
+        if score.across_tokenizers and name in order and name not in compared
+    ]
     if left_out and not metric:
         console.print(f"not compared: {', '.join(left_out)} (the models count different tokens)")
 
@@ -153,7 +157,7 @@ def _table(
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     for one in results:
-        arrow = "↓" if SCORES[one.metric].lower_is_better else "↑"
+        arrow = "↓" if one.lower_is_better else "↑"
         words = one.metric.replace("_", " ")
         name = fill(words, NUMBER).replace(" ", "_") if is_narrow else one.metric
         table.add_row(

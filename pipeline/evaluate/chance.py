@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.evaluate.predictions import Row, score_rows
-from pipeline.evaluate.scores.measure import values
-from pipeline.evaluate.scores.registry import SCORES
+from pipeline.scores.metric import values
+from pipeline.scores.registry import scores_of
 from pipeline.tasks import models_language
 
 MAX_SETS = 64
@@ -43,7 +43,7 @@ def score_at_chance(
         for scored in score_rows(answered, task, classes=classes)
         if score in scored.metrics
     ]
-    return min(found) if SCORES[score].lower_is_better else max(found)
+    return min(found) if scores_of(task)[score].lower_is_better else max(found)
 
 
 def _constant_answers(rows: Sequence[Row], task: str, vocab: int) -> list[list[Row]]:

@@ -23,11 +23,11 @@ from pipeline.evaluate.generated import generate_rows, tokenizer_for
 from pipeline.evaluate.intervals import bootstrap_intervals
 from pipeline.evaluate.options import GenerateOptions, IntervalOptions
 from pipeline.evaluate.predictions import Identity, Row, identity, score_rows
-from pipeline.evaluate.scores.measure import values
-from pipeline.evaluate.scores.registry import SCORES, headline, reported
-from pipeline.evaluate.scores.text_scores import score_texts
-from pipeline.evaluate.scores.words import AUTO
-from pipeline.tasks import GENERATION_TASKS, generates, models_language
+from pipeline.scores.metric import values
+from pipeline.scores.registry import headline, metrics_of, reported, scores_of
+from pipeline.scores.text import GeneratedText
+from pipeline.scores.tokenization import AUTO
+from pipeline.tasks import generates, models_language
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +99,7 @@ def evaluate_model(
     """
     meta = tokens.meta
     judged_by = headline(meta.task, score)
+    judge = scores_of(meta.task)[judged_by]
     vocab = model.config.get_text_config().vocab_size
     if vocab < meta.vocab:
         raise IncompatibleError(
@@ -111,7 +112,7 @@ def evaluate_model(
     metrics: dict[str, Any] = {
         "task": meta.task,
         "score": judged_by,
-        "lower_is_better": SCORES[judged_by].lower_is_better,
+        "lower_is_better": judge.lower_is_better,
     }
     if models_language(meta.task):
         metrics["vocab"] = meta.vocab
@@ -127,7 +128,7 @@ def evaluate_model(
     is_generating = generate is not None and generate.rows > 0 and generates(meta.task)
     if is_generating:
         tokenizer_for(tokens.split("test"), tokens.tokenizer_path)
-    elif SCORES[judged_by].tasks == GENERATION_TASKS:
+    elif judge.answers is GeneratedText:
         raise ConfigError(
             f"evaluate.score: found {judged_by}, of text that is generated for no row; let "
             "evaluate.generate.rows be more than 0, or choose a score of likelihood"
@@ -221,13 +222,13 @@ def _against(
     both = [row for row in predictions if "text" in row and identity(row) in teacher_texts]
     if not both:
         return {}
-    scored = score_texts(
+    answers = GeneratedText(
         [row["text"] for row in both],
         [[teacher_texts[identity(row)]] for row in both],
-        tokenizer=tokenizer,
-        script_of=[row["references"] for row in both],
+        tokenizer,
+        [row["references"] for row in both],
     )
-    return {"against_teacher": values(scored.metrics, len(both))}
+    return {"against_teacher": values(metrics_of(answers), len(both))}
 
 
 def is_constant(rows: Sequence[Row]) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from pipeline.evaluate.options import IntervalOptions
-from pipeline.evaluate.scores.measure import Floats, Metric
+from pipeline.scores.metric import Floats, Metric
 
 # 2^21 counts are 16 MiB.
 CHUNK_CELLS = 1 << 21

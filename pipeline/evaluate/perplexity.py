@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from pipeline.errors import ConfigError, IntegrityError
 from pipeline.evaluate.batches import Batch, batches, pad_flags
-from pipeline.evaluate.scores.likelihood import MAX_NATS
+from pipeline.scores.likelihood import MAX_NATS
 
 logger = logging.getLogger(__name__)
 

@@ -1,39 +1,34 @@
-"""What a model says to each test row, as a file, and the scores of it.
+"""A model's predictions for the test rows as a file, and their scores.
 
-One JSON object a row: `row` and `source_row` say which, the others what was asked and what was
-said. Scores, intervals and paired tests need nothing but these rows, and no model.
+The file has one JSON object per row: `row` and `source_row` identify it, the other keys hold what
+was asked and what the model answered. Scores, intervals and paired tests need only these rows, no
+model.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Required
+from typing import Annotated, Required
 
-import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
 # Pydantic's own requirement, and what it asks for below Python 3.12.
 from typing_extensions import TypedDict
 
 from pipeline.errors import IntegrityError
-from pipeline.evaluate.scores.classification import classification_metrics
-from pipeline.evaluate.scores.likelihood import likelihood_metrics
-from pipeline.evaluate.scores.measure import Floats, Metric
-from pipeline.evaluate.scores.multi_label import multi_label_metrics
-from pipeline.evaluate.scores.regression import regression_metrics
-from pipeline.evaluate.scores.text_scores import score_texts
-from pipeline.evaluate.scores.words import AUTO
 from pipeline.provenance import canonical_json, write_bytes_atomically
-from pipeline.tasks import models_language
+from pipeline.scores.metric import Metric
+from pipeline.scores.registry import answers_of, metrics_of
+from pipeline.scores.score import Row
+from pipeline.scores.tokenization import AUTO
 from pipeline.written_by import remedy
 
-Row = dict[str, Any]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 @with_config(ConfigDict(extra="allow", strict=True))
 class _Prediction(TypedDict, total=False):
-    """A line of a file of predictions: the keys whose type scores rely on."""
+    """A line of a predictions file: the keys whose types the scores rely on."""
 
     row: Required[int]
     source_row: Required[int]
@@ -60,9 +55,9 @@ class Scored:
     """Metrics over the same rows.
 
     Attributes:
-        rows: The rows they are over, as counts take them.
-        metrics: Functions of how often each of the rows counts.
-        signatures: How metrics were computed, where their package says.
+        rows: The rows, in the order of the metrics' counts.
+        metrics: Functions of how often each row counts.
+        signatures: How metrics were computed, where their package has words for it.
     """
 
     rows: list[Row]
@@ -81,53 +76,17 @@ def score_rows(
         classes: How many classes there are; None for as many as the rows show.
         tokenizer: How BLEU splits text into words.
     """
-    everything = list(rows)
-    if not models_language(task):
-        return [Scored(everything, _sequence_metrics(everything, task, classes))]
-    likelihood = likelihood_metrics(
-        _column(everything, "nats"),
-        _column(everything, "targets"),
-        _column(everything, "words") if all("words" in row for row in everything) else None,
-        _column(everything, "bytes") if all("bytes" in row for row in everything) else None,
-    )
-    found = [Scored(everything, likelihood)]
-    written = [row for row in everything if "text" in row]
-    if written:
-        text = score_texts(
-            [row["text"] for row in written],
-            [row.get("references_as_written", row["references"]) for row in written],
-            tokenizer=tokenizer,
-            script_of=[row["references"] for row in written],
-        )
-        found.append(Scored(written, text.metrics, text.signatures))
-    return found
-
-
-def _sequence_metrics(rows: list[Row], task: str, classes: int | None) -> dict[str, Metric]:
-    if task == "regression":
-        return regression_metrics(_column(rows, "target"), _column(rows, "predicted"))
-    if task == "multi-label":
-        return multi_label_metrics(_column(rows, "targets"), _column(rows, "probabilities"))
-    labels = _column(rows, "label").astype(np.int64)
-    predicted = _column(rows, "predicted").astype(np.int64)
-    seen = int(max(labels.max(), predicted.max())) + 1
-    return classification_metrics(
-        labels, predicted, _column(rows, "probability"), classes or max(2, seen)
-    )
-
-
-def _column(rows: Sequence[Row], name: str) -> Floats:
-    for row in rows:
-        if name not in row:
-            raise IntegrityError(
-                f"predictions: row {row['row']} has no {name}, expected one in every row; evaluate "
-                "the model again"
-            )
-    return np.array([row[name] for row in rows], dtype=np.float64)
+    scored: list[Scored] = []
+    for answers in answers_of(task):
+        answered = answers.answered(rows)
+        if answered:
+            judged = answers.of_rows(answered, classes=classes, tokenizer=tokenizer)
+            scored.append(Scored(answered, metrics_of(judged), judged.signatures()))
+    return scored
 
 
 def identity(row: Row) -> Identity:
-    """Return what rows of two models are joined by: their place in the split and in the corpus."""
+    """Return the key that joins rows of two models: the row's number in split and corpus."""
     return row["row"], row["source_row"]
 
 

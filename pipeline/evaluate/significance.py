@@ -19,12 +19,13 @@ from pipeline.evaluate.intervals import (
     resampled_counts,
 )
 from pipeline.evaluate.predictions import Identity, Row, identity, score_rows
-from pipeline.evaluate.scores.measure import Floats, Metric
-from pipeline.evaluate.scores.words import AUTO
+from pipeline.scores.metric import Floats, Metric
+from pipeline.scores.registry import scores_of
+from pipeline.scores.score import Score
+from pipeline.scores.tokenization import AUTO
 
 logger = logging.getLogger(__name__)
 
-PER_TOKEN = ("perplexity", "nats_per_token")
 # What was asked of a row, as far as its task has it.
 ASKED = ("label", "target", "targets", "references")
 # What the pieces of one text add up to.
@@ -38,6 +39,8 @@ class PairedResult:
     """One score of two models on the same rows.
 
     Attributes:
+        metric: The score's name.
+        lower_is_better: Whether a smaller value is better.
         a: The first model's value.
         b: The second's.
         difference: a - b.
@@ -48,6 +51,7 @@ class PairedResult:
     """
 
     metric: str
+    lower_is_better: bool
     a: float
     b: float
     difference: float
@@ -117,13 +121,15 @@ def compare_scores(
     # Both models' rows stand one after the other: a draw that counts the first half is model a.
     scored = score_rows([*first, *second], task, classes=classes, tokenizer=tokenizer)
     by_name = {name: group for group in scored for name in group.metrics}
+    known = scores_of(task)
     if metrics is None:
         tokens_differ = _tokens_differ(first, second)
         written = all(any("text" in row for row in rows) for rows in (first, second))
         metrics = [
             name
             for name, group in by_name.items()
-            if (group is scored[0] or written) and not (tokens_differ and name in PER_TOKEN)
+            if (group is scored[0] or written)
+            and not (tokens_differ and known[name].across_tokenizers)
         ]
     results: list[PairedResult] = []
     for name in metrics:
@@ -134,18 +140,19 @@ def compare_scores(
         group = by_name[name]
         if group is not scored[0]:
             _check_same_written(first, second)
-        if name in PER_TOKEN and _tokens_differ(first, second):
+        comparable = known[name].across_tokenizers
+        if comparable and _tokens_differ(first, second):
             raise IncompatibleError(
                 f"{name}: the models count different tokens, expected one tokenizer; compare "
-                "perplexity_per_byte"
+                f"{comparable}"
             )
         metric, rows = group.metrics[name], len(group.rows) // 2
-        results.append(_compare(name, metric, rows, resamples, seed, confidence))
+        results.append(_compare(known[name], metric, rows, resamples, seed, confidence))
     return results
 
 
 def _compare(
-    name: str, metric: Metric, rows: int, resamples: int, seed: int, confidence: float
+    score: Score, metric: Metric, rows: int, resamples: int, seed: int, confidence: float
 ) -> PairedResult:
     none, once = np.zeros((1, rows)), np.ones((1, rows))
 
@@ -174,7 +181,8 @@ def _compare(
     slack = ROUNDING * max(1.0, abs(value_a), abs(value_b))
     as_large = int((np.abs(swapped) >= abs(difference) - slack).sum())
     return PairedResult(
-        metric=name,
+        metric=score.name,
+        lower_is_better=score.lower_is_better,
         a=value_a,
         b=value_b,
         difference=difference,

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import ConfigError, IncompatibleError
-from pipeline.report.measures import PER_BYTE, Measure, headline_of, measure_of
+from pipeline.report.measures import Measure, across_tokenizers, measure_of
 from pipeline.report.results import ModelMetrics, StudentResult, Task, TeacherResult
 from pipeline.report.words import Number
+from pipeline.scores.registry import headline as default_headline
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ class Comparison:
 
     def comparable(self, key: str) -> str:
         """Return the measure to compare by in the place of one that counts tokens."""
-        return PER_BYTE.get(key, key) if self.tokens_differ else key
+        return across_tokenizers(key, self.task) if self.tokens_differ else key
 
     def of_teacher(self, name: str) -> tuple[Row, ...]:
         """A teacher's row and its students'."""
@@ -208,10 +209,10 @@ def _headline(
             f"{said[first].name}; evaluate all models with one evaluate.score"
         )
     task = models[0].metrics.task
-    score = score or next(iter(said), None) or headline_of(task)
+    score = score or next(iter(said), None) or default_headline(task, None)
     known = said.get(score)
     if tokens_differ:
-        score = PER_BYTE.get(score, score)
+        score = across_tokenizers(score, task)
     return measure_of(
         score, task, is_lower_better=None if known is None else known.metrics.lower_is_better
     )

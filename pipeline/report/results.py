@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import IntegrityError
 from pipeline.provenance import read_json
-from pipeline.report.measures import LANGUAGE
+from pipeline.scores.likelihood import Likelihood
+from pipeline.scores.registry import scores_of
 from pipeline.tasks import Task
 from pipeline.written_by import remedy
 
@@ -145,11 +146,16 @@ class ModelMetrics(BaseModel):
     def at_chance(self) -> str:
         """Why its score is not surely better than a constant answer's, or empty where it is."""
         value = None if self.score is None else self.test(self.score)
-        if self.is_constant and self.score not in LANGUAGE:
+        is_likelihood = (
+            self.score is not None
+            and self.score in (known := scores_of(self.task))
+            and known[self.score].answers is Likelihood
+        )
+        if self.is_constant and not is_likelihood:
             return SAME_ANSWER.get(self.task, "writes one text")
         if self.score is None or value is None or self.test_chance is None:
             return ""
-        if self.score not in self.test_intervals and self.score not in LANGUAGE:
+        if self.score not in self.test_intervals and not is_likelihood:
             # Two rows correlate by 1 or -1, whatever a model says.
             return "too few rows"
         low, high = self.test_intervals.get(self.score, (value, value))

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from pipeline.report import words
 from pipeline.report.compare import Comparison, Row
-from pipeline.report.measures import SHORTLIST, measure_of
+from pipeline.report.measures import measure_of, terminal_measures
 from pipeline.visible import visible
 
 # Through a pipe rich takes a line to be so long.
@@ -121,9 +121,9 @@ def _width(column: tuple[str, list[str]]) -> int:
 
 
 def _further(comparison: Comparison) -> list[tuple[str, list[str]]]:
-    """Measures of the task beside the headline, those that are most asked for first."""
+    """Measures of the task other than the headline."""
     found = []
-    for key in SHORTLIST[comparison.task]:
+    for key in terminal_measures(comparison.task):
         measure = measure_of(comparison.comparable(key), comparison.task)
         heading = measure.short or measure.heading
         if measure.key != comparison.headline.key and heading not in [name for name, _ in found]:

@@ -6,8 +6,8 @@ from pydantic import Field, field_validator
 
 from pipeline.errors import ConfigError
 from pipeline.evaluate.options import GenerateOptions, IntervalOptions
-from pipeline.evaluate.scores.registry import GLUE, SCORES
-from pipeline.evaluate.scores.words import AUTO, check_tokenizer
+from pipeline.scores.registry import known_names
+from pipeline.scores.tokenization import AUTO, check_tokenizer
 from stages.parameters import Section
 
 
@@ -28,8 +28,8 @@ class EvaluateParams(Section):
     @field_validator("score")
     @classmethod
     def _is_known(cls, value: str | None) -> str | None:
-        if value is not None and value not in SCORES and value not in GLUE:
-            known = ", ".join([*SCORES, *GLUE])
+        if value is not None and value not in known_names():
+            known = ", ".join(known_names())
             raise ValueError(f"found {value!r}, expected a score or a GLUE task: {known}")
         return value
 

@@ -4,6 +4,7 @@ Too few, and DVC keeps a stale result after a change; too many, and editing the 
 teacher.
 """
 
+import re
 from pathlib import Path
 
 import grimp
@@ -23,11 +24,24 @@ def module_file(module: str) -> str:
 
 def import_closure(module: str) -> set[str]:
     graph = grimp.build_graph("pipeline", "stages")
-    modules = {module} | graph.find_upstream_modules(module)
+    modules: set[str] = set()
+    found = {module}
+    while found:
+        modules |= found
+        for name in found.copy():
+            found |= graph.find_upstream_modules(name) | discovered(name, graph)
+        found -= modules
     # Importing a module runs the packages that hold it.
     packages = {".".join(m.split(".")[:i]) for m in modules for i in range(1, m.count(".") + 1)}
     data = {name for m in modules for name in DATA_FILES.get(m, ())}
     return {module_file(m) for m in modules | packages} | data
+
+
+def discovered(module: str, graph: grimp.ImportGraph) -> set[str]:
+    """The modules that a `Registry(..., package="...")` of this module imports by name."""
+    code = (ROOT / module_file(module)).read_text()
+    packages = re.findall(r'\bRegistry\([^)]*?package="([\w.]+)"', code)
+    return {name for package in packages for name in graph.find_children(package)}
 
 
 def declared(stage: dict) -> set[str]:

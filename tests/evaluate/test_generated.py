@@ -18,7 +18,7 @@ from pipeline.errors import IntegrityError
 from pipeline.evaluate.generated import answer, chosen_rows, generate_rows
 from pipeline.evaluate.options import GenerateOptions
 from pipeline.evaluate.predictions import score_rows
-from pipeline.evaluate.scores.measure import values
+from pipeline.scores.metric import values
 from tests.tiny import tiny_model
 from tests.vocabularies import KINDS, write_tokenizer
 

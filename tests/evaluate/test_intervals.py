@@ -8,8 +8,9 @@ import pytest
 from pipeline.evaluate import intervals
 from pipeline.evaluate.intervals import bootstrap_intervals, resampled_counts
 from pipeline.evaluate.options import IntervalOptions
-from pipeline.evaluate.scores.measure import quotient
-from pipeline.evaluate.scores.regression import regression_metrics
+from pipeline.scores.metric import quotient
+from pipeline.scores.numbers import Numbers
+from pipeline.scores.registry import metrics_of
 
 
 def mean(values):
@@ -55,7 +56,7 @@ def test_rows_that_all_agree_leave_nothing_open():
 
 def test_ranks_of_two_thousand_rows_are_resampled_in_seconds():
     draw = np.random.default_rng(0)
-    metrics = regression_metrics(*draw.normal(size=(2, 2000)))
+    metrics = metrics_of(Numbers(*draw.normal(size=(2, 2000))))
     started = time.process_time()
     bootstrap_intervals({"s": metrics["spearman"]}, 2000, IntervalOptions())
     assert time.process_time() - started < 2

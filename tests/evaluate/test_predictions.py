@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.errors import IntegrityError
 from pipeline.evaluate.predictions import read_predictions, score_rows, write_predictions
-from pipeline.evaluate.scores.measure import values
+from pipeline.scores.metric import values
 
 ROWS = [
     {"row": 0, "source_row": 4, "label": 1, "predicted": 1, "probability": 0.9},

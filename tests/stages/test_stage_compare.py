@@ -148,9 +148,9 @@ def test_models_of_other_tokens_are_not_compared_by_the_token(decant):
     language("many", 20.0, 9)
     text = decant("compare", "few", "many").output
     assert list(lines(decant("compare", "few", "many"))) == [
+        "bits_per_byte",
         "perplexity_per_word",
         "perplexity_per_byte",
-        "bits_per_byte",
     ]
     assert "not compared: perplexity, nats_per_token" in text
 

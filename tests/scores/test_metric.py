@@ -5,12 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.evaluate.scores.classification import classification_metrics
-from pipeline.evaluate.scores.likelihood import likelihood_metrics
-from pipeline.evaluate.scores.measure import divide, quotient, values
-from pipeline.evaluate.scores.multi_label import multi_label_metrics
-from pipeline.evaluate.scores.regression import regression_metrics
-from pipeline.evaluate.scores.text_scores import score_texts
+from pipeline.scores.classes import Classes
+from pipeline.scores.label_sets import LabelSets
+from pipeline.scores.likelihood import Likelihood
+from pipeline.scores.metric import divide, quotient, values
+from pipeline.scores.numbers import Numbers
+from pipeline.scores.registry import metrics_of
+from pipeline.scores.text import GeneratedText
 
 ROWS = 12
 DRAW = np.random.default_rng(3)
@@ -27,25 +28,25 @@ REFERENCES = [
 ]
 
 MAKERS = {
-    "classification": lambda rows: classification_metrics(
+    "classification": lambda rows: Classes(
         LABELS[rows], PREDICTED[rows], SHARES[rows].max(axis=1), 3
     ),
-    "multi-label": lambda rows: multi_label_metrics(TRUE[rows], SHARES[rows]),
-    "regression": lambda rows: regression_metrics(NUMBERS[0][rows], NUMBERS[1][rows]),
-    "language": lambda rows: likelihood_metrics(*COUNTS[:, rows], COUNTS[2][rows] * 5),
-    "text": lambda rows: (
-        score_texts([TEXTS[row] for row in rows], [REFERENCES[row] for row in rows]).metrics
+    "multi-label": lambda rows: LabelSets(TRUE[rows], SHARES[rows]),
+    "regression": lambda rows: Numbers(NUMBERS[0][rows], NUMBERS[1][rows]),
+    "language": lambda rows: Likelihood(*COUNTS[:, rows], COUNTS[2][rows] * 5),
+    "text": lambda rows: GeneratedText(
+        [TEXTS[row] for row in rows], [REFERENCES[row] for row in rows]
     ),
 }
 
 
 @pytest.mark.parametrize("kind", MAKERS)
 def test_a_resample_by_counts_is_the_metric_of_the_resampled_rows(kind):
-    everything = MAKERS[kind](np.arange(ROWS))
+    everything = metrics_of(MAKERS[kind](np.arange(ROWS)))
     for seed in range(3):
         drawn = np.random.default_rng(seed).integers(ROWS, size=ROWS)
         counts = np.bincount(drawn, minlength=ROWS)[None].astype(float)
-        again = values(MAKERS[kind](drawn), ROWS)
+        again = values(metrics_of(MAKERS[kind](drawn)), ROWS)
         for name, metric in everything.items():
             assert metric(counts)[0] == pytest.approx(again[name], abs=1e-12), name
 
@@ -53,7 +54,7 @@ def test_a_resample_by_counts_is_the_metric_of_the_resampled_rows(kind):
 @pytest.mark.parametrize("kind", MAKERS)
 def test_draws_do_not_mix(kind):
     counts = np.random.default_rng(0).integers(1, 3, size=(4, ROWS)).astype(float)
-    for name, metric in MAKERS[kind](np.arange(ROWS)).items():
+    for name, metric in metrics_of(MAKERS[kind](np.arange(ROWS))).items():
         together = metric(counts)
         assert together.shape == (4,)
         assert [metric(one[None])[0] for one in counts] == pytest.approx(together), name
@@ -73,8 +74,8 @@ def test_nothing_divided_by_nothing_is_zero():
 def test_a_tokenizer_decides_perplexity_a_token_and_not_a_word_or_byte():
     nats = np.array([6.0, 3.0])
     words, size = np.array([2.0, 1.0]), np.array([9.0, 4.0])
-    coarse = values(likelihood_metrics(nats, np.array([3.0, 1.0]), words, size), 2)
-    fine = values(likelihood_metrics(nats, np.array([9.0, 4.0]), words, size), 2)
+    coarse = values(metrics_of(Likelihood(nats, np.array([3.0, 1.0]), words, size)), 2)
+    fine = values(metrics_of(Likelihood(nats, np.array([9.0, 4.0]), words, size)), 2)
     assert coarse["perplexity"] == pytest.approx(np.exp(9 / 4))
     assert coarse["perplexity"] > fine["perplexity"]
     assert coarse["perplexity_per_word"] == fine["perplexity_per_word"] == pytest.approx(np.exp(3))
@@ -84,4 +85,4 @@ def test_a_tokenizer_decides_perplexity_a_token_and_not_a_word_or_byte():
 
 def test_words_that_nobody_counted_have_no_perplexity():
     one = np.ones(2)
-    assert set(likelihood_metrics(one, one, None, None)) == {"nats_per_token", "perplexity"}
+    assert set(metrics_of(Likelihood(one, one))) == {"nats_per_token", "perplexity"}

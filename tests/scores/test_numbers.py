@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.evaluate.scores.measure import values
-from pipeline.evaluate.scores.regression import regression_metrics
+from pipeline.scores.metric import values
+from pipeline.scores.numbers import Numbers
+from pipeline.scores.registry import metrics_of
 
 
 def scores(targets, predicted):
-    metrics = regression_metrics(np.array(targets, float), np.array(predicted, float))
+    metrics = metrics_of(Numbers(np.array(targets, float), np.array(predicted, float)))
     return values(metrics, len(targets))
 
 
@@ -44,7 +45,7 @@ def test_a_constant_correlates_with_nothing_and_is_named(caplog):
 
 
 def test_a_resample_of_one_row_has_no_correlation():
-    metrics = regression_metrics(np.array([1.0, 2.0, 4.0]), np.array([2.0, 1.0, 7.0]))
+    metrics = metrics_of(Numbers(np.array([1.0, 2.0, 4.0]), np.array([2.0, 1.0, 7.0])))
     counts = np.array([[0.0, 0.0, 3.0]])
     assert metrics["pearson"](counts)[0] == 0
     assert metrics["spearman"](counts)[0] == 0

@@ -7,7 +7,7 @@ confidence; the error is the mean, over decisions, of their bin's |accuracy - me
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluate.scores.measure import Floats, OfSums, divide
+from pipeline.scores.metric import Floats, OfSums, divide
 
 BINS = 15
 

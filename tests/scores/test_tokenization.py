@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.evaluate.scores.words import (
+from pipeline.scores.tokenization import (
     OFFLINE,
     UnicodeWords,
     bleu_tokenizer,

@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from pipeline.evaluate.scores.calibration import BINS, calibration_error
-from pipeline.evaluate.scores.classification import classification_metrics
-from pipeline.evaluate.scores.measure import values
+from pipeline.scores.calibration import BINS, calibration_error
+from pipeline.scores.classes import Classes
+from pipeline.scores.metric import values
+from pipeline.scores.registry import metrics_of
 
 
 def scores(labels, predicted, classes):
     labels, predicted = np.array(labels), np.array(predicted)
     sure = np.ones(len(labels))
-    return values(classification_metrics(labels, predicted, sure, classes), len(labels))
+    return values(metrics_of(Classes(labels, predicted, sure, classes)), len(labels))
 
 
 def test_binary_scores_from_a_written_out_table():

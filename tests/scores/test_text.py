@@ -9,8 +9,9 @@ import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 
 from pipeline.errors import ConfigError
-from pipeline.evaluate.scores.measure import values
-from pipeline.evaluate.scores.text_scores import score_texts
+from pipeline.scores.metric import values
+from pipeline.scores.registry import metrics_of
+from pipeline.scores.text import GeneratedText
 
 TEXTS = ["the cat sat on the mat", "a dog barks loudly at night", "", "Two birds sing."]
 ONE = [["the cat is on the mat"], ["the dog barked at night"], ["x y"], ["Two birds sing."]]
@@ -23,7 +24,7 @@ SEVERAL = [
 
 
 def scores(texts, references):
-    return values(score_texts(texts, references).metrics, len(texts))
+    return values(metrics_of(GeneratedText(texts, references)), len(texts))
 
 
 @pytest.mark.parametrize("references", [ONE, SEVERAL])
@@ -77,7 +78,7 @@ def test_exact_match_asks_any_reference_and_keeps_case_but_not_outer_space():
 
 
 def test_signatures_say_how_many_references_there_were():
-    one, several = (score_texts(TEXTS, refs).signatures for refs in (ONE, SEVERAL))
+    one, several = (GeneratedText(TEXTS, refs).signatures() for refs in (ONE, SEVERAL))
     assert one["bleu"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:")
     assert several["bleu"].startswith("nrefs:var|")
     assert one["chrf"].startswith("nrefs:1|case:mixed|eff:yes|nc:6|nw:0|")
@@ -85,7 +86,7 @@ def test_signatures_say_how_many_references_there_were():
 
 def test_a_text_without_a_reference_is_refused():
     with pytest.raises(ConfigError, match="found 2 texts, 1 of them without a reference"):
-        score_texts(["a", "b"], [["a"], []])
+        GeneratedText(["a", "b"], [["a"], []])
 
 
 def test_real_translations_are_perfect_against_themselves_and_only_so(shared):
@@ -139,7 +140,7 @@ def test_perfect_text_of_any_script_is_perfect_in_every_score(language):
 )
 def test_the_script_of_the_references_decides_and_is_stated(language, bleu, rouge):
     for text in ("", *PERFECT.values()):
-        signatures = score_texts([text], [[PERFECT[language]]]).signatures
+        signatures = GeneratedText([text], [[PERFECT[language]]]).signatures()
         assert bleu in signatures["bleu"]
         assert rouge in signatures["rouge"]
 
@@ -147,6 +148,6 @@ def test_the_script_of_the_references_decides_and_is_stated(language, bleu, roug
 def test_a_named_tokenizer_is_sacrebleus():
     text, reference = "二羽の鳥が歌う", "二羽の鳥が鳴く"
     for name in ("13a", "intl", "zh", "char", "none"):
-        found = values(score_texts([text], [[reference]], tokenizer=name).metrics, 1)
+        found = values(metrics_of(GeneratedText([text], [[reference]], name)), 1)
         own = sacrebleu.BLEU(tokenize=name)
         assert found["bleu"] == pytest.approx(own.corpus_score([text], [[reference]]).score)

@@ -1,39 +1,49 @@
-"""Pearson and Spearman correlation and squared error of a number a row, as functions of counts."""
+"""Scores of one number per row: Pearson and Spearman correlation, squared error.
+
+A correlation with a constant is undefined; here it is 0.
+"""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from pipeline.evaluate.scores.measure import Floats, Metric, OfSums, divide, mean_of, quotient
+from pipeline.scores.metric import Floats, Metric, OfSums, divide, mean, mean_of
+from pipeline.scores.score import Answers, Row, Score, column
 
 logger = logging.getLogger(__name__)
 
-# As scipy: what varies by less than this share of its size is a constant, up to rounding.
 CONSTANT = 1e-13
-# Rounding of a variance from its sums, as a share of the largest square.
+"""As in scipy: values that vary by less than this share of their size are a constant."""
 ROUNDING = 1e-14
+"""Rounding error of a variance computed from sums, as a share of the largest square."""
 
 
-def regression_metrics(targets: Floats, predicted: Floats) -> dict[str, Metric]:
-    """Return `pearson`, `spearman`, `mse` and `pearson_spearman`, the mean of the first two.
+@dataclass(frozen=True)
+class Numbers(Answers):
+    """Numbers that a model predicted; if all are equal, a warning is logged.
 
-    A correlation with a constant is not defined; here it is 0, and a model that says the same to
-    every row is named in the log.
-
-    Args:
+    Attributes:
         targets: True number of each row.
-        predicted: Number the model says.
+        predicted: Number the model predicts.
     """
-    if not _centred(predicted).any():
-        logger.warning("every prediction is %.6g: correlations are 0", predicted[0])
-    pearson, spearman = _pearson(targets, predicted), _spearman(targets, predicted)
-    return {
-        "pearson": pearson,
-        "spearman": spearman,
-        "mse": quotient((targets - predicted) ** 2, np.ones_like(targets)),
-        "pearson_spearman": mean_of(pearson, spearman),
-    }
+
+    kind: ClassVar[str] = "numbers"
+    tasks: ClassVar[frozenset[str]] = frozenset({"regression"})
+
+    targets: Floats
+    predicted: Floats
+
+    def __post_init__(self) -> None:
+        if not _centred(self.predicted).any():
+            logger.warning("every prediction is %.6g: correlations are 0", self.predicted[0])
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[Row], *, classes: int | None, tokenizer: str) -> "Numbers":
+        """Return the numbers predicted for these rows."""
+        return cls(column(rows, "target"), column(rows, "predicted"))
 
 
 def _pearson(x: Floats, y: Floats) -> OfSums:
@@ -90,3 +100,43 @@ def _centred(values: Floats) -> Floats:
     off = values - values.mean()
     is_constant = np.abs(off).max() <= CONSTANT * np.abs(values).max()
     return np.zeros_like(off) if is_constant else off
+
+
+pearson = Score(
+    "pearson",
+    Numbers,
+    lambda answers: _pearson(answers.targets, answers.predicted),
+    heading="Pearson",
+    digits=3,
+    is_default=True,
+    in_terminal=Numbers.tasks,
+)
+spearman = Score(
+    "spearman",
+    Numbers,
+    lambda answers: _spearman(answers.targets, answers.predicted),
+    heading="Spearman",
+    digits=3,
+    in_terminal=Numbers.tasks,
+)
+mse = Score(
+    "mse",
+    Numbers,
+    lambda answers: mean((answers.targets - answers.predicted) ** 2),
+    heading="squared error",
+    short="MSE",
+    digits=3,
+    lower_is_better=True,
+    in_terminal=Numbers.tasks,
+)
+pearson_spearman = Score(
+    "pearson_spearman",
+    Numbers,
+    lambda answers: mean_of(
+        _pearson(answers.targets, answers.predicted), _spearman(answers.targets, answers.predicted)
+    ),
+    heading="Pearson and Spearman",
+    short="Pearson,\nSpearman",
+    digits=3,
+    is_optional=True,
+)

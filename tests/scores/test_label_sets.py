@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
-from pipeline.evaluate.scores.measure import values
-from pipeline.evaluate.scores.multi_label import multi_label_metrics
+from pipeline.scores.label_sets import LabelSets
+from pipeline.scores.metric import values
+from pipeline.scores.registry import metrics_of
 
 
 def test_by_hand():
     targets = np.array([[1.0, 0.0], [1.0, 1.0]])
-    found = values(multi_label_metrics(targets, np.array([[0.9, 0.2], [0.5, 0.1]])), 2)
+    found = values(metrics_of(LabelSets(targets, np.array([[0.9, 0.2], [0.5, 0.1]]))), 2)
     assert found["accuracy"] == 0.5
     assert found["f1"] == pytest.approx(2 * 2 / (2 + 3))
     assert found["f1_macro"] == pytest.approx((1 + 0) / 2)
@@ -24,7 +25,7 @@ def test_scores_are_scikit_learns(seed):
     targets = draw.integers(2, size=(30, 4)).astype(float)
     probabilities = draw.random((30, 4))
     said = probabilities >= 0.5
-    found = values(multi_label_metrics(targets, probabilities), 30)
+    found = values(metrics_of(LabelSets(targets, probabilities)), 30)
     assert found["accuracy"] == pytest.approx(accuracy_score(targets, said))
     assert found["f1"] == pytest.approx(f1_score(targets, said, average="micro"))
     assert found["f1_macro"] == pytest.approx(f1_score(targets, said, average="macro"))

@@ -1,1 +1,0 @@
-"""The scores, one family of scores a file."""
