@@ -60,14 +60,14 @@ class Registry(Mapping[str, T], Generic[T]):
         self._loaded: dict[str, T] = {}
 
     def __iter__(self) -> Iterator[str]:
-        yield from self._ours
-        yield from (name for name in sorted(self._theirs) if name not in self._ours)
+        yield from self.ours
+        yield from (name for name in sorted(self._theirs) if name not in self.ours)
 
     def __len__(self) -> int:
-        return len(self._ours.keys() | self._theirs.keys())
+        return len(self.ours.keys() | self._theirs.keys())
 
     def __contains__(self, name: object) -> bool:
-        return name in self._ours or name in self._theirs
+        return name in self.ours or name in self._theirs
 
     def __getitem__(self, name: str) -> T:
         """Return the part of this name.
@@ -77,14 +77,14 @@ class Registry(Mapping[str, T], Generic[T]):
         """
         theirs = self._theirs.get(name, ())
         givers = [_origin(entry).package for entry in theirs]
-        if len(givers) + (name in self._ours) > 1:
-            names = ["decant"] * (name in self._ours) + givers
+        if len(givers) + (name in self.ours) > 1:
+            names = ["decant"] * (name in self.ours) + givers
             raise ConfigError(
                 f"{self.noun} {name!r}: given by {' and '.join(names)}, expected one package; "
                 "uninstall the others"
             )
-        if name in self._ours:
-            return self._ours[name]
+        if name in self.ours:
+            return self.ours[name]
         if not theirs:
             raise ConfigError(
                 f"{self.noun} {name!r} is unknown; expected one of {', '.join(self)}, or one of a "
@@ -97,7 +97,7 @@ class Registry(Mapping[str, T], Generic[T]):
     def origin(self, name: str) -> Origin | None:
         """Return which package gives a part; None for one of ours."""
         theirs = self._theirs.get(name)
-        return None if name in self._ours or not theirs else _origin(theirs[0])
+        return None if name in self.ours or not theirs else _origin(theirs[0])
 
     def require(self, name: str, origin: Origin | None) -> T:
         """Return a part that something stored was made with.
@@ -113,7 +113,8 @@ class Registry(Mapping[str, T], Generic[T]):
         return self[name]
 
     @cached_property
-    def _ours(self) -> dict[str, T]:
+    def ours(self) -> dict[str, T]:
+        """The parts that are defined in our folder."""
         folder = importlib.import_module(self.package)
         parts: dict[str, T] = {}
         for module_name in sorted(info.name for info in pkgutil.iter_modules(folder.__path__)):

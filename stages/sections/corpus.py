@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pipeline.corpus.text.prepare import CorpusSource
+from pipeline.corpus.sources.registry import CorpusSource
 from pipeline.tasks import Task
 from stages.parameters import Section
 

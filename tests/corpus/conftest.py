@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.corpus.sources.registry import CorpusSource
 from pipeline.corpus.text.examples import CorpusMeta
-from pipeline.corpus.text.prepare import CorpusSource, prepare_corpus
+from pipeline.corpus.text.prepare import prepare_corpus
 from pipeline.tasks import Task
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -4,10 +4,10 @@ import pytest
 from pydantic import TypeAdapter
 
 from pipeline.corpus.sources.python_docs import PythonDocsSource
+from pipeline.corpus.sources.registry import CorpusSource
 from pipeline.corpus.sources.table import TableSource
 from pipeline.corpus.sources.text import TextSource
 from pipeline.corpus.text.examples import SPLITS, read_corpus_meta, read_split
-from pipeline.corpus.text.prepare import CorpusSource
 from pipeline.errors import ConfigError, IntegrityError
 
 NAMES = {"train": "train", "validation": "dev", "test": "test"}

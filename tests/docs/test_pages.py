@@ -1,14 +1,14 @@
 """What the pages say is so: links lead somewhere, tables match the models, snippets are valid."""
 
 import re
-from typing import Any, get_args
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
 from pydantic import BaseModel, RootModel
 from ruamel.yaml import YAML
 
-from pipeline.corpus.text.prepare import CorpusSource
+from pipeline.corpus.sources.registry import SOURCES
 from pipeline.evaluate.options import GenerateOptions, IntervalOptions
 from pipeline.store.forms.form import options
 from pipeline.store.forms.registry import FORMS
@@ -26,10 +26,9 @@ from stages.sections.teacher import QuantizationIn, TeacherModel
 from stages.sections.tokens import TeacherText, TokenParams
 from tests.docs.pages import PAGES, ROOT, Fence, anchor, fences, tables
 
-SOURCES = {kind.model_fields["kind"].default: kind for kind in get_args(get_args(CorpusSource)[0])}
 SECTIONS: dict[str, type[BaseModel]] = {
     "`corpus`": CorpusParams,
-    **{f"`corpus.source`, kind `{name}`": kind for name, kind in SOURCES.items()},
+    **{f"`corpus.source`, kind `{name}`": kind for name, kind in SOURCES.ours.items()},
     "`teachers.T.tokens`": TokenParams,
     "`teachers.T.tokens.generation`": TeacherText,
     "`teachers.T.model`": TeacherModel,

@@ -1,10 +1,17 @@
 """The table of scores: directions, tasks, GLUE's choice, and what is refused."""
 
+import numpy as np
 import pytest
 
 from pipeline.errors import ConfigError
+from pipeline.evaluate.predictions import score_rows
+from pipeline.registry import Registry
+from pipeline.report.measures import groups_of
+from pipeline.scores import registry
+from pipeline.scores.metric import values
 from pipeline.scores.registry import GLUE, SCORES, headline, reported, scores_of
 from pipeline.tasks import TASKS
+from tests.installed import install_package
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -36,3 +43,39 @@ def test_a_score_of_another_task_is_refused_with_those_there_are(task, asked):
 def test_a_score_that_nobody_knows_is_refused():
     with pytest.raises(ConfigError, match=r"classification has accuracy, f1, .*sst2"):
         headline("classification", "acuracy")
+
+
+SCORE = """
+import numpy as np
+
+from pipeline.scores.metric import mean
+from pipeline.scores.score import Score
+from pipeline.scores.text import GeneratedText
+
+
+def _length(answers):
+    return mean(np.array([float(len(text)) for text in answers.texts]))
+
+
+length = Score("length", GeneratedText, _length, heading="characters", lower_is_better=True)
+"""
+
+
+def test_a_score_of_another_package_is_computed_and_shown(monkeypatch, tmp_path):
+    install_package(
+        monkeypatch,
+        tmp_path,
+        name="length-score",
+        code=SCORE,
+        entries={"decant.scores": {"text.length": "length_score:length"}},
+    )
+    fresh = Registry(
+        "score", package="pipeline.scores", group="decant.scores", name_of=SCORES._name_of
+    )
+    monkeypatch.setattr(registry, "SCORES", fresh)
+    row = {"row": 0, "source_row": 0, "nats": 1.0, "targets": 2}
+    rows = [row | {"text": text, "references": ["a"]} for text in ("a", "abc")]
+    _, scored = score_rows(rows, "prompt-target")
+    assert values(scored.metrics, 2)["length"] == np.mean([1, 3])
+    assert "characters" in [m.heading for group in groups_of("messages") for m in group.measures]
+    assert headline("messages", "length") == "length"

@@ -35,7 +35,7 @@ CASES = [
     ("student", {}, "params.yaml: student: unknown key; did you mean 'students'?"),
     ("students", MISSING, "params.yaml: students: missing; add it"),
     ("corpus", None, "params.yaml: corpus: found None, expected a mapping"),
-    ("corpus.source.kind", "txt", "found 'txt', expected 'python-docs', 'text', 'table'"),
+    ("corpus.source.kind", "txt", "found 'txt', expected 'hub', 'parallel', 'python-docs'"),
     ("corpus.source.files", 3, "corpus.source.files: found 3, expected a text or a list or a"),
     ("corpus.source.fils", "x", "corpus.source.fils: unknown key; did you mean 'files'?"),
     ("corpus.seed", dt.date(2020, 1, 1), "corpus.seed: YAML reads 2020-01-01 as date; put"),

@@ -1,17 +1,18 @@
 """What every corpus source is: a section of parameters that can read itself.
 
-A new source is one file with one `SourceConfig`, and its name in the union of `prepare.py`.
+A new source is one file here with one subclass of `SourceConfig` that has a field `kind`. Another
+package adds one by an entry point of the group `decant.sources`, named by the kind.
 """
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.corpus.text.examples import Example
-from pipeline.tasks import Task
+from pipeline.tasks import TASKS, Task
 
 # What near-duplicates are dropped by: whole examples, or paragraphs where a text is a list of them.
 Unit = Literal["example", "paragraph"]
@@ -40,10 +41,13 @@ class SourceConfig(BaseModel, ABC):
     """Base of the `corpus.source` sections.
 
     Attributes:
+        tasks: The tasks that it has examples for.
         limit: At most so many examples of each split, chosen by the seed; for quick tries.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    tasks: ClassVar[tuple[Task, ...]] = TASKS
 
     limit: int | None = Field(default=None, gt=0)
 

@@ -1,7 +1,7 @@
 """Parallel text files, as translations come: line n of one file belongs to line n of another."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -42,6 +42,8 @@ class ParallelSource(SourceConfig):
         text: Instead of `files`: files of the texts, for each split where it says so.
         target: Files of what is to be written, named like `text`.
     """
+
+    tasks: ClassVar[tuple[Task, ...]] = ("prompt-target",)
 
     kind: Literal["parallel"] = "parallel"
     files: dict[Split, ParallelFiles] | None = None

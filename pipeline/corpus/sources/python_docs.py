@@ -14,7 +14,7 @@ import sysconfig
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pipeline.corpus.sources.base import Reading, SourceConfig, Unit
 from pipeline.corpus.sources.python_functions import function_examples
@@ -54,6 +54,8 @@ MIN_FUNCTION_BYTES = 50_000
 
 class PythonDocsSource(SourceConfig):
     """Section `corpus.source` of kind `python-docs`."""
+
+    tasks: ClassVar[tuple[Task, ...]] = ("causal-lm", "prompt-target")
 
     kind: Literal["python-docs"] = "python-docs"
 

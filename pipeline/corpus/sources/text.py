@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -29,6 +29,8 @@ class TextSource(SourceConfig):
             between them, until they have so many characters; 0 joins nothing. Short
             paragraphs would leave most of a model's context unused.
     """
+
+    tasks: ClassVar[tuple[Task, ...]] = ("causal-lm",)
 
     kind: Literal["text"] = "text"
     files: Files

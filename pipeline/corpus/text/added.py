@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.corpus.sources.base import SourceConfig, Unit
+from pipeline.corpus.sources.registry import provenance
 from pipeline.corpus.text.checks import WITH_CLASSES, check_labels, check_task
 from pipeline.corpus.text.duplicates import containment, paragraphs, runs
 from pipeline.corpus.text.examples import Example, Split
@@ -134,7 +135,7 @@ def read_added(
             check_labels(task, {"train": fresh}, classes)
         known |= {_content(example) for example in fresh}
         found.parts.append(fresh)
-        found.sources.append(reading.provenance)
+        found.sources.append(provenance(source, reading))
         logger.info("added %d training examples as part %d", len(fresh), place + 2)
     found.dropped.update(dropped)
     return found

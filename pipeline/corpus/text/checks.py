@@ -41,12 +41,6 @@ ANSWERS: dict[Task, str] = {
     "multi-label": "labels",
     "regression": "labels",
 }
-OTHER_SOURCES: dict[str, tuple[Task, ...]] = {
-    "python-docs": ("causal-lm", "prompt-target"),
-    "text": ("causal-lm",),
-    "parallel": ("prompt-target",),
-}
-"""Tasks of the sources without columns."""
 LARGEST = 3.4028234663852886e38
 """Of a number that a model is asked for: it is stored in float32."""
 SUITABLE = {
@@ -83,11 +77,10 @@ def check_task(source: SourceConfig, task: Task, classes: list[str] | None) -> N
                     f"corpus.source.{key}: {getattr(source, key)!r} {says}which task {task} does "
                     f"not use; remove it, or use task {SUITABLE[key]}"
                 )
-    elif task not in OTHER_SOURCES.get(kind, ()):
+    elif task not in source.tasks:
         raise ConfigError(
             f"corpus.task: {task} needs {ANSWERS[task]} and the source {kind} names none; use a "
-            "table source with such columns, or task "
-            f"{' or '.join(OTHER_SOURCES.get(kind, ('causal-lm',)))}"
+            f"table source with such columns, or task {' or '.join(source.tasks)}"
         )
     if classes is None:
         return

@@ -7,17 +7,11 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import Field
+from typing import Any
 
 from pipeline.corpus.files import directory_written_whole
-from pipeline.corpus.sources.base import Reading
-from pipeline.corpus.sources.hub import HubSource
-from pipeline.corpus.sources.parallel import ParallelSource
-from pipeline.corpus.sources.python_docs import PythonDocsSource
-from pipeline.corpus.sources.table import TableSource
-from pipeline.corpus.sources.text import TextSource
+from pipeline.corpus.sources.base import SourceConfig
+from pipeline.corpus.sources.registry import provenance
 from pipeline.corpus.text.added import read_added
 from pipeline.corpus.text.checks import WITH_CLASSES, check_labels, check_task, classes_of
 from pipeline.corpus.text.examples import (
@@ -28,21 +22,16 @@ from pipeline.corpus.text.examples import (
     corpus_digest,
     write_corpus,
 )
-from pipeline.corpus.text.splits import deal_splits, limit_rows
+from pipeline.corpus.text.splits import Dealt, deal_splits, limit_rows
 from pipeline.errors import ConfigError
 from pipeline.tasks import Task
 
 logger = logging.getLogger(__name__)
 
-CorpusSource = Annotated[
-    PythonDocsSource | TextSource | TableSource | ParallelSource | HubSource,
-    Field(discriminator="kind"),
-]
-
 
 def prepare_corpus(
     *,
-    source: CorpusSource,
+    source: SourceConfig,
     task: Task,
     classes: list[str] | None,
     seed: int,
@@ -50,7 +39,7 @@ def prepare_corpus(
     test_share: float,
     output: Path,
     root: Path,
-    added: Sequence[CorpusSource] = (),
+    added: Sequence[SourceConfig] = (),
 ) -> CorpusMeta:
     """Write the prepared corpus of a source to the directory `output`.
 
@@ -111,7 +100,7 @@ def prepare_corpus(
     )
     parts = [splits["train"], *more.parts]
     splits["train"] = [example for part in parts for example in part]
-    meta = _describe(splits, reading, task, names, seed, dealt.origin, dealt.dropped)
+    meta = _describe(splits, reading.dropped, provenance(source, reading), task, names, seed, dealt)
     if added:
         meta = meta.model_copy(
             update={
@@ -132,12 +121,12 @@ def prepare_corpus(
 
 def _describe(
     splits: dict[Split, list[Example]],
-    reading: Reading,
+    unread: Mapping[str, int],
+    source: dict[str, Any],
     task: Task,
     classes: tuple[str, ...],
     seed: int,
-    origin: dict[Split, str],
-    dropped: dict[str, int],
+    dealt: Dealt,
 ) -> CorpusMeta:
     return CorpusMeta(
         task=task,
@@ -145,10 +134,10 @@ def _describe(
         has_pairs=any(example.pair is not None for example in splits["train"]),
         rows={split: len(examples) for split, examples in splits.items()},
         text_bytes={split: sum(one.text_bytes for one in rows) for split, rows in splits.items()},
-        dropped=_counted(reading.dropped, dropped),
-        splits=origin,
+        dropped=_counted(unread, dealt.dropped),
+        splits=dealt.origin,
         seed=seed,
-        source=reading.provenance,
+        source=source,
         digest=corpus_digest(splits),
     )
 
