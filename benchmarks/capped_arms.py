@@ -70,9 +70,9 @@ class Size:
     def signals(self) -> list[Signal]:
         """The student's signals in their default forms."""
         return [
-            *(Signal("hidden", t, build_form("hidden", "int8", {})) for _, t in self.maps),
-            *(Signal("attention", t, build_form("attention", "qk", {})) for _, t in self.maps),
-            Signal("logits", None, build_form("logits", "head", {})),
+            *(Signal(build_form("hidden", "int8", {}), t) for _, t in self.maps),
+            *(Signal(build_form("attention", "qk", {}), t) for _, t in self.maps),
+            Signal(build_form("logits", "head", {}), None),
         ]
 
 

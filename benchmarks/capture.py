@@ -78,7 +78,7 @@ def stored_bytes(root: Path, *, width: int, vocab: int) -> dict[str, float]:
     found: dict[str, list[float]] = {}
     for name in reader.signals:
         signal = reader.signal(name)
-        form = signal.declaration.form
+        form = signal.declaration.form.name
         key = f"logits_{form}" if signal.declaration.kind == "logits" else signal.declaration.kind
         share = signal.bytes / signal.tokens / dense[signal.declaration.kind]
         found.setdefault(f"{key}_bytes_over_fp16", []).append(share)

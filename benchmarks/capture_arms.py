@@ -55,9 +55,9 @@ class Setting:
         int8, qk = build_form("hidden", "int8", {}), build_form("attention", "qk", {})
         options = {"k": TOP} if logits == "topk" else {}
         return [
-            *(Signal("hidden", layer, int8) for layer in self.layers),
-            *(Signal("attention", layer, qk) for layer in self.layers),
-            Signal("logits", None, build_form("logits", logits, options)),
+            *(Signal(int8, layer) for layer in self.layers),
+            *(Signal(qk, layer) for layer in self.layers),
+            Signal(build_form("logits", logits, options), None),
         ]
 
 

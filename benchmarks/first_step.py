@@ -93,7 +93,7 @@ def write_store(path: Path, segments: int) -> None:
     write_plan(layout, plan, rows, description)
     identities = [rows_digest(rows.digests[plan.in_segment(n)]) for n in range(plan.segments)]
     for layer in LAYERS:
-        _write_signal(layout, plan, Signal("hidden", layer, Int8()), identities)
+        _write_signal(layout, plan, Signal(Int8(), layer), identities)
 
 
 def _write_signal(layout: Layout, plan: Plan, signal: Signal, identities: list[str]) -> None:

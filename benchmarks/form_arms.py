@@ -77,20 +77,18 @@ class Arm:
         hidden, attention = build_form("hidden", *_plain(self.hidden)), self.attention
         found: list[Signal] = []
         if "feature" not in self.without:
-            found += [Signal("hidden", layer, hidden) for layer in sorted(set(pairs.values()))]
+            found += [Signal(hidden, layer) for layer in sorted(set(pairs.values()))]
         if "attention" not in self.without:
             form = build_form("attention", *_plain(attention))
             layers = sorted({teacher for student, teacher in pairs.items() if student and teacher})
             there = {signal.layer for signal in found}
             if form.name == "below":
                 inner = build_form("hidden", *_plain(self.below))
-                found += [
-                    Signal("hidden", layer - 1, inner) for layer in layers if layer - 1 not in there
-                ]
-            found += [Signal("attention", layer, form) for layer in layers]
+                found += [Signal(inner, layer - 1) for layer in layers if layer - 1 not in there]
+            found += [Signal(form, layer) for layer in layers]
         if "output" not in self.without:
             logits = self.logits if models_language(task) else ("dense", {})
-            found.append(Signal("logits", None, build_form("logits", *_plain(logits))))
+            found.append(Signal(build_form("logits", *_plain(logits)), None))
         return found
 
 

@@ -19,7 +19,7 @@ from pipeline.axes import TRAIN
 from pipeline.corpus.tokens.tokens import TokenSet
 from pipeline.store.codec import encode_shard
 from pipeline.store.forms.form import Geometry, options
-from pipeline.store.forms.registry import FORMS, build_form
+from pipeline.store.forms.registry import build_form, forms_of
 from pipeline.store.reader import StoreReader
 from pipeline.store.signals import Signal
 from pipeline.tasks import models_language
@@ -44,18 +44,18 @@ HIDDEN: tuple[tuple[str, dict[str, Any]], ...] = (
     ("int4", {"group": 16}),
     ("int4", {"group": 64}),
 )
-MAPS = tuple(FORMS["attention"])
+MAPS = tuple(forms_of("attention"))
 
 
 def signals(layer: int, *, task: str, vocab: int) -> list[Signal]:
     """Return one layer in every form, and the logits in theirs."""
-    hidden = [Signal("hidden", layer, build_form("hidden", *form)) for form in HIDDEN]
-    below = [Signal("hidden", layer - 1, build_form("hidden", "int8", {}))]
-    attention = [Signal("attention", layer, build_form("attention", form, {})) for form in MAPS]
+    hidden = [Signal(build_form("hidden", *form), layer) for form in HIDDEN]
+    below = [Signal(build_form("hidden", "int8", {}), layer - 1)]
+    attention = [Signal(build_form("attention", form, {}), layer) for form in MAPS]
     if not models_language(task):
         return [*hidden, *below, *attention]
     fits = [form for form in LOGITS if form[1].get("k", 1) < vocab]
-    logits = [Signal("logits", None, build_form("logits", *form)) for form in fits]
+    logits = [Signal(build_form("logits", *form), None) for form in fits]
     return [*hidden, *below, *attention, *logits]
 
 
@@ -144,7 +144,7 @@ def large_vocabulary(rows: int = 256, *, vocab: int = LARGE_VOCAB) -> list[dict[
         parts = form.encode({"logits": logits}, None)
         assert parts.keys() == form.parts(Geometry(vocab=vocab)).keys()
         each = sum(len(encode_shard(np.asarray(part), rows)) for part in parts.values()) / rows
-        shown = named(Signal("logits", None, form))
+        shown = named(Signal(form, None))
         found.append(
             {
                 "kind": f"logits of {vocab:,}",

@@ -126,8 +126,8 @@ class Sweep:
     def reference_logits(self) -> Signal:
         """Return the logits that every student is compared with, whatever it learnt from."""
         if models_language(self.meta.task):
-            return Signal("logits", None, build_form("logits", "head", {"values": "float16"}))
-        return Signal("logits", None, build_form("logits", "dense", {}))
+            return Signal(build_form("logits", "head", {"values": "float16"}), None)
+        return Signal(build_form("logits", "dense", {}), None)
 
     def capture(self, chosen: Sequence[Arm]) -> Path:
         """Bring all that the arms need into one store; what is there stays."""

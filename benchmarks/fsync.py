@@ -107,7 +107,7 @@ def write_store(
 ) -> tuple[float, Syncs, int]:
     """Write one signal, from its declaration to the index; return seconds, fsyncs and bytes."""
     layout, plan = prepare(root, segments=segments, segment_tokens=segment_tokens)
-    signal = Signal("hidden", 1, Int8())
+    signal = Signal(Int8(), 1)
     declared = Declaration.of(signal, Geometry(width=width), (TRAIN, VALIDATION, TEST), {}, None)
     writer = SignalWriter(layout, plan, CHUNK_TOKENS, declared)
     buffers = encoded(writer, width)

@@ -67,9 +67,9 @@ class Size:
         """Three hidden states, three attentions, and logits as the head's input."""
         kept = sorted({self.layers // 3, 2 * self.layers // 3, self.layers})
         return [
-            *(Signal("hidden", layer, build_form("hidden", "int8", {})) for layer in kept),
-            *(Signal("attention", layer, build_form("attention", "qk", {})) for layer in kept),
-            Signal("logits", None, build_form("logits", "head", {})),
+            *(Signal(build_form("hidden", "int8", {}), layer) for layer in kept),
+            *(Signal(build_form("attention", "qk", {}), layer) for layer in kept),
+            Signal(build_form("logits", "head", {}), None),
         ]
 
 

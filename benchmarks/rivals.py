@@ -227,7 +227,7 @@ def plain_samples(reader: StoreReader, dataset: StoreDataset) -> list[Arrays]:
         segment = reader.read_segment(number, reader.signals)
         arrays: Arrays = {name: segment.tokens[name].astype(t) for name, t in COLUMNS.items()}
         for name in reader.signals:
-            form = reader.signal(name).declaration.build_form()
+            form = reader.signal(name).declaration.form
             decoded = form.decode(segment.features[name], reader.channels(name))
             for part, values in decoded.items():
                 arrays[f"{name}:{part}"] = values.astype(np.float16)

@@ -116,7 +116,7 @@ def publishing(root: Path, *, segments: int, segment_tokens: int, width: int) ->
     splits = (TRAIN, VALIDATION, TEST)
     writers = []
     for layer in range(SIGNALS_A_SEGMENT):
-        signal = Signal("hidden", layer, Int8())
+        signal = Signal(Int8(), layer)
         declared = Declaration.of(signal, Geometry(width=width), splits, {}, None)
         writers.append(SignalWriter(layout, plan, CHUNK_TOKENS, declared))
         writers[-1].declare()

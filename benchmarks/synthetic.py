@@ -160,7 +160,7 @@ def default_signals(layers: int) -> list[Signal]:
     chosen = range(2, layers + 1, 2)
     bfloat16, qk = build_form("hidden", "bfloat16", {}), build_form("attention", "qk", {})
     return [
-        *(Signal("hidden", layer, bfloat16) for layer in (0, *chosen)),
-        *(Signal("attention", layer, qk) for layer in chosen),
-        Signal("logits", None, build_form("logits", "topk", {"k": 64})),
+        *(Signal(bfloat16, layer) for layer in (0, *chosen)),
+        *(Signal(qk, layer) for layer in chosen),
+        Signal(build_form("logits", "topk", {"k": 64}), None),
     ]

@@ -85,9 +85,9 @@ def lay_out(
         teacher=root / "teacher",
         stores=root / "stores",
         signals=[
-            *(Signal("hidden", layer, int8) for layer in layers),
-            *(Signal("attention", layer, qk) for layer in layers if layer),
-            Signal("logits", None, build_form("logits", "head", {})),
+            *(Signal(int8, layer) for layer in layers),
+            *(Signal(qk, layer) for layer in layers if layer),
+            Signal(build_form("logits", "head", {}), None),
         ],
         blocks=[],
         options=SegmentOptions(segment_tokens=segment_tokens),

@@ -10,8 +10,8 @@ from pipeline.corpus.tokens.tokenize_one import tokenize_one
 from pipeline.corpus.tokens.tokenize_prompt import Template
 from pipeline.corpus.tokens.tokenizer import local_tokenizer
 from pipeline.errors import ConfigError, DecantError, IncompatibleError
-from pipeline.store.forms.form import Geometry
-from pipeline.store.records import Declaration
+from pipeline.store.forms.form import Content
+from pipeline.store.forms.registry import names_of
 from pipeline.store.signals import Signal
 from pipeline.tasks import generates, models_language
 from pipeline.teacher.source.quantization import check_packed, check_quantization
@@ -140,17 +140,18 @@ def check_output(name: str, student: StudentParams, capture: CaptureParams, task
     logits, term = capture.logits_form(), student.loss.output
     if logits is None or term.weight.is_off:
         return
-    declared = Declaration.of(Signal("logits", None, logits), Geometry(), (), {}, None)
+    signal = Signal(logits, None)
     try:
-        check_output_loss(declared, term)
-        temperature_index(declared, term.temperature)
+        check_output_loss(signal, term)
+        temperature_index(signal, term.temperature)
     except IncompatibleError as error:
         raise IncompatibleError(f"students.{name}.{error}") from error
     is_cut = student.model.vocabulary == "corpus" and models_language(task)
-    if is_cut and logits.name != "head":
+    if is_cut and logits.content is not Content.LOGITS:
         raise IncompatibleError(
             f"students.{name}.model.vocabulary: corpus needs logits over all ids, the capture has "
-            f"form {logits.name}; capture logits as head, or use vocabulary: teacher"
+            f"form {logits.name}; capture logits as {names_of(Content.LOGITS)}, or use vocabulary: "
+            "teacher"
         )
 
 

@@ -176,15 +176,15 @@ def _signals(signals: list[StoredSignal]) -> Table:
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
     for column in ("signal", "form", "splits", *RIGHT, "digest"):
         table.add_column(column, justify="right" if column in RIGHT else "left", no_wrap=True)
-    forms = Counter(signal.declaration.signal.split("-")[0] for signal in signals)
+    forms = Counter(signal.declaration.name.split("-")[0] for signal in signals)
     for signal in signals:
         declared = signal.declaration
-        place, identity = declared.signal.rsplit("/", 1)
-        is_plain = forms[declared.signal.split("-")[0]] == 1
+        place, identity = declared.name.rsplit("/", 1)
+        is_plain = forms[declared.name.split("-")[0]] == 1
         table.add_row(
             place,
             # The hash of options only where two captures differ in nothing else.
-            declared.form if is_plain else identity,
+            declared.form.name if is_plain else identity,
             "all" if len(declared.splits) == len(SPLITS) else ",".join(declared.splits),
             f"{signal.tokens:,}",
             f"{signal.bytes:,}",
@@ -198,11 +198,11 @@ def _signals(signals: list[StoredSignal]) -> Table:
 def _pending(reader: StoreReader, path: Path) -> dict[str, str]:
     """Return how far the signal of a declaration is, if it is not whole."""
     declared = Declaration.from_json(read_record(path, reader.layout.root))
-    if declared.signal in reader.index["signals"]:
+    if declared.name in reader.index["signals"]:
         return {}
     receipts = len(list(path.parent.glob("[0-9]*.json")))
     segments = sum(len(reader.segments(split)) for split in declared.splits)
-    return {declared.signal: f"{receipts} of {segments} segments have a receipt"}
+    return {declared.name: f"{receipts} of {segments} segments have a receipt"}
 
 
 def _skipped(reader: StoreReader, signals: list[StoredSignal]) -> list[tuple[int, Sequence[str]]]:
@@ -214,7 +214,7 @@ def _skipped(reader: StoreReader, signals: list[StoredSignal]) -> list[tuple[int
             members = reader.examples_in(number)
             slots = reader.examples["slot"][members]
             for example in members[np.isin(slots, signal.receipts[number].skipped)].tolist():
-                found[example].append(signal.declaration.signal.rsplit("-", 1)[0])
+                found[example].append(signal.declaration.name.rsplit("-", 1)[0])
     return sorted(found.items())
 
 

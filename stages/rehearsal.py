@@ -9,9 +9,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from pipeline.provenance import write_json
-from pipeline.store.signals import Signal, dotted
+from pipeline.store.signals import Signal, dotted, manifest_record
 from pipeline.student.align.needs import select_signals
-from pipeline.teacher.capture.request import needs_of
 from stages.sections.student import StudentParams
 
 
@@ -40,15 +39,7 @@ def rehearse(
     """
     records: dict[str, Any] = {"store": {"store": "", "layers": depth, "config": dict(config)}}
     for signal in signals:
-        records[dotted(signal.name)] = {
-            "signal": signal.name,
-            "kind": signal.kind,
-            "layer": signal.layer,
-            "form": signal.form.name,
-            "digest": "",
-        }
-        if needs := needs_of(signal):
-            records[dotted(signal.name)]["needs"] = needs
+        records[dotted(signal.name)] = manifest_record(signal, "")
     if blocks:
         records["blocks"] = {"signal": "blocks", "layers": list(blocks), "digest": ""}
     with TemporaryDirectory() as directory:

@@ -44,7 +44,7 @@ OPTIONS = SegmentOptions(segment_tokens=64, chunk_tokens=16, batch_tokens=60)
 
 
 def signal(kind: str, layer: int | None, form: str, **options: Any) -> Signal:
-    return Signal(kind, layer, build_form(kind, form, options))
+    return Signal(build_form(kind, form, options), layer)
 
 
 def write_rows(

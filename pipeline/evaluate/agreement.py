@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from pipeline.axes import TEST
 from pipeline.errors import IncompatibleError, IntegrityError
+from pipeline.store.forms.form import Content
 from pipeline.store.plan import bucketed_batches
 from pipeline.store.reader import StoreReader
 from pipeline.student.data.features import TeacherFeatures, TeacherLogits
@@ -50,14 +51,16 @@ def agreement(
         IntegrityError: If the store is not what the digest says, or holds no example of the split.
     """
     reader = StoreReader(store, {signal: digest})
-    if reader.signal(signal).declaration.form == "sampled":
+    form = reader.signal(signal).declaration.form
+    if form.content is Content.SAMPLES:
         raise IncompatibleError(
             f"{signal}: samples of the teacher's output, expected a distribution of it; capture "
             "logits in form head or topk too"
         )
     is_causal_lm = models_language(reader.plan["task"])
     is_multi_label = reader.plan["task"] == "multi-label"
-    temperature = _a_captured_temperature(reader, signal)
+    # Any of those captured: a divergence is taken at temperature 1, which needs no normaliser.
+    temperature, *_ = form.temperatures_served or (1.0,)
     features = TeacherFeatures(reader, [signal], temperature=temperature).to(device)
     dataset = StoreDataset(reader, [signal], split=split)
     if not len(dataset):
@@ -129,11 +132,6 @@ def _likeliest(teacher: TeacherLogits) -> Tensor:
     assert teacher.log_probs is not None
     best = teacher.log_probs.argmax(-1, keepdim=True)
     return teacher.ids.gather(-1, best)[:, 0]
-
-
-def _a_captured_temperature(reader: StoreReader, signal: str) -> float:
-    temperatures = reader.signal(signal).declaration.options.get("temperatures", [1.0])
-    return float(temperatures[0])
 
 
 def _to(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

@@ -4,14 +4,10 @@ Decided from capture's JSON, for every student of a teacher alike, so that agree
 """
 
 from pathlib import Path
-from typing import Any
 
 from pipeline.provenance import read_json
-
-FAITHFUL_FIRST = ("dense", "head", "topk")
-"""Forms of logits: all classes, the whole vocabulary, its likeliest tokens."""
-NEVER = "sampled"
-"""Draws say what to learn on average, but not what the teacher thinks of one position."""
+from pipeline.store.forms.form import Content
+from pipeline.store.signals import CapturedSignal
 
 
 def reference_logits(manifests: Path) -> dict[str, str] | None:
@@ -30,14 +26,12 @@ def reference_logits(manifests: Path) -> dict[str, str] | None:
     if store.exists() and read_json(store).get("task") == "regression":
         return None
     found = [read_json(path) for path in sorted(manifests.glob("logits.*.json"))]
-    records = [record for record in found if record["form"] != NEVER]
-    if not records:
+    ranked = []
+    for record in found:
+        form = CapturedSignal.from_json(record).form
+        if form.content is not Content.SAMPLES:
+            ranked.append((form.rank, record["signal"], record))
+    if not ranked:
         return None
-    best = min(records, key=_rank)
+    *_, best = min(ranked)
     return {key: best[key] for key in ("store", "signal", "digest")}
-
-
-def _rank(record: dict[str, Any]) -> tuple[int, str]:
-    form = record["form"]
-    known = FAITHFUL_FIRST.index(form) if form in FAITHFUL_FIRST else len(FAITHFUL_FIRST)
-    return known, record["signal"]

@@ -59,8 +59,8 @@ class Request:
     def signals(self) -> list[Signal]:
         """Return the signals that answer it."""
         if self.kind == "logits":
-            return [Signal("logits", None, self.form)]
-        return [Signal(self.kind, layer, self.form) for layer in self.layers]
+            return [Signal(self.form, None)]
+        return [Signal(self.form, layer) for layer in self.layers]
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ def _forms(kind: str, asked: Sequence[Request]) -> list[tuple[Form | None, float
     found: list[tuple[Form | None, float]] = [(None, 0.0)]
     if len({request.form.name for request in asked}) == 1:
         for name, cost in NARROWER.get((kind, asked[0].form.name), ()):
-            if name in FORMS[kind]:
+            if f"{kind}.{name}" in FORMS:
                 found.append((build_form(kind, name, {}), cost))
     return found
 

@@ -18,7 +18,7 @@ from pipeline.axes import SPLITS, Axis
 from pipeline.errors import IncompatibleError
 from pipeline.store.codec import CRC, encode_shard, most_bytes
 from pipeline.store.extent import Extent, example_rows, segment_extent
-from pipeline.store.forms.form import Form, Part
+from pipeline.store.forms.form import Part, Tap
 from pipeline.store.plan import Plan
 from pipeline.store.planner import EXAMPLE_DTYPES, ROW_DIGEST_BYTES, TOKEN_DTYPES
 from pipeline.store.signals import Signal
@@ -26,27 +26,10 @@ from pipeline.taps.anatomy import find_anatomy
 from pipeline.taps.below import query_key_parameters
 from pipeline.taps.check import TapReport
 from pipeline.taps.head import linear_head
-from pipeline.teacher.capture.assets import BLOCKS, HEAD, query_key_name
+from pipeline.teacher.capture.assets import BLOCKS
 from pipeline.teacher.capture.declare import geometry_of, row_bytes
 from pipeline.teacher.capture.request import splits_of
 
-HEAD_FORM = "head"
-RATIOS: dict[tuple[str, str], float] = {
-    ("hidden", "float16"): 0.94,
-    ("hidden", "bfloat16"): 0.8,
-    ("hidden", "int8"): 0.97,
-    ("hidden", "int4"): 0.94,
-    ("attention", "qk"): 0.95,
-    ("attention", "map"): 0.68,
-    ("attention", "below"): 1.0,
-    ("value", "int8"): 0.97,
-    ("logits", "head"): 0.97,
-    ("logits", "topk"): 0.55,
-    ("logits", "sampled"): 0.45,
-    ("logits", "dense"): 0.95,
-}
-"""Bytes on disk over bytes before compression, by kind and form: between those of the trained
-teachers of docs/forms.md, which differ by up to a tenth."""
 RECORD_BYTES = 900
 """A receipt of one segment and signal, and its line in the signal's manifest."""
 
@@ -74,13 +57,6 @@ class SignalEstimate:
     def token_bytes(self) -> float:
         """Expected bytes a token that carries the signal."""
         return self.expected_bytes / max(1, self.tokens)
-
-
-def stated_ratio(form: Form) -> float:
-    """Return what is known of a form on other teachers; 1 of one that nobody measured."""
-    if form.name == HEAD_FORM:
-        return RATIOS["hidden", getattr(form, "values", "int8")]
-    return RATIOS.get((form.kind, form.name), 1.0)
 
 
 class SegmentRows:
@@ -148,7 +124,7 @@ def estimate_signal(
     rows = every[segments.segments_of(splits)]
     size = row_bytes(signal, geometry)
     raw = int(rows.sum()) * size
-    found = stated_ratio(form) if ratio is None else ratio
+    found = form.ratio if ratio is None else ratio
     bounds = [
         _part_bytes(part, rows, extent.shard_rows, extent.chunk_rows)
         for part in form.parts(geometry).values()
@@ -205,14 +181,16 @@ def asset_bytes(
         item_bytes: Of a number of its checkpoint. Head and blocks are not stored wider than that.
     """
     found: dict[str, int] = {}
-    if any(signal.form.name == HEAD_FORM for signal in signals):
-        found[HEAD] = sum(_bytes(one, item_bytes) for one in linear_head(model).parameters())
     for signal in signals:
-        if signal.form.name == "below" and signal.layer is not None:
-            found[query_key_name(signal.layer)] = _query_key_bytes(model, signal.layer)
+        for name in signal.assets:
+            if signal.layer is None:
+                head = linear_head(model).parameters()
+                found[name] = sum(_bytes(parameter, item_bytes) for parameter in head)
+            else:
+                found[name] = _query_key_bytes(model, signal.layer)
     if blocks:
         found[BLOCKS] = _blocks_bytes(model, blocks, item_bytes)
-    layers = {(s.kind, s.layer) for s in signals if s.kind == "hidden" or s.form.needs_channels}
+    layers = {(s.kind, s.layer) for s in signals if s.form.has_channels}
     if layers:
         found["channels"] = len(layers) * 2 * 4 * report.d_teacher
     return found
@@ -303,6 +281,6 @@ def activation_bytes(
         geometry = geometry_of(signal, model, report)
         if signal.kind == "attention":
             a_token += (geometry.heads + geometry.kv_heads) * geometry.d_head * item
-        elif signal.kind in ("hidden", "value") or signal.form.name == HEAD_FORM:
+        elif signal.form.tap is not Tap.LOGITS:
             a_token += (geometry.width + geometry.kv_heads * geometry.d_head) * item
     return batch_tokens * (a_token + 4 * report.d_teacher)

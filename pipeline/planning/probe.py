@@ -289,7 +289,7 @@ def _channels(
     batches: Sequence[Batch],
 ) -> dict[str, Channels | None]:
     """Measure statistics on the sample, of the signals that capture measures them for."""
-    standardised = [one for one in signals if one.kind == "hidden" or one.form.needs_channels]
+    standardised = [one for one in signals if one.form.has_channels]
     found: dict[str, Channels | None] = {one.name: None for one in signals}
     if standardised:
         teacher = TappedTeacher(model, report, standardised)

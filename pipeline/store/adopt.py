@@ -92,7 +92,7 @@ class Adoption:
         except (IntegrityError, IncompatibleError) as error:
             logger.warning(
                 "%s segment %d of store %s is not taken over: %s",
-                self._writer.declared.signal, receipt.segment, self._reader.layout.root.name, error,
+                self._writer.declared.name, receipt.segment, self._reader.layout.root.name, error,
             )  # fmt: skip
             return False
         self._writer.publish_segment(found, attempt=WITHIN)
@@ -142,7 +142,7 @@ class Adoption:
         buffers = writer.buffers()
         live = int(writer.example_rows(segment).sum())
         for part, spec in self._specs.items():
-            array = reader.layout.features / writer.declared.signal / part
+            array = reader.layout.features / writer.declared.name / part
             entry = receipt.files[theirs[part]]
             if live > spec.shard_rows:
                 raise IntegrityError(f"it has {spec.shard_rows} rows, its examples have {live}")

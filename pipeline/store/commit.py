@@ -70,7 +70,7 @@ class SignalWriter:
         self._rows = example_rows(declared.axis, plan.length, declared.rule)
         self.shard_rows, self.chunk_rows = extent.shard_rows, extent.chunk_rows
         self._specs = {
-            f"{declared.signal}/{name}": ArraySpec(
+            f"{declared.name}/{name}": ArraySpec(
                 part,
                 plan.segments * self.shard_rows,
                 self.shard_rows,
@@ -103,7 +103,7 @@ class SignalWriter:
         Receipts left under another declaration are not trusted from here on; a signal that was
         whole under it is withdrawn.
         """
-        name = self.declared.signal
+        name = self.declared.name
         path = self.layout.declaration(name)
         try:
             # As fingerprints: JSON knows no tuple.
@@ -177,7 +177,7 @@ class SignalWriter:
         Raises:
             ResourceError: If a staged shard is gone, or the file system refuses.
         """
-        path = self.layout.receipt(self.declared.signal, receipt.segment)
+        path = self.layout.receipt(self.declared.name, receipt.segment)
         # A receipt promises that its shards are durable. One that is there speaks of others: were
         # this process killed now, the next would trust it for shards that nobody has synced.
         try:
@@ -236,7 +236,7 @@ class SignalWriter:
         }
 
     def _trusted(self, segment: int, *, verify: bool) -> Receipt | None:
-        receipt = trusted_receipt(self.layout, self.declared.signal, segment, verify)
+        receipt = trusted_receipt(self.layout, self.declared.name, segment, verify)
         if (
             receipt is None
             or receipt.declaration != self.declared.digest()
@@ -255,7 +255,7 @@ class SignalWriter:
         self._create_arrays()
         trusted = self.receipts(verify=True)
         missing = [segment for segment in self.segments if segment not in trusted]
-        name = self.declared.signal
+        name = self.declared.name
         if missing and name in read_index(self.layout)["signals"]:
             logger.warning("%s: segments %s are damaged; it is withdrawn", name, missing)
             withdraw(self.layout, name)
@@ -271,7 +271,7 @@ class SignalWriter:
         if len(receipts) < len(self.segments):
             return None
         self._sync_names()
-        name = self.declared.signal
+        name = self.declared.name
         manifest = manifest_json(self.declared, list(receipts.values()), software())
         there = self._indexed_manifest()
         if there and fingerprint(there["receipts"]) == fingerprint(manifest["receipts"]):
@@ -283,18 +283,18 @@ class SignalWriter:
     def _sync_names(self) -> None:
         """Make durable what a manifest builds on; not shards, for their receipts came later."""
         layout = self.layout
-        directories = {layout.root, layout.declaration(self.declared.signal).parent}
+        directories = {layout.root, layout.declaration(self.declared.name).parent}
         for name in self._specs:
             array = layout.features / name
             directories.update(p for p in (array, *array.parents) if p.is_relative_to(layout.root))
         if self.declared.channels is not None:
             directories.add(layout.channels(self.declared.kind, self.declared.layer).parent)
-        if self.declared.assets:
+        if self.declared.asset_entries:
             directories.update((layout.assets, layout.asset_records))
         sync_what_is_there(directories)
 
     def _indexed_manifest(self) -> dict[str, Any] | None:
-        name = self.declared.signal
+        name = self.declared.name
         entry = read_index(self.layout)["signals"].get(name)
         if entry is None:
             return None

@@ -169,7 +169,7 @@ class StoreReader:
             declaration, receipts = of_manifest(manifest, path)
             expected = [s for split in declaration.splits for s in self.segments(split)]
             if (
-                declaration.signal != name
+                declaration.name != name
                 or signal_digest(declaration, receipts) != entry["digest"]
                 or [receipt.segment for receipt in receipts] != sorted(expected)
             ):
@@ -315,7 +315,7 @@ class StoreReader:
 
     def _arrays(self, declared: Declaration) -> dict[str, ArraySpec]:
         """Return the arrays of a signal; once, for the room of pairs is found in all examples."""
-        if declared.signal not in self._specs:
+        if declared.name not in self._specs:
             count = len(self.plan["segments"])
             extent = segment_extent(
                 declared.axis,
@@ -324,7 +324,7 @@ class StoreReader:
                 segment=self.examples["segment"],
                 rule=declared.rule,
             )
-            self._specs[declared.signal] = {
+            self._specs[declared.name] = {
                 name: ArraySpec(
                     part,
                     count * extent.shard_rows,
@@ -334,7 +334,7 @@ class StoreReader:
                 )
                 for name, part in declared.parts().items()
             }
-        return self._specs[declared.signal]
+        return self._specs[declared.name]
 
     def _check_rows(
         self,

@@ -9,18 +9,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.axes import Axis
-from pipeline.errors import ConfigError, IncompatibleError, IntegrityError
+from pipeline.errors import IncompatibleError, IntegrityError
 from pipeline.provenance import fingerprint
-from pipeline.store.forms.form import Form, Geometry, Part, options
-from pipeline.store.forms.registry import build_form
+from pipeline.registry import Origin
+from pipeline.store.forms.form import Geometry, Part, options
+from pipeline.store.forms.registry import origin_of, stored_form
 from pipeline.store.schema import check_declaration, check_manifest, check_receipt
 from pipeline.store.signals import Signal
 
 
 @dataclass(frozen=True)
-class Declaration:
-    """What a signal is: its form and sizes, and what a reader must know to decode and use it.
+class Declaration(Signal):
+    """A signal with its sizes and what else a reader must know to decode and use it.
 
     `info` holds the mask rule and scaling of an attention layer, or scale and softcap of a head,
     and by its name the index's entry of each asset that the values are rebuilt with.
@@ -28,12 +28,6 @@ class Declaration:
     its statistics file.
     """
 
-    signal: str
-    kind: str
-    layer: int | None
-    form: str
-    form_version: int
-    options: dict[str, Any]
     geometry: Geometry
     splits: tuple[str, ...]
     info: dict[str, Any] = field(default_factory=dict)
@@ -49,19 +43,7 @@ class Declaration:
         channels: dict[str, int] | None,
     ) -> "Declaration":
         """Declare `signal`."""
-        form = signal.form
-        return cls(
-            signal.name,
-            signal.kind,
-            signal.layer,
-            form.name,
-            form.version,
-            options(form),
-            geometry,
-            splits,
-            info,
-            channels,
-        )
+        return cls(signal.form, signal.layer, geometry, splits, info, channels)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Declaration":
@@ -69,22 +51,54 @@ class Declaration:
 
         Raises:
             IntegrityError: If keys, types, names or sizes are not those of a declaration.
+            IncompatibleError: If this software does not have the form that wrote the signal.
         """
         check_declaration(value, Path("declaration of a signal"))
         return cls.of_checked(value)
 
     @classmethod
     def of_checked(cls, value: dict[str, Any]) -> "Declaration":
-        """Read what was checked already, as part of a manifest."""
-        geometry, splits = Geometry(**value["geometry"]), tuple(value["splits"])
+        """Read what was checked already, as part of a manifest.
+
+        Raises:
+            IncompatibleError: If this software does not have the form that wrote the signal.
+        """
+        origin = value.get("origin")
         try:
-            return cls(**{**value, "geometry": geometry, "splits": splits})
-        except TypeError as error:
-            raise IntegrityError(f"declaration of a signal: {error}; capture it again") from error
+            form = stored_form(
+                value["kind"],
+                value["form"],
+                value["form_version"],
+                value["options"],
+                None if origin is None else Origin(**origin),
+            )
+        except IncompatibleError as error:
+            raise IncompatibleError(f"{value['signal']}: {error}") from error
+        return cls(
+            form,
+            value["layer"],
+            Geometry(**value["geometry"]),
+            tuple(value["splits"]),
+            value["info"],
+            value["channels"],
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
-        return asdict(self)
+        origin = origin_of(self.form)
+        return {
+            "signal": self.name,
+            "kind": self.kind,
+            "layer": self.layer,
+            "form": self.form.name,
+            "form_version": self.form.version,
+            "options": options(self.form),
+            "geometry": asdict(self.geometry),
+            "splits": list(self.splits),
+            "info": self.info,
+            "channels": self.channels,
+            **({} if origin is None else {"origin": origin.model_dump()}),
+        }
 
     @property
     def rule(self) -> str | None:
@@ -92,7 +106,7 @@ class Declaration:
         return self.info.get("rule")
 
     @property
-    def assets(self) -> dict[str, dict[str, Any]]:
+    def asset_entries(self) -> dict[str, dict[str, Any]]:
         """The index's entry of each asset that the signal's values are rebuilt with, by name."""
         return {name: entry for name, entry in self.info.items() if isinstance(entry, dict)}
 
@@ -100,34 +114,9 @@ class Declaration:
         """Return the fingerprint that ties receipts to this declaration."""
         return fingerprint(self.to_json())
 
-    def build_form(self) -> Form:
-        """Return the form that decodes this signal.
-
-        Raises:
-            IncompatibleError: If this software has no such form, option or version.
-        """
-        try:
-            form = build_form(self.kind, self.form, self.options, self.form_version)
-        except ConfigError as error:
-            raise IncompatibleError(
-                f"{self.signal}: {error}; or use the software that wrote the store"
-            ) from error
-        if form.version != self.form_version:
-            raise IncompatibleError(
-                f"{self.signal}: written by version {self.form_version} of form {self.form}, this "
-                f"software has version {form.version}; use the software that wrote it, or capture "
-                "again"
-            )
-        return form
-
-    @property
-    def axis(self) -> Axis:
-        """The axis of the signal's rows."""
-        return self.build_form().axis
-
     def parts(self) -> dict[str, Part]:
         """Return the arrays of the signal."""
-        return self.build_form().parts(self.geometry)
+        return self.form.parts(self.geometry)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from pydantic import (
 from typing_extensions import TypedDict
 
 from pipeline.errors import IntegrityError
+from pipeline.registry import Origin
 from pipeline.tasks import Task
 
 MAX_COUNT = 2**40
@@ -101,6 +102,7 @@ class _Declaration(_Record):
     splits: Annotated[list[Split], Field(min_length=1)]
     info: dict[str, Any]
     channels: _File | None
+    origin: Origin | None = None
 
     @model_validator(mode="after")
     def _is_named_after_what_it_is(self) -> "_Declaration":

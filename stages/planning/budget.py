@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError, IncompatibleError
-from pipeline.store.forms.form import Form, Geometry
-from pipeline.store.records import Declaration
+from pipeline.store.forms.form import Content, Form
 from pipeline.store.signals import Signal
 from pipeline.tasks import models_language
 from pipeline.teacher.capture.request import resolve_layers
@@ -97,7 +96,7 @@ class Budget:
         """Return the students whose output term cannot use logits of a form."""
         from pipeline.student.align.output_checks import check_output_loss, temperature_index
 
-        declared = Declaration.of(Signal("logits", None, form), Geometry(), (), {}, None)
+        declared = Signal(form, None)
         found = set()
         for name, student in self.project.students.items():
             term = student.loss.output
@@ -109,7 +108,10 @@ class Budget:
             except IncompatibleError:
                 found.add(name)
             is_cut = student.model.vocabulary == "corpus" and models_language(self.planned.task)
-            if (is_cut and form.name != "head") or term.form not in (None, form.name):
+            if (is_cut and form.content is not Content.LOGITS) or term.form not in (
+                None,
+                form.name,
+            ):
                 found.add(name)
         return frozenset(found)
 

@@ -316,7 +316,7 @@ class PlannedCapture:
     def _students(self, estimates: list["SignalEstimate"]) -> dict[str, Any]:
         from pipeline.planning.estimate import buffered_bytes
         from pipeline.planning.student_memory import student_memory
-        from pipeline.teacher.capture.assets import HEAD
+        from pipeline.store.forms.head import HEAD
 
         found: dict[str, Any] = {}
         for name, student in self.project.students.items():

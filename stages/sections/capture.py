@@ -1,20 +1,18 @@
 """Section `teachers.T.capture`: which layers are stored, in which form, of how much text."""
 
 import dataclasses
-import difflib
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from pipeline.provenance import canonical_json
+from pipeline.errors import ConfigError
 from pipeline.store.forms.form import Form
-from pipeline.store.forms.registry import FORMS
+from pipeline.store.forms.registry import build_form
 from pipeline.teacher.capture.request import LayerRequest
 from pipeline.teacher.capture.spec import SegmentOptions
 from stages.parameters import Section
 
 Positive = Annotated[int, Field(ge=1)]
-Kind = Literal["hidden", "attention", "value", "logits"]
 
 
 class Every(Section):
@@ -33,31 +31,9 @@ class FormIn(Section):
 
     form: str
 
-    def build(self, kind: Kind) -> Form:
-        """Return the form.
-
-        Raises:
-            ValueError: If there is no such form or option, or an option has another type.
-        """
-        if self.form not in FORMS[kind]:
-            raise ValueError(
-                f"{kind}.form: found {self.form!r}, expected one of {', '.join(FORMS[kind])}"
-            )
-        form = FORMS[kind][self.form]
-        options = self.model_extra or {}
-        known = [field.name for field in dataclasses.fields(form)]  # pyright: ignore[reportArgumentType]
-        for key in options:
-            if key not in known:
-                close = difflib.get_close_matches(key, [*known, *type(self).model_fields], n=1)
-                advice = f"did you mean {close[0]!r}?" if close else "remove it"
-                raise ValueError(f"{kind}.{key}: the form {self.form} has no such option; {advice}")
-        try:
-            return TypeAdapter(form).validate_json(canonical_json(options), strict=True)
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join([kind, *map(str, first["loc"])])
-            expected = first["msg"].replace("Input should be", "expected")
-            raise ValueError(f"{place}: found {first['input']!r}, {expected}") from error
+    def options(self) -> dict[str, Any]:
+        """Return the form's own options."""
+        return self.model_extra or {}
 
 
 class LayersIn(FormIn):
@@ -67,7 +43,9 @@ class LayersIn(FormIn):
 
     def request(self, kind: Literal["hidden", "attention", "value"]) -> LayerRequest:
         """Return the library's words for it."""
-        return LayerRequest(kind, plain_layers(self.layers), self.build(kind))
+        return LayerRequest(
+            kind, plain_layers(self.layers), build_form(kind, self.form, self.options())
+        )
 
 
 class ValuesIn(LayersIn):
@@ -100,7 +78,10 @@ class CaptureParams(Section):
                 f"segment_tokens is {self.segment_tokens}, expected a multiple of chunk_tokens, "
                 f"{self.chunk_tokens}; change one of them"
             )
-        signals = [*self.requests(), self.logits_form(), self.blocks]
+        try:
+            signals = [*self.requests(), self.logits_form(), self.blocks]
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
         if all(signal is None for signal in signals):
             raise ValueError("nothing to capture; add hidden, attention, value, logits or blocks")
         return self
@@ -122,7 +103,8 @@ class CaptureParams(Section):
 
     def logits_form(self) -> Form | None:
         """Return the form of the logits, if they are asked for."""
-        return None if self.logits is None else self.logits.build("logits")
+        logits = self.logits
+        return None if logits is None else build_form("logits", logits.form, logits.options())
 
 
 def plain_layers(layers: Layers) -> Any:

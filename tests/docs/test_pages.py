@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from pipeline.corpus.sources.registry import SOURCES
 from pipeline.evaluate.options import GenerateOptions, IntervalOptions
 from pipeline.store.forms.form import options
-from pipeline.store.forms.registry import FORMS
+from pipeline.store.forms.registry import FORMS, forms_of
 from pipeline.student.align.objective import TERMS, Alignment, Objective
 from pipeline.student.model.origin import LoraOptions, StudentModel
 from pipeline.training.options import TrainOptions
@@ -124,13 +124,15 @@ def test_a_table_has_the_keys_and_defaults_of_its_model(heading):
 
 
 def test_every_form_and_option_is_described():
-    rows = [row for row in PARAMETERS["Forms"] if row[0] in FORMS]
+    rows = [row for row in PARAMETERS["Forms"] if forms_of(row[0])]
     assert [(row[0], row[1].strip("`")) for row in rows] == [
-        (kind, name) for kind, forms in FORMS.items() for name in forms
+        (kind, name)
+        for kind in ("hidden", "attention", "value", "logits")
+        for name in forms_of(kind)
     ]
     for row in rows:
         said = dict(re.findall(r"`(\w+)` \(`([^`]*)`\)", row[3]))
-        form = FORMS[row[0]][row[1].strip("`")]
+        form = FORMS[f"{row[0]}.{row[1].strip('`')}"]
         assert {key: YAML(typ="safe").load(value) for key, value in said.items()} == options(form())
 
 

@@ -1,7 +1,6 @@
 """Records that contradict each other, every one with a good seal: the contradiction is found."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 from pipeline.errors import IncompatibleError, IntegrityError
 from pipeline.store.layout import Layout
 from pipeline.store.reader import StoreReader
+from pipeline.store.records import Declaration
 from pipeline.store.shards import bytes_digest
 from tests.faults.damage import (
     HIDDEN,
@@ -124,11 +124,18 @@ def test_another_format_is_incompatible(store):
         StoreReader(store)
 
 
-@pytest.mark.parametrize("change", [{"form": "int9"}, {"form_version": 99}, {"options": {"x": 1}}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"form": "int9", "signal": "hidden/1/int9-0f737721"},
+        {"form_version": 99},
+        {"options": {"x": 1}},
+    ],
+)
 def test_a_form_of_another_software_is_incompatible(store, change):
     declared = StoreReader(store).signal(HIDDEN).declaration
     with pytest.raises(IncompatibleError, match="use the software that wrote"):
-        replace(declared, **change).build_form()
+        Declaration.from_json(declared.to_json() | change)
 
 
 @pytest.mark.usefixtures("unsynced")

@@ -25,7 +25,7 @@ def decoded(store: Path) -> dict[str, np.ndarray]:
         found |= {f"{column}:{number}": values for column, values in segment.tokens.items()}
         for name in reader.signals:
             declared = reader.signal(name).declaration
-            values = declared.build_form().decode(segment.features[name], reader.channels(name))
+            values = declared.form.decode(segment.features[name], reader.channels(name))
             found |= {f"{name}:{key}:{number}": value for key, value in values.items()}
     return found | {f"examples:{key}": column for key, column in reader.examples.items()}
 
@@ -34,7 +34,7 @@ def forms(store: Path) -> set[tuple[str, str, int]]:
     """Kind, name and version of every form in a store."""
     reader = StoreReader(store)
     declared = [reader.signal(name).declaration for name in reader.signals]
-    return {(one.kind, one.form, one.form_version) for one in declared}
+    return {(one.kind, one.form.name, one.form.version) for one in declared}
 
 
 def main(path: Path) -> None:

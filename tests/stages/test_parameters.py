@@ -47,7 +47,11 @@ CASES = [
     (f"{CAPTURE}.hidden.layers", [0, "x"], "layers.1: found 'x', expected a whole number"),
     (f"{CAPTURE}.hidden.layers", {"evry": 2}, "evry: unknown key; did you mean 'every'?"),
     (f"{CAPTURE}.hidden.layer", [1], "hidden.layer: the form bfloat16 has no such option; did"),
-    (f"{CAPTURE}.hidden.form", "int9", "hidden.form: found 'int9', expected one of float16, bf"),
+    (
+        f"{CAPTURE}.hidden.form",
+        "int9",
+        "hidden.form: found 'int9', expected one of bfloat16, fl",
+    ),
     (f"{CAPTURE}.logits.k", "64", "logits.k: found '64', expected a valid integer"),
     (f"{CAPTURE}.logits.kk", 64, "logits.kk: the form topk has no such option; did you mean 'k'?"),
     (f"{CAPTURE}.segment_tokens", 1000, "segment_tokens is 1000, expected a multiple of chunk_"),

@@ -43,7 +43,7 @@ def test_forms_of_attention_stand_side_by_side():
         ({"value": {"layers": [1], "n": 3}}, "value.n: the form int8 has no such option"),
         (
             {"attention": {"layers": [1], "form": "eager"}},
-            "attention.form: found 'eager', expected one of qk, map, below",
+            "attention.form: found 'eager', expected one of below, map, qk",
         ),
         ({"logits": {"form": "sampled", "n": 0}}, "logits.n: found 0, expected"),
         ({"fraction": 0.5}, "nothing to capture; add hidden, attention, value, logits or blocks"),

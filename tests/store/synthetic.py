@@ -48,19 +48,19 @@ WIDTH, HEADS, KV_HEADS, D_HEAD, VOCAB, CLASSES = 6, 4, 2, 3, 50, 3
 SIGNALS = {
     signal.name: signal
     for signal in (
-        Signal("hidden", 1, Float16()),
-        Signal("hidden", 1, BFloat16()),
-        Signal("hidden", 2, Int8()),
-        Signal("hidden", 3, Int4()),
-        Signal("attention", 1, QueryKey()),
-        Signal("attention", 2, QueryKey()),
-        Signal("attention", 2, Map()),
-        Signal("attention", 3, Below()),
-        Signal("value", 1, ValueInt8()),
-        Signal("logits", None, TopK(k=5, temperatures=(1.0, 2.0))),
-        Signal("logits", None, Sampled(n=5)),
-        Signal("logits", None, Head()),
-        Signal("logits", None, Dense()),
+        Signal(Float16(), 1),
+        Signal(BFloat16(), 1),
+        Signal(Int8(), 2),
+        Signal(Int4(), 3),
+        Signal(QueryKey(), 1),
+        Signal(QueryKey(), 2),
+        Signal(Map(), 2),
+        Signal(Below(), 3),
+        Signal(ValueInt8(), 1),
+        Signal(TopK(k=5, temperatures=(1.0, 2.0)), None),
+        Signal(Sampled(n=5), None),
+        Signal(Head(), None),
+        Signal(Dense(), None),
     )
 }
 GEOMETRY = {
@@ -112,7 +112,7 @@ def identity(segment: int) -> str:
 
 
 def channels(signal: Signal) -> Channels | None:
-    if signal.kind == "hidden" or signal.form.needs_channels:
+    if signal.form.has_channels:
         steps = np.arange(WIDTH, dtype=np.float32)
         return Channels(steps - 2, (steps + 1) / 4)
     return None
@@ -185,7 +185,7 @@ class Synthetic:
         return SignalWriter(self.layout, plan(), CHUNK_TOKENS, declared)
 
     def buffers(self, writer: SignalWriter, segment: int) -> dict[str, NDArray[Any]]:
-        signal = SIGNALS[writer.declared.signal]
+        signal = SIGNALS[writer.declared.name]
         encoded = signal.form.encode(values(signal, segment), channels(signal))
         buffers = writer.buffers()
         where = plan().in_segment(segment)

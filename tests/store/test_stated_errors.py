@@ -12,7 +12,7 @@ from pipeline.store.forms.registry import FORMS, build_form
 WIDTH, VOCAB = 5, 60
 MEAN = np.array([0.0, 1.0, 300.0, -2.0, 0.5], np.float32)
 DEVIATION = np.array([1.0, 0.5, 50.0, 1e-2, 2.0], np.float32)
-EVERY_FORM = [build_form(kind, name, {}) for kind, forms in FORMS.items() for name in forms]
+EVERY_FORM = [form() for form in FORMS.values()]
 EVERY_FORM[EVERY_FORM.index(build_form("logits", "topk", {}))] = build_form(
     "logits", "topk", {"k": 7, "temperatures": [1.0, 3.0]}
 )

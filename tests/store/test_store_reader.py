@@ -130,7 +130,7 @@ def test_channels_only_where_a_signal_has_them(whole_store):
 
 def test_bytes_and_tokens_are_of_the_files(whole_store):
     stored = StoreReader(whole_store).signal(name_of("hidden", 1, "float16"))
-    files = (whole_store / "features.zarr" / stored.declaration.signal).rglob("c/*/*")
+    files = (whole_store / "features.zarr" / stored.declaration.name).rglob("c/*/*")
     assert stored.bytes == sum(file.stat().st_size for file in files)
     assert stored.tokens == sum(int(x.sum()) for x in LENGTHS.values())
     assert plan().segments * SEGMENT_TOKENS >= stored.tokens

@@ -1,12 +1,14 @@
 """Which signals a student needs, decided from the JSON that capture leaves."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from pipeline.errors import ConfigError, IncompatibleError
 from pipeline.provenance import write_json
+from pipeline.store.forms.registry import FORMS
+from pipeline.store.forms.value_int8 import ValueInt8
 from pipeline.student.align.needs import select_signals
 from pipeline.student.align.objective import Alignment, Objective
 
@@ -123,16 +125,24 @@ def test_emd_needs_every_captured_layer(manifests):
         select(manifests, loss, layers="emd")
 
 
-def test_relations_need_values_and_vectors(manifests):
+class Finer(ValueInt8):
+    """A form that another package might give."""
+
+    name: ClassVar[str] = "finer"
+    rank: ClassVar[int] = 0
+
+
+def test_relations_need_values_and_vectors(manifests, monkeypatch):
+    monkeypatch.setitem(FORMS._ours, "value.finer", Finer)
     with pytest.raises(IncompatibleError, match=r"needs value/2, .*it has value none"):
         select(manifests, RELATIONS)
     for layer in (2, 4, 6):
         write_record(manifests, "value", layer, "int8")
         write_record(manifests, "attention", layer, "map")  # of no use, so no choice either
-    write_record(manifests, "value", 4, "float16")
+    write_record(manifests, "value", 4, "finer")
     assert set(select(manifests, RELATIONS)["signals"]) == {
         *(f"attention/{layer}/qk-00" for layer in (2, 4, 6)),
-        *("value/2/int8-00", "value/4/float16-00", "value/6/int8-00"),
+        *("value/2/int8-00", "value/4/finer-00", "value/6/int8-00"),
     }
     pairs = {"attention": {**RELATIONS["attention"], "relations": ["qq", "kk"]}}
     assert not [name for name in select(manifests, pairs)["signals"] if "value" in name]
@@ -143,7 +153,7 @@ def test_relations_need_values_and_vectors(manifests):
 def test_relations_of_maps_are_refused(manifests):
     write_record(manifests, "attention", 2, "map")
     (manifests / "attention.2.qk-00.json").unlink()
-    with pytest.raises(IncompatibleError, match=r"attention/2 is captured as map alone; capture"):
+    with pytest.raises(IncompatibleError, match=r"attention/2 is captured as maps alone; capture"):
         select(manifests, RELATIONS)
 
 

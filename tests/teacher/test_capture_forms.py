@@ -112,7 +112,7 @@ def test_a_signal_without_arrays_is_tied_to_rows_layer_and_weights(whole):
     declared = whole.reader.signal(BELOW.name).declaration
     assert declared.info["hidden"] == 1
     assert declared.info["attention-2"] == whole.index["assets"]["attention-2"]
-    assert declared.assets == {"attention-2": declared.info["attention-2"]}
+    assert declared.asset_entries == {"attention-2": declared.info["attention-2"]}
     rows = {n: r.rows for n, r in whole.reader.signal(HIDDEN.name).receipts.items()}
     assert {n: r.rows for n, r in whole.reader.signal(BELOW.name).receipts.items()} == rows
     weights = load_file(whole.reader.asset("attention-2"))

@@ -7,12 +7,10 @@ import pytest
 import torch
 
 from pipeline.planning.estimate import (
-    RATIOS,
     SegmentRows,
     asset_bytes,
     buffered_bytes,
     estimate_signal,
-    stated_ratio,
 )
 from pipeline.planning.probe import probe
 from pipeline.planning.token_count import counted, sample_segment
@@ -149,15 +147,13 @@ def test_assets_are_told_to_the_byte_but_for_their_headers(whole, planned):
 
 
 def test_every_form_has_a_ratio():
-    known = {(kind, name) for kind, forms in FORMS.items() for name in forms}
-    assert known == set(RATIOS)
-    assert all(0 < ratio <= 1 for ratio in RATIOS.values())
+    assert all(0 < form().ratio <= 1 for form in FORMS.values())
 
 
 def test_the_form_inside_a_head_decides_its_ratio():
-    inner = {values: stated_ratio(signal("logits", None, "head", values=values).form)
-             for values in ("float16", "bfloat16", "int8")}  # fmt: skip
-    assert inner == {name: RATIOS["hidden", name] for name in inner}
+    for name in ("float16", "bfloat16", "int8"):
+        inner = signal("hidden", 1, name).form
+        assert signal("logits", None, "head", values=name).form.ratio == inner.ratio
 
 
 def test_a_segment_in_memory_is_at_least_the_fullest_one(whole, planned):

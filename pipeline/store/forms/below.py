@@ -9,19 +9,36 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pipeline.axes import Axis
-from pipeline.store.forms.form import Array, Channels, Error, Geometry, Part
+from pipeline.store.forms.form import (
+    Array,
+    Channels,
+    Content,
+    Error,
+    Form,
+    Geometry,
+    Part,
+    Tap,
+)
 
 
 @dataclass(frozen=True)
-class Below:
+class Below(Form):
     """Serves the attention loss, its relations too, for the price of some matrix products."""
 
     name: ClassVar[str] = "below"
-    version: ClassVar[int] = 1
     kind: ClassVar[str] = "attention"
-    axis: ClassVar[Axis] = Axis.TOKEN
-    needs_channels: ClassVar[bool] = False
+    tap: ClassVar[Tap] = Tap.LAYER_BELOW
+    content: ClassVar[Content] = Content.QUERY_KEY
+    rank: ClassVar[int] = 30
+
+    def needs(self, layer: int | None) -> dict[str, int]:
+        """The hidden states below."""
+        assert layer is not None
+        return {"hidden": layer - 1}
+
+    def assets(self, layer: int | None) -> tuple[str, ...]:
+        """The parameters that run before the block's attention."""
+        return (f"attention-{layer}",)
 
     def parts(self, geometry: Geometry) -> dict[str, Part]:
         """No arrays: the declaration names the hidden state and the asset."""

@@ -9,20 +9,28 @@ from typing import ClassVar
 
 from array_api_compat import array_namespace
 
-from pipeline.axes import Axis
-from pipeline.store.forms.form import Array, Channels, Error, Geometry, Part
+from pipeline.store.forms.form import (
+    Array,
+    Channels,
+    Content,
+    Error,
+    Form,
+    Geometry,
+    Part,
+    Tap,
+)
 
 
 @dataclass(frozen=True)
-class BFloat16:
+class BFloat16(Form):
     """Serves the feature loss and, inside `head`, the output loss."""
 
     name: ClassVar[str] = "bfloat16"
-    version: ClassVar[int] = 1
     kind: ClassVar[str] = "hidden"
-    axis: ClassVar[Axis] = Axis.TOKEN
-    needs_channels: ClassVar[bool] = False
-    shows_nonfinite: ClassVar[bool] = False
+    tap: ClassVar[Tap] = Tap.HIDDEN
+    content: ClassVar[Content] = Content.HIDDEN
+    rank: ClassVar[int] = 20
+    ratio: ClassVar[float] = 0.8
 
     def parts(self, geometry: Geometry) -> dict[str, Part]:
         """One uint16 array of `width` channels."""

@@ -7,18 +7,29 @@ from typing import ClassVar
 from array_api_compat import array_namespace
 
 from pipeline.axes import Axis
-from pipeline.store.forms.form import Array, Channels, Error, Geometry, Part
+from pipeline.store.forms.form import (
+    Array,
+    Channels,
+    Content,
+    Error,
+    Form,
+    Geometry,
+    Part,
+    Tap,
+)
 
 
 @dataclass(frozen=True)
-class Dense:
+class Dense(Form):
     """Serves the output loss of classifiers at every temperature."""
 
     name: ClassVar[str] = "dense"
-    version: ClassVar[int] = 1
     kind: ClassVar[str] = "logits"
+    tap: ClassVar[Tap] = Tap.LOGITS
+    content: ClassVar[Content] = Content.LOGITS
+    rank: ClassVar[int] = 10
+    ratio: ClassVar[float] = 0.95
     axis: ClassVar[Axis] = Axis.EXAMPLE
-    needs_channels: ClassVar[bool] = False
     shows_nonfinite: ClassVar[bool] = True
 
     def parts(self, geometry: Geometry) -> dict[str, Part]:

@@ -11,19 +11,28 @@ from typing import ClassVar
 import numpy as np
 from array_api_compat import array_namespace
 
-from pipeline.axes import Axis
-from pipeline.store.forms.form import Array, Channels, Error, Geometry, Part
+from pipeline.store.forms.form import (
+    Array,
+    Channels,
+    Content,
+    Error,
+    Form,
+    Geometry,
+    Part,
+    Tap,
+)
 
 
 @dataclass(frozen=True)
-class Float16:
+class Float16(Form):
     """Serves the feature loss and, inside `head`, the output loss."""
 
     name: ClassVar[str] = "float16"
-    version: ClassVar[int] = 1
     kind: ClassVar[str] = "hidden"
-    axis: ClassVar[Axis] = Axis.TOKEN
-    needs_channels: ClassVar[bool] = False
+    tap: ClassVar[Tap] = Tap.HIDDEN
+    content: ClassVar[Content] = Content.HIDDEN
+    rank: ClassVar[int] = 10
+    ratio: ClassVar[float] = 0.94
     shows_nonfinite: ClassVar[bool] = True
 
     def parts(self, geometry: Geometry) -> dict[str, Part]:

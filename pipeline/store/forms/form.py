@@ -6,12 +6,13 @@ every Zarr reader knows; compression is the store's business.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
+from enum import StrEnum
+from typing import Any, ClassVar, TypeAlias
 
 from pipeline.axes import Axis
-from pipeline.provenance import fingerprint
 
 Array: TypeAlias = Any
 """A numpy array or a torch tensor; forms never ask which."""
@@ -73,42 +74,121 @@ class Error:
     stated: Array
 
 
-@runtime_checkable
-class Form(Protocol):
-    """A frozen dataclass whose fields are the user's options; they enter the signal's identity.
+class Tap(StrEnum):
+    """What a form takes from the teacher's forward pass."""
 
-    `version` rises whenever the stored bytes of the same values change. `encode` takes and `decode`
-    returns named arrays whose first axis is the form's `axis`. A form may say `shows_nonfinite =
-    True`: a row of values that are not finite then has a stored float that is not, so that the
-    capture need not look through the values themselves.
+    HIDDEN = "hidden"
+    """`hidden`: the hidden states of a layer."""
+    QUERY_KEY = "query_key"
+    """`query` and `key` of a layer, as its attention multiplies them."""
+    ATTENTION_MAP = "attention_map"
+    """`probability`: the attention map of a layer, one row a visible pair."""
+    VALUE = "value"
+    """`value`: the attention values of a layer."""
+    HEAD_INPUT = "head_input"
+    """`head_input`: what the language-model head multiplies; the head is stored as an asset."""
+    LOGITS = "logits"
+    """`logits` of each token, or of each example where the form's axis is that of examples."""
+    LAYER_BELOW = "layer_below"
+    """Nothing: readers rebuild query and key from the hidden states of the layer below."""
+
+
+class Content(StrEnum):
+    """What readers get from a form. Losses are written for contents, not for forms."""
+
+    HIDDEN = "hidden"
+    """`hidden`: hidden states."""
+    QUERY_KEY = "query_key"
+    """`query` and `key`, from which maps are rebuilt and relations are made."""
+    ATTENTION_MAP = "attention_map"
+    """`probability`: attention maps, which hold no query and key."""
+    VALUE = "value"
+    """`value`: attention values."""
+    LOGITS = "full"
+    """All of the teacher's logits: stored, or rebuilt from `head_input`."""
+    TOP_K = "topk"
+    """`ids`, `log_probs` and `log_normalizer` of the most probable tokens."""
+    SAMPLES = "sampled"
+    """`samples`: ids drawn from the teacher's distribution at temperature 1."""
+
+
+class Form(ABC):
+    """How the values of one kind of signal are stored. Subclasses are frozen dataclasses.
+
+    Their fields are the user's options, which enter the identity of a signal.
+
+    Attributes:
+        name: The form's name in `params.yaml`.
+        kind: The kind of signal: hidden, attention, value or logits.
+        version: Raised whenever the stored bytes of the same values change.
+        axis: What one row of an array is: a token, an example, or a visible pair of tokens.
+        tap: What `encode` takes from the teacher.
+        content: What a reader gets.
+        rank: Fidelity among the forms of a kind; the form of the lowest rank loses least. Where a
+            student may use any form of a layer, this decides.
+        ratio: Expected bytes on disk over bytes before compression: between those of the trained
+            teachers of docs/forms.md, which differ by up to a tenth. 1 if nobody measured it.
+        needs_channels: Whether encoding and decoding need the layer's channel statistics.
+        shows_nonfinite: Whether a row with a value that is not finite has a stored float that is
+            not finite, so that the capture need not search the values themselves.
     """
 
     name: ClassVar[str]
-    version: ClassVar[int]
     kind: ClassVar[str]
-    axis: ClassVar[Axis]
-    needs_channels: ClassVar[bool]
+    version: ClassVar[int] = 1
+    axis: ClassVar[Axis] = Axis.TOKEN
+    tap: ClassVar[Tap]
+    content: ClassVar[Content]
+    rank: ClassVar[int]
+    ratio: ClassVar[float] = 1.0
+    needs_channels: ClassVar[bool] = False
+    shows_nonfinite: ClassVar[bool] = False
 
+    @abstractmethod
     def parts(self, geometry: Geometry) -> dict[str, Part]:
-        """Return the arrays this form stores for a signal of these sizes."""
-        ...
+        """Return the arrays that the form stores for a signal of these sizes."""
 
+    @abstractmethod
     def encode(self, values: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
-        """Turn float values into the stored arrays."""
-        ...
+        """Turn the float values that `tap` names into the stored arrays.
 
+        The first axis of values and arrays is `axis`.
+        """
+
+    @abstractmethod
     def decode(self, parts: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
-        """Turn stored arrays back into float32 values, within the form's stated error."""
-        ...
+        """Turn stored arrays into the float32 values that `content` names."""
 
+    @abstractmethod
     def errors(
         self, values: Mapping[str, Array], decoded: Mapping[str, Array], channels: Channels | None
     ) -> dict[str, Error]:
-        """Hold decoded values against the true ones: the error found and the one stated, by name.
+        """Return the error found in each decoded array, and the largest error that the form states.
 
-        This is where a form states its error; `decant verify --deep` asks it of real features.
+        `decant verify --deep` and `--teacher` hold real features against it.
         """
-        ...
+
+    @property
+    def has_channels(self) -> bool:
+        """Whether a signal comes with channel statistics: the feature loss standardises by them."""
+        return self.needs_channels or self.content is Content.HIDDEN
+
+    @property
+    def temperatures_served(self) -> tuple[float, ...] | None:
+        """The temperatures at which an output loss can use the form; None if it can at any."""
+        return None
+
+    def needs(self, layer: int | None) -> dict[str, int]:
+        """Return the layer of each other kind of signal that decoding needs."""
+        return {}
+
+    def assets(self, layer: int | None) -> tuple[str, ...]:
+        """Return the names of the store's assets that decoding needs."""
+        return ()
+
+    def as_written_by(self, version: int) -> "Form | None":
+        """Return the form that decodes what a version wrote; None if it can no longer be read."""
+        return self if version == self.version else None
 
 
 def options(form: Form) -> dict[str, Any]:
@@ -117,9 +197,3 @@ def options(form: Form) -> dict[str, Any]:
         key: list(value) if isinstance(value, tuple) else value
         for key, value in asdict(form).items()  # pyright: ignore[reportArgumentType]
     }
-
-
-def identity(form: Form) -> str:
-    """Return the form's name with a hash of its options and version, as in `int8-1f3a9c02`."""
-    stamp = fingerprint({"name": form.name, "version": form.version, "options": options(form)})
-    return f"{form.name}-{stamp[:8]}"

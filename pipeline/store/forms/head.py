@@ -9,12 +9,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from pipeline.axes import Axis
 from pipeline.store.forms.bfloat16 import BFloat16
 from pipeline.store.forms.float16 import Float16
-from pipeline.store.forms.form import Array, Channels, Error, Geometry, Part
+from pipeline.store.forms.form import (
+    Array,
+    Channels,
+    Content,
+    Error,
+    Form,
+    Geometry,
+    Part,
+    Tap,
+)
 from pipeline.store.forms.int8 import Int8
 
+HEAD = "lm_head"
+"""The asset that holds the head's weight and bias."""
 INNER: dict[str, type[Float16 | BFloat16 | Int8]] = {
     "int8": Int8,
     "bfloat16": BFloat16,
@@ -23,21 +33,31 @@ INNER: dict[str, type[Float16 | BFloat16 | Int8]] = {
 
 
 @dataclass(frozen=True)
-class Head:
+class Head(Form):
     """Serves the output loss of language models at every temperature."""
 
     values: Literal["int8", "bfloat16", "float16"] = "int8"
 
     name: ClassVar[str] = "head"
-    version: ClassVar[int] = 1
     kind: ClassVar[str] = "logits"
-    axis: ClassVar[Axis] = Axis.TOKEN
+    tap: ClassVar[Tap] = Tap.HEAD_INPUT
+    content: ClassVar[Content] = Content.LOGITS
+    rank: ClassVar[int] = 20
     needs_channels: ClassVar[bool] = True
 
     @property
-    def shows_nonfinite(self) -> bool:
+    def ratio(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """That of the inner form."""
+        return INNER[self.values].ratio
+
+    @property
+    def shows_nonfinite(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """As the inner form does."""
         return INNER[self.values].shows_nonfinite
+
+    def assets(self, layer: int | None) -> tuple[str, ...]:
+        """The head, with which readers rebuild the logits."""
+        return (HEAD,)
 
     def parts(self, geometry: Geometry) -> dict[str, Part]:
         """The arrays of the inner form."""

@@ -15,8 +15,17 @@ from typing import ClassVar, Literal
 import numpy as np
 from array_api_compat import array_namespace
 
-from pipeline.axes import Axis
-from pipeline.store.forms.form import Array, Channels, Error, Geometry, Part, row_blocks
+from pipeline.store.forms.form import (
+    Array,
+    Channels,
+    Content,
+    Error,
+    Form,
+    Geometry,
+    Part,
+    Tap,
+    row_blocks,
+)
 from pipeline.store.forms.int8 import SMALLEST
 
 HALF = 8
@@ -24,15 +33,17 @@ HALF = 8
 
 
 @dataclass(frozen=True)
-class Int4:
+class Int4(Form):
     """Serves the feature loss; attention rebuilt from it is no longer faithful."""
 
     group: Literal[16, 32, 64, 128] = 64
 
     name: ClassVar[str] = "int4"
-    version: ClassVar[int] = 1
     kind: ClassVar[str] = "hidden"
-    axis: ClassVar[Axis] = Axis.TOKEN
+    tap: ClassVar[Tap] = Tap.HIDDEN
+    content: ClassVar[Content] = Content.HIDDEN
+    rank: ClassVar[int] = 50
+    ratio: ClassVar[float] = 0.94
     needs_channels: ClassVar[bool] = True
     shows_nonfinite: ClassVar[bool] = True
 

@@ -13,8 +13,17 @@ from typing import ClassVar
 import numpy as np
 from array_api_compat import array_namespace
 
-from pipeline.axes import Axis
-from pipeline.store.forms.form import Array, Channels, Error, Geometry, Part, row_blocks
+from pipeline.store.forms.form import (
+    Array,
+    Channels,
+    Content,
+    Error,
+    Form,
+    Geometry,
+    Part,
+    Tap,
+    row_blocks,
+)
 
 LEVELS = 127
 SMALLEST = 2.0**-24
@@ -63,13 +72,15 @@ def largest_error(values: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class Int8:
+class Int8(Form):
     """Serves the feature loss and, inside `head`, the output loss."""
 
     name: ClassVar[str] = "int8"
-    version: ClassVar[int] = 1
     kind: ClassVar[str] = "hidden"
-    axis: ClassVar[Axis] = Axis.TOKEN
+    tap: ClassVar[Tap] = Tap.HIDDEN
+    content: ClassVar[Content] = Content.HIDDEN
+    rank: ClassVar[int] = 30
+    ratio: ClassVar[float] = 0.97
     needs_channels: ClassVar[bool] = True
     shows_nonfinite: ClassVar[bool] = True
 

@@ -14,21 +14,31 @@ from typing import ClassVar
 from array_api_compat import array_namespace
 
 from pipeline.axes import Axis
-from pipeline.store.forms.form import Array, Channels, Error, Geometry, Part
+from pipeline.store.forms.form import (
+    Array,
+    Channels,
+    Content,
+    Error,
+    Form,
+    Geometry,
+    Part,
+    Tap,
+)
 
 LEVELS = 255
 
 
 @dataclass(frozen=True)
-class Map:
+class Map(Form):
     """Serves the attention loss; it holds no query and key, so no relations."""
 
     name: ClassVar[str] = "map"
-    version: ClassVar[int] = 1
     kind: ClassVar[str] = "attention"
+    tap: ClassVar[Tap] = Tap.ATTENTION_MAP
+    content: ClassVar[Content] = Content.ATTENTION_MAP
+    rank: ClassVar[int] = 20
+    ratio: ClassVar[float] = 0.68
     axis: ClassVar[Axis] = Axis.PAIR
-    needs_channels: ClassVar[bool] = False
-    shows_nonfinite: ClassVar[bool] = False
 
     def parts(self, geometry: Geometry) -> dict[str, Part]:
         """One level a head."""

@@ -12,20 +12,29 @@ from typing import ClassVar
 
 from array_api_compat import array_namespace
 
-from pipeline.axes import Axis
-from pipeline.store.forms.form import Array, Channels, Error, Geometry, Part
+from pipeline.store.forms.form import (
+    Array,
+    Channels,
+    Content,
+    Error,
+    Form,
+    Geometry,
+    Part,
+    Tap,
+)
 from pipeline.store.forms.int8 import largest_error, quantise_rows, widen_rows
 
 
 @dataclass(frozen=True)
-class QueryKey:
+class QueryKey(Form):
     """Serves the attention loss."""
 
     name: ClassVar[str] = "qk"
-    version: ClassVar[int] = 1
     kind: ClassVar[str] = "attention"
-    axis: ClassVar[Axis] = Axis.TOKEN
-    needs_channels: ClassVar[bool] = False
+    tap: ClassVar[Tap] = Tap.QUERY_KEY
+    content: ClassVar[Content] = Content.QUERY_KEY
+    rank: ClassVar[int] = 10
+    ratio: ClassVar[float] = 0.95
     shows_nonfinite: ClassVar[bool] = True
 
     def parts(self, geometry: Geometry) -> dict[str, Part]:

@@ -1,73 +1,128 @@
-"""The forms by kind and name. A new form is one file and one line here.
+"""The forms by kind and name, those of other packages included.
 
-A form whose bytes change may keep its earlier version as a class in `OLDER`: stores of it stay
-readable.
+A form of ours is one file of this folder. Another package gives one as an entry point:
+
+    [project.entry-points."decant.forms"]
+    "hidden.fp6" = "my_package.fp6:Fp6"
 """
 
-import json
+import difflib
+from collections.abc import Mapping
 from dataclasses import fields
 from functools import cache
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.errors import ConfigError
-from pipeline.store.forms.below import Below
-from pipeline.store.forms.bfloat16 import BFloat16
-from pipeline.store.forms.dense import Dense
-from pipeline.store.forms.float16 import Float16
-from pipeline.store.forms.form import Form
-from pipeline.store.forms.head import Head
-from pipeline.store.forms.int4 import Int4
-from pipeline.store.forms.int8 import Int8
-from pipeline.store.forms.map import Map
-from pipeline.store.forms.older import Sampled1, TopK1
-from pipeline.store.forms.qk import QueryKey
-from pipeline.store.forms.sampled import Sampled
-from pipeline.store.forms.topk import TopK
-from pipeline.store.forms.value_int8 import ValueInt8
+from pipeline.axes import Axis
+from pipeline.errors import ConfigError, IncompatibleError
+from pipeline.provenance import canonical_json, fingerprint
+from pipeline.registry import Origin, Registry
+from pipeline.store.forms.form import Content, Form, options
 
-FORMS: dict[str, dict[str, type[Form]]] = {
-    "hidden": {"float16": Float16, "bfloat16": BFloat16, "int8": Int8, "int4": Int4},
-    "attention": {"qk": QueryKey, "map": Map, "below": Below},
-    "value": {"int8": ValueInt8},
-    "logits": {"topk": TopK, "sampled": Sampled, "head": Head, "dense": Dense},
-}
-OLDER: dict[tuple[str, str, int], type[Form]] = {
-    ("logits", "topk", 1): TopK1,
-    ("logits", "sampled", 1): Sampled1,
-}
 
+def _name(part: Any) -> str | None:
+    # An earlier version of a form inherits its name.
+    is_form = isinstance(part, type) and issubclass(part, Form) and "name" in vars(part)
+    return f"{part.kind}.{part.name}" if is_form else None
+
+
+FORMS: Registry[type[Form]] = Registry(
+    "form", package="pipeline.store.forms", group="decant.forms", name_of=_name
+)
+"""Form classes by `<kind>.<name>`, as in `hidden.int8`."""
 
 _adapter = cache(TypeAdapter)
 
 
-def build_form(kind: str, name: str, options: dict[str, Any], version: int | None = None) -> Form:
-    """Return the form of this kind and name with these options.
+def forms_of(kind: str) -> dict[str, type[Form]]:
+    """Return the forms of a kind by their names, the most faithful first."""
+    forms = [FORMS[key] for key in FORMS if key.startswith(f"{kind}.")]
+    return {form.name: form for form in sorted(forms, key=lambda form: form.rank)}
 
-    Args:
-        kind: What it is a form of.
-        name: Its name.
-        options: Its own options.
-        version: An earlier version, if there is one that can still be read; else the present one.
+
+def names_of(content: Content, axis: Axis = Axis.TOKEN) -> str:
+    """Return the forms that give a content, the most faithful first, for advice: `qk or below`."""
+    forms = [FORMS[key] for key in FORMS]
+    fitting = [form for form in forms if form.content is content and form.axis is axis]
+    return " or ".join(form.name for form in sorted(fitting, key=lambda form: form.rank))
+
+
+def build_form(kind: str, name: str, given: Mapping[str, Any]) -> Form:
+    """Return the form of this kind and name with the options given.
 
     Raises:
         ConfigError: If there is no such kind or form, or an option is unknown or out of range.
     """
-    forms = FORMS.get(kind, {})
-    if name not in forms:
+    if f"{kind}.{name}" not in FORMS:
+        known = [key.partition(".")[2] for key in FORMS if key.startswith(f"{kind}.")]
         raise ConfigError(
-            f"{kind} form {name!r} is unknown; expected one of {', '.join(forms) or 'none'}"
+            f"{kind}.form: found {name!r}, expected one of {', '.join(known) or 'none'}"
         )
-    form = forms[name] if version is None else OLDER.get((kind, name, version), forms[name])
+    form = FORMS[f"{kind}.{name}"]
     known = [field.name for field in fields(form)]  # pyright: ignore[reportArgumentType]
-    said = f"{kind} form {name}: its options are {', '.join(known) or 'none'}"
-    if unknown := sorted(set(options) - set(known)):
-        raise ConfigError(f"{said}; found {', '.join(unknown)}: remove or rename it")
+    for key in sorted(set(given) - set(known)):
+        close = difflib.get_close_matches(key, [*known, "form", "layers"], n=1)
+        advice = f"did you mean {close[0]!r}?" if close else "remove it"
+        raise ConfigError(f"{kind}.{key}: the form {name} has no such option; {advice}")
     try:
         # As JSON: there a list is a tuple and an integer a float, and nothing else is lenient.
-        return _adapter(form).validate_json(json.dumps(options), strict=True)
+        return _adapter(form).validate_json(canonical_json(given), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{said}; {key}: {first['msg']}, found {first['input']!r}") from error
+        key = ".".join([kind, *map(str, first["loc"])])
+        expected = first["msg"].replace("Input should be", "expected")
+        raise ConfigError(f"{key}: found {first['input']!r}, {expected}") from error
+
+
+def stored_form(
+    kind: str, name: str, version: int, given: Mapping[str, Any], origin: Origin | None
+) -> Form:
+    """Return the form that decodes what a store holds.
+
+    Args:
+        kind: The signal's kind.
+        name: The form's name.
+        version: The version of the form that wrote it.
+        given: The form's options.
+        origin: The package that gave the form; None for a form of ours.
+
+    Raises:
+        IncompatibleError: If this software has no such form, option or version, or another version
+            of the package that gave the form.
+    """
+    key = f"{kind}.{name}"
+    try:
+        FORMS.require(key, origin)
+        form = build_form(kind, name, given)
+    except ConfigError as error:
+        raise IncompatibleError(f"{error}; or use the software that wrote the store") from error
+    if (installed := FORMS.origin(key)) != origin:
+        here, there = (
+            "decant" if one is None else f"{one.package} {one.version}"
+            for one in (installed, origin)
+        )
+        remedy = "" if origin is None else f"pip install {origin.package}=={origin.version}, or "
+        raise IncompatibleError(
+            f"form {key!r}: written by that of {there}, found that of {here}; {remedy}capture again"
+        )
+    written = form.as_written_by(version)
+    if written is None:
+        raise IncompatibleError(
+            f"form {key!r}: written by version {version}, this software has version "
+            f"{form.version}; use the software that wrote the store, or capture again"
+        )
+    return written
+
+
+def origin_of(form: Form) -> Origin | None:
+    """Return the package that gave a form; None for a form of ours."""
+    return FORMS.origin(f"{form.kind}.{form.name}")
+
+
+def identity(form: Form) -> str:
+    """Return the form's name with a hash of what decides its bytes, as in `int8-1f3a9c02`."""
+    stated = {"name": form.name, "version": form.version, "options": options(form)}
+    if (origin := origin_of(form)) is not None:
+        stated["origin"] = origin.model_dump()
+    return f"{form.name}-{fingerprint(stated)[:8]}"

@@ -18,9 +18,17 @@ import numpy as np
 from array_api_compat import array_namespace, is_torch_array
 from pydantic import Field
 
-from pipeline.axes import Axis
-from pipeline.store.forms.form import Array, Channels, Error, Geometry, Part
-from pipeline.store.forms.ids import gap_part, gaps_of, ids_of
+from pipeline.store.forms.form import (
+    Array,
+    Channels,
+    Content,
+    Error,
+    Form,
+    Geometry,
+    Part,
+    Tap,
+)
+from pipeline.store.forms.ids import GAPS, IDS, gap_part, gaps_of, ids_of
 from pipeline.store.forms.topk import log_softmax
 
 CHUNK_LOGITS = 2**22
@@ -72,7 +80,7 @@ def draw(logits: Array, n: int) -> Array:
 
 
 @dataclass(frozen=True)
-class Sampled:
+class Sampled(Form):
     """Serves the output loss of language models as forward KL at temperature 1, and that alone."""
 
     n: Annotated[int, Field(ge=1)] = 64
@@ -80,13 +88,24 @@ class Sampled:
     name: ClassVar[str] = "sampled"
     version: ClassVar[int] = 2
     kind: ClassVar[str] = "logits"
-    axis: ClassVar[Axis] = Axis.TOKEN
-    needs_channels: ClassVar[bool] = False
-    shows_nonfinite: ClassVar[bool] = False
+    tap: ClassVar[Tap] = Tap.LOGITS
+    content: ClassVar[Content] = Content.SAMPLES
+    rank: ClassVar[int] = 40
+    ratio: ClassVar[float] = 0.45
+    ids_array: ClassVar[str] = GAPS
+
+    @property
+    def temperatures_served(self) -> tuple[float, ...]:
+        """That of the draws."""
+        return (1.0,)
+
+    def as_written_by(self, version: int) -> Form | None:
+        """Return this form, or the one that reads version 1."""
+        return Sampled1(self.n) if version == 1 else super().as_written_by(version)
 
     def parts(self, geometry: Geometry) -> dict[str, Part]:
         """The ids drawn, one as often as it was, as the gaps between them."""
-        return {"id_gaps": gap_part(geometry.vocab, self.n)}
+        return {self.ids_array: gap_part(geometry.vocab, self.n)}
 
     def encode(self, values: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
         """Draw from `logits` (tokens, vocab); a row that is not finite gives ids of no meaning."""
@@ -98,11 +117,11 @@ class Sampled:
         rows = max(1, CHUNK_LOGITS // logits.shape[-1])
         pieces = [logits[first : first + rows] for first in range(0, len(logits), rows)]
         drawn = xp.concat([draw(piece, self.n) for piece in pieces or [logits]], axis=0)
-        return {"id_gaps": gaps_of(drawn, logits.shape[-1])}
+        return {GAPS: gaps_of(drawn, logits.shape[-1])}
 
     def decode(self, parts: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
         """Return `samples` (int64)."""
-        return {"samples": ids_of(parts["id_gaps"])}
+        return {"samples": ids_of(parts)}
 
     def errors(
         self, values: Mapping[str, Array], decoded: Mapping[str, Array], channels: Channels | None
@@ -115,3 +134,11 @@ class Sampled:
         for place in range(self.n):
             counts = counts + (decoded["samples"][:, place : place + 1] == tokens)
         return {"samples": Error(xp.abs(counts - expected), xp.ones_like(expected) * (1 + 1e-9))}
+
+
+@dataclass(frozen=True)
+class Sampled1(Sampled):
+    """Version 1, which stored the ids themselves; it is read and no longer written."""
+
+    version: ClassVar[int] = 1
+    ids_array: ClassVar[str] = IDS

@@ -16,10 +16,19 @@ from array_api_compat import array_namespace, is_torch_array
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipeline.axes import Axis
 from pipeline.errors import IncompatibleError
-from pipeline.store.forms.form import Array, Channels, Error, Geometry, Part, row_blocks
-from pipeline.store.forms.ids import gap_part, gaps_of, ids_of
+from pipeline.store.forms.form import (
+    Array,
+    Channels,
+    Content,
+    Error,
+    Form,
+    Geometry,
+    Part,
+    Tap,
+    row_blocks,
+)
+from pipeline.store.forms.ids import GAPS, IDS, gap_part, gaps_of, ids_of
 
 GROUP = 16
 """Columns that are first looked at by their largest alone."""
@@ -78,7 +87,7 @@ def _largest_columns(values: NDArray[Any], k: int) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
-class TopK:
+class TopK(Form):
     """Serves the output loss of language models at the temperatures captured."""
 
     k: Annotated[int, Field(ge=1)] = 64
@@ -89,9 +98,21 @@ class TopK:
     name: ClassVar[str] = "topk"
     version: ClassVar[int] = 2
     kind: ClassVar[str] = "logits"
-    axis: ClassVar[Axis] = Axis.TOKEN
-    needs_channels: ClassVar[bool] = False
+    tap: ClassVar[Tap] = Tap.LOGITS
+    content: ClassVar[Content] = Content.TOP_K
+    rank: ClassVar[int] = 30
+    ratio: ClassVar[float] = 0.55
     shows_nonfinite: ClassVar[bool] = True
+    ids_array: ClassVar[str] = GAPS
+
+    @property
+    def temperatures_served(self) -> tuple[float, ...]:
+        """Those of the stored normalisers."""
+        return self.temperatures
+
+    def as_written_by(self, version: int) -> Form | None:
+        """Return this form, or the one that reads version 1."""
+        return TopK1(self.k, self.temperatures) if version == 1 else super().as_written_by(version)
 
     def parts(self, geometry: Geometry) -> dict[str, Part]:
         """Ids and log-probabilities of `k` tokens, and a normaliser for every temperature."""
@@ -101,7 +122,7 @@ class TopK:
                 "choose 0 < k < vocabulary, or the form head, which keeps all of it"
             )
         return {
-            "id_gaps": gap_part(geometry.vocab, self.k),
+            self.ids_array: gap_part(geometry.vocab, self.k),
             "log_probs": Part("float16", (self.k,), ("id",)),
             "log_normalizer": Part("float32", (len(self.temperatures),), ("temperature",)),
         }
@@ -126,7 +147,7 @@ class TopK:
         # An entry of minus infinity would not show: its probability is 0, as of any small one.
         is_finite = xp.isfinite(least)[:, None]
         return {
-            "id_gaps": gaps_of(ids, logits.shape[-1]),
+            GAPS: gaps_of(ids, logits.shape[-1]),
             "log_probs": xp.astype(xp.astype(top - most, xp.float64) - total[:, None], xp.float16),
             "log_normalizer": xp.where(is_finite, normalizer, xp.full_like(normalizer, xp.nan)),
         }
@@ -163,7 +184,7 @@ class TopK:
         """Return `ids` (int64), `log_probs` at temperature 1 and `log_normalizer` a temperature."""
         xp = array_namespace(parts["log_probs"])
         return {
-            "ids": ids_of(parts["id_gaps"]),
+            "ids": ids_of(parts),
             "log_probs": xp.astype(parts["log_probs"], xp.float32),
             "log_normalizer": parts["log_normalizer"],
         }
@@ -193,3 +214,11 @@ class TopK:
                 2.0**-20 * (1 + xp.abs(normalizers)),
             ),
         }
+
+
+@dataclass(frozen=True)
+class TopK1(TopK):
+    """Version 1, which stored the ids themselves; it is read and no longer written."""
+
+    version: ClassVar[int] = 1
+    ids_array: ClassVar[str] = IDS

@@ -10,20 +10,29 @@ from typing import ClassVar
 
 from array_api_compat import array_namespace
 
-from pipeline.axes import Axis
-from pipeline.store.forms.form import Array, Channels, Error, Geometry, Part
+from pipeline.store.forms.form import (
+    Array,
+    Channels,
+    Content,
+    Error,
+    Form,
+    Geometry,
+    Part,
+    Tap,
+)
 from pipeline.store.forms.int8 import largest_error, quantise_rows, widen_rows
 
 
 @dataclass(frozen=True)
-class ValueInt8:
+class ValueInt8(Form):
     """Serves the attention loss where it is of relations."""
 
     name: ClassVar[str] = "int8"
-    version: ClassVar[int] = 1
     kind: ClassVar[str] = "value"
-    axis: ClassVar[Axis] = Axis.TOKEN
-    needs_channels: ClassVar[bool] = False
+    tap: ClassVar[Tap] = Tap.VALUE
+    content: ClassVar[Content] = Content.VALUE
+    rank: ClassVar[int] = 30
+    ratio: ClassVar[float] = 0.97
     shows_nonfinite: ClassVar[bool] = True
 
     def parts(self, geometry: Geometry) -> dict[str, Part]:

@@ -17,8 +17,6 @@ from pipeline.store.reader import StoreReader
 from pipeline.store.records import Declaration
 from pipeline.store.shards import ArraySpec
 
-HEAD = "lm_head"
-"""The asset that logits of the form `head` are rebuilt with, whether or not they name it."""
 BLOCKS = "blocks"
 """The asset that students start from; no signal needs it."""
 
@@ -56,7 +54,7 @@ def signal_arrays(
     extent = segment_extent(declared.axis, plan, length=length, segment=segment, rule=declared.rule)
     rows = len(plan["segments"]) * extent.shard_rows
     return {
-        f"{declared.signal}/{name}": ArraySpec(
+        f"{declared.name}/{name}": ArraySpec(
             part, rows, extent.shard_rows, extent.chunk_rows, declared.axis
         )
         for name, part in declared.parts().items()
@@ -99,7 +97,7 @@ def inside(name: str, root: Path) -> str:
 
 def assets_of(declared: Declaration) -> set[str]:
     """Return the names of the assets that a signal's values are rebuilt with."""
-    return {*declared.assets, *([HEAD] if declared.form == "head" else [])}
+    return {*declared.asset_entries, *declared.assets}
 
 
 def find_signal(signals: Sequence[str], wanted: str) -> str:
@@ -127,16 +125,13 @@ def find_signal(signals: Sequence[str], wanted: str) -> str:
 def with_needed(reader: StoreReader, signals: Iterable[str]) -> list[str]:
     """Return signals with those that they are rebuilt from, sorted.
 
-    Attention of the form `below` comes from the hidden states of a layer: any form of them will do,
-    so all come along unless one is asked for.
+    Any form of a needed layer will do, so all of them are added unless one is named.
     """
     chosen = set(signals)
     for name in sorted(chosen):
         declared = reader.signal(name).declaration
-        layer: Any = declared.info.get("hidden")
-        if declared.form != "below" or layer is None:
-            continue
-        forms = {other for other in reader.signals if other.startswith(f"hidden/{layer}/")}
-        if not chosen & forms:
-            chosen |= forms
+        for kind, layer in declared.needs.items():
+            forms = {other for other in reader.signals if other.startswith(f"{kind}/{layer}/")}
+            if not chosen & forms:
+                chosen |= forms
     return sorted(chosen)

@@ -266,7 +266,7 @@ class _Verification:
         expected = self._expected(declared.splits, [receipt.segment for receipt in receipts])
         digests = {manifest["digest"], signal_digest(declared, receipts)}
         if (
-            declared.signal != name
+            declared.name != name
             or digests != {manifest["digest"] if entry is None else entry["digest"]}
             or [receipt.segment for receipt in receipts] != expected
         ):
@@ -306,7 +306,7 @@ class _Verification:
         if declared.channels is not None:
             path = self.layout.channels(declared.kind, declared.layer)
             files.file(path, declared.channels, is_own=False)
-        for name, entry in declared.assets.items():
+        for name, entry in declared.asset_entries.items():
             self._asset(files, entry, is_own=False)
             if self.index is not None and self.index["assets"].get(name) != entry:
                 path = self.layout.assets / entry["file"]
@@ -330,7 +330,7 @@ class _Verification:
         lost = {damage.segment for damage in files.damage} - {None}
         return SignalState(
             name=name,
-            form="" if declared is None else declared.form,
+            form="" if declared is None else declared.form.name,
             splits=() if declared is None else declared.splits,
             segments=len(expected),
             whole=len(set(expected) - lost),
@@ -360,7 +360,7 @@ class _Verification:
                         whole += 1
                         files.seen |= set(receipt.files)
                         files.stored_bytes += sum(file["bytes"] for file in receipt.files.values())
-            except (IntegrityError, *MALFORMED) as error:
+            except (IntegrityError, IncompatibleError, *MALFORMED) as error:
                 logger.debug("%s: %s", name, reason_of(error, layout.declaration(name)))
             state = self._state(name, declared, expected, files, is_indexed=False)
             yield SignalState(**{**vars(state), "whole": whole})

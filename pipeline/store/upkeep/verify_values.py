@@ -45,7 +45,7 @@ def check_values(reader: StoreReader, name: str, segments: Collection[int]) -> l
 
 def _difference(reader: StoreReader, stored: StoredSignal, number: int) -> str | None:
     declared, receipt = stored.declaration, stored.receipts[number]
-    name = declared.signal
+    name = declared.name
     try:
         segment = reader.read_segment(number, [name])
     except IntegrityError as error:
@@ -63,7 +63,7 @@ def _difference(reader: StoreReader, stored: StoredSignal, number: int) -> str |
     # A skipped example's rows were never written.
     if any(values[:live][of_skipped].any() for values in parts.values()):
         return f"values in rows of the skipped slots {sorted(skipped)}"
-    form = declared.build_form()
+    form = declared.form
     # An infinite scale is found below, by what it makes of the values.
     with np.errstate(invalid="ignore", over="ignore"):
         decoded = form.decode(

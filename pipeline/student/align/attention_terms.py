@@ -10,6 +10,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from pipeline.errors import IncompatibleError
+from pipeline.store.forms.form import Content
+from pipeline.store.forms.registry import names_of
 from pipeline.store.records import Declaration
 from pipeline.student.align.objective import AttentionTerm
 from pipeline.student.align.transport import Compare
@@ -69,10 +71,11 @@ class AttentionMatch:
                     "loss.attention.loss relations or head_mean, give the student "
                     f"{declared.geometry.heads} heads, or set the term's weight to 0"
                 )
-            if self._relations and declared.form == "map":
+            if self._relations and declared.form.content is Content.ATTENTION_MAP:
                 raise IncompatibleError(
-                    f"loss.attention: {declared.signal} holds no query and key, which relations "
-                    "are made of; capture the layer in form qk or below, or use loss head_mean"
+                    f"loss.attention: {declared.name} holds no query and key, which relations are "
+                    f"made of; capture the layer in form {names_of(Content.QUERY_KEY)}, or use "
+                    "loss head_mean"
                 )
         self.relation_heads = self._relation_heads(options, pairs, anatomy)
 

@@ -10,14 +10,13 @@ from typing import Any, Literal
 
 from pipeline.errors import ConfigError, DecantError, IncompatibleError, in_short
 from pipeline.provenance import read_json
+from pipeline.store.forms.form import Content
+from pipeline.store.forms.registry import names_of
+from pipeline.store.signals import CapturedSignal
 from pipeline.student.align.layer_maps import block_choice, layer_map, transport_map
 from pipeline.student.align.objective import Alignment, AttentionTerm, FeatureTerm, Objective
 from pipeline.written_by import remedy
 
-FIDELITY = ("float16", "bfloat16", "int8", "int4")
-"""Forms of vectors, the most faithful first; where nobody names one, the first that is there."""
-MAP = "map"
-"""The form of attention that holds no query and key."""
 DEPTH_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 Blocks = Sequence[int] | Literal["uniform", "first", "last"] | Mapping[Literal["every"], int]
@@ -62,33 +61,34 @@ def select_signals(
     store = next((r for r in records if "config" in r), None)
     if store is None:
         raise ConfigError(f"{manifests}: no store.json; {remedy(manifests)}")
-    signals = [r for r in records if "kind" in r]
+    signals = [CapturedSignal.from_json(r) for r in records if "kind" in r]
     teacher_layers = int(store["layers"])
     key = f"students.{name}"
     own = _checkpoint_config(checkpoint, revision, key) if architecture is None else architecture
     student_layers = _student_layers(own, store["config"], key)
-    chosen: dict[str, str] = {}
+    chosen: list[CapturedSignal] = []
     maps: dict[str, LayerMap] = {"feature": {}, "attention": {}}
     layers = {"student_layers": student_layers, "teacher_layers": teacher_layers}
     if not objective.feature.weight.is_off:
         maps["feature"] = _map(signals, "hidden", objective.feature, align, layers, key)
-        for layer in teacher_layers_of(maps["feature"]):
-            _choose(chosen, _one(signals, "hidden", layer, objective.feature.form, key))
+        chosen += [
+            _one(signals, "hidden", layer, objective.feature.form, key)
+            for layer in teacher_layers_of(maps["feature"])
+        ]
     if not objective.attention.weight.is_off:
         maps["attention"] = _map(
             signals, _attention_kind(objective.attention), objective.attention, align, layers, key
         )
         for layer in teacher_layers_of(maps["attention"]):
-            for found in _attention_signals(signals, layer, objective, chosen, key):
-                _choose(chosen, found)
+            chosen += _attention_signals(signals, layer, objective, chosen, key)
     if not objective.output.weight.is_off:
-        _choose(chosen, _one(signals, "logits", None, objective.output.form, key))
+        chosen.append(_one(signals, "logits", None, objective.output.form, key))
     assets: dict[str, Any] = {}
     if init == "teacher-layers":
         assets["blocks"] = _blocks(records, key, student_layers, teacher_layers, blocks)
     return {
         "store": store["store"],
-        "signals": chosen,
+        "signals": {signal.name: signal.digest for signal in chosen},
         "assets": assets,
         "maps": {term: {str(s): t for s, t in pairs.items()} for term, pairs in maps.items()},
     }
@@ -101,7 +101,7 @@ def teacher_layers_of(pairs: LayerMap) -> list[int]:
 
 
 def _map(
-    signals: list[dict[str, Any]],
+    signals: Sequence[CapturedSignal],
     kind: str,
     term: FeatureTerm | AttentionTerm,
     align: Alignment,
@@ -114,7 +114,11 @@ def _map(
     try:
         if align.layers == "emd":
             return transport_map(
-                [r["layer"] for r in signals if r["kind"] == kind and _serves(r, term)],
+                [
+                    s.layer
+                    for s in signals
+                    if s.kind == kind and s.layer is not None and _serves(s, term)
+                ],
                 student_layers=layers["student_layers"],
                 include_embeddings=embeddings,
             )
@@ -132,11 +136,16 @@ def _map(
     return dict(found)
 
 
-def _serves(record: dict[str, Any], term: FeatureTerm | AttentionTerm) -> bool:
+def _serves(signal: CapturedSignal, term: FeatureTerm | AttentionTerm) -> bool:
     """Tell whether a term can use a signal of its kind; nobody names the form of values."""
-    if isinstance(term, AttentionTerm) and term.loss == "relations" and record["form"] == MAP:
+    if isinstance(term, AttentionTerm) and term.loss == "relations" and not _has_vectors(signal):
         return False
-    return record["kind"] == "value" or term.form in (None, record["form"])
+    return signal.kind == "value" or term.form in (None, signal.form_name)
+
+
+def _has_vectors(signal: CapturedSignal) -> bool:
+    """Tell whether relations can be made of a signal, which attention maps hold nothing of."""
+    return signal.form.content is not Content.ATTENTION_MAP
 
 
 def _attention_kind(term: AttentionTerm) -> str:
@@ -145,54 +154,48 @@ def _attention_kind(term: AttentionTerm) -> str:
 
 
 def _attention_signals(
-    signals: list[dict[str, Any]],
+    signals: Sequence[CapturedSignal],
     layer: int,
     objective: Objective,
-    chosen: Mapping[str, str],
+    chosen: Sequence[CapturedSignal],
     key: str,
-) -> list[dict[str, Any]]:
+) -> list[CapturedSignal]:
     """Return the signals that one teacher layer's attention term is made of."""
     term = objective.attention
     found = []
     if _attention_kind(term) == "attention":
         usable = signals
         if term.loss == "relations":
-            usable = [r for r in signals if (r["kind"], r["form"]) != ("attention", MAP)]
+            usable = [s for s in signals if s.kind != "attention" or _has_vectors(s)]
             if not _there(usable, "attention", layer) and _there(signals, "attention", layer):
                 raise IncompatibleError(
                     f"{key}.loss.attention: relations are made of query and key, attention/{layer} "
-                    "is captured as map alone; capture it in form qk or below too, or use "
-                    "loss head_mean"
+                    "is captured as maps alone; capture it in form "
+                    f"{names_of(Content.QUERY_KEY)} too, or use loss head_mean"
                 )
         found.append(_one(usable, "attention", layer, term.form, key))
     if term.loss == "relations" and "vv" in term.relations:
         best = _best(signals, "value", layer)
-        others = [r for r in signals if (r["kind"], r["layer"]) != ("value", layer)]
+        others = [s for s in signals if (s.kind, s.layer) != ("value", layer)]
         found.append(_one([*others, *best], "value", layer, None, key))
-    for below in [record["needs"]["hidden"] for record in found if "needs" in record]:
+    for below in [signal.needs["hidden"] for signal in found if signal.needs]:
         # One form of a layer is decoded: that of the feature term, where it uses the layer too.
-        if any(name.startswith(f"hidden/{below}/") for name in chosen):
+        if any((signal.kind, signal.layer) == ("hidden", below) for signal in chosen):
             continue
         form = objective.feature.form
-        is_named = any(r["form"] == form for r in _there(signals, "hidden", below))
+        is_named = any(s.form_name == form for s in _there(signals, "hidden", below))
         usable = _there(signals, "hidden", below) if is_named else _best(signals, "hidden", below)
         found.append(_one(usable, "hidden", below, form if is_named else None, key))
     return found
 
 
-def _there(signals: list[dict[str, Any]], kind: str, layer: int) -> list[dict[str, Any]]:
-    return [r for r in signals if r["kind"] == kind and r["layer"] == layer]
+def _there(signals: Sequence[CapturedSignal], kind: str, layer: int | None) -> list[CapturedSignal]:
+    return [signal for signal in signals if (signal.kind, signal.layer) == (kind, layer)]
 
 
-def _best(signals: list[dict[str, Any]], kind: str, layer: int) -> list[dict[str, Any]]:
+def _best(signals: Sequence[CapturedSignal], kind: str, layer: int) -> list[CapturedSignal]:
     """Return the most faithful signal of a layer, or nothing where there is none."""
-    order = {form: rank for rank, form in enumerate(FIDELITY)}
-    ranked = sorted(_there(signals, kind, layer), key=lambda r: order.get(r["form"], len(order)))
-    return ranked[:1]
-
-
-def _choose(chosen: dict[str, str], found: dict[str, Any]) -> None:
-    chosen[found["signal"]] = found["digest"]
+    return sorted(_there(signals, kind, layer), key=lambda signal: signal.form.rank)[:1]
 
 
 def _student_layers(own: dict[str, Any], teacher: dict[str, Any], key: str) -> int:
@@ -222,15 +225,13 @@ def _checkpoint_config(checkpoint: str | None, revision: str | None, key: str) -
 
 
 def _one(
-    signals: list[dict[str, Any]], kind: str, layer: int | None, form: str | None, key: str
-) -> dict[str, Any]:
+    signals: Sequence[CapturedSignal], kind: str, layer: int | None, form: str | None, key: str
+) -> CapturedSignal:
     place = kind if layer is None else f"{kind}/{layer}"
-    there = [r for r in signals if r["kind"] == kind and r["layer"] == layer]
-    fitting = [r for r in there if form in (None, r["form"])]
+    there = _there(signals, kind, layer)
+    fitting = [signal for signal in there if form in (None, signal.form_name)]
     if not fitting:
-        has = sorted(
-            f"{r['layer']}" for r in signals if r["kind"] == kind and r["layer"] is not None
-        )
+        has = sorted(f"{s.layer}" for s in signals if s.kind == kind and s.layer is not None)
         what = f" in form {form}" if form and there else ""
         raise IncompatibleError(
             f"{key}: needs {place}{what}, which is not in the store "
@@ -239,7 +240,7 @@ def _one(
             "teacher's capture section and run `dvc repro`"
         )
     if len(fitting) > 1:
-        forms = ", ".join(r["signal"].rsplit("/", 1)[1] for r in fitting)
+        forms = ", ".join(signal.name.rsplit("/", 1)[1] for signal in fitting)
         raise ConfigError(f"{key}: {place} is captured as {forms}; name one with the term's `form`")
     return fitting[0]
 

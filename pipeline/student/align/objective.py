@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.errors import ConfigError
+from pipeline.store.forms.form import Content
+from pipeline.store.forms.registry import forms_of, names_of
 from pipeline.student.align.schedule import Weight
 from pipeline.tasks import models_language
 
@@ -51,10 +53,12 @@ class AttentionTerm(Section):
     def _relates(self) -> "AttentionTerm":
         if len(set(self.relations)) != len(self.relations):
             raise ValueError(f"relations {', '.join(self.relations)}: expected each once")
-        if self.loss == "relations" and self.form == "map":
+        forms = forms_of("attention")
+        form = forms.get(self.form) if self.loss == "relations" and self.form else None
+        if form is not None and form.content is Content.ATTENTION_MAP:
             raise ValueError(
-                "form map holds no query and key, which relations are made of; name form qk or "
-                "below, or use loss head_mean"
+                f"form {self.form} holds no query and key, which relations are made of; name "
+                f"form {names_of(Content.QUERY_KEY)}, or use loss head_mean"
             )
         return self
 

@@ -4,12 +4,14 @@ So a contradiction is found before the teacher runs, and again before the first 
 """
 
 from pipeline.errors import IncompatibleError
-from pipeline.store.records import Declaration
+from pipeline.store.forms.form import Content
+from pipeline.store.forms.registry import names_of
+from pipeline.store.signals import Signal
 from pipeline.student.align.objective import OutputTerm
 from pipeline.student.losses.registry import OUTPUT, find_loss
 
 
-def check_output_loss(declared: Declaration, term: OutputTerm) -> None:
+def check_output_loss(signal: Signal, term: OutputTerm) -> None:
     """Refuse a loss that is undefined for what the form keeps.
 
     Raises:
@@ -17,35 +19,29 @@ def check_output_loss(declared: Declaration, term: OutputTerm) -> None:
         IncompatibleError: If the loss needs all logits, or others than were drawn.
     """
     loss = find_loss(OUTPUT, term.loss, key="loss.output.loss")
-    if declared.form == "topk" and loss.topk is None:
+    content = signal.form.content
+    if getattr(loss, content) is None:
+        served = [name for name, other in OUTPUT.items() if getattr(other, content) is not None]
         raise IncompatibleError(
-            f"loss.output.loss: {term.loss} needs all of the teacher's logits, {declared.signal} "
-            "has some; capture logits as head"
-        )
-    if declared.form == "sampled" and loss.sampled is None:
-        raise IncompatibleError(
-            f"loss.output.loss: {term.loss} cannot be estimated from {declared.signal}, which "
-            "serves forward_kl alone; use that, or capture logits as head"
+            f"loss.output.loss: {term.loss} cannot be computed from {signal.name}, which serves "
+            f"{', '.join(served)} alone; use one of these, or capture logits as "
+            f"{names_of(Content.LOGITS)}"
         )
 
 
-def temperature_index(declared: Declaration, temperature: float) -> int:
+def temperature_index(signal: Signal, temperature: float) -> int:
     """Return the place of a temperature among those captured; 0 for a form that serves any.
 
     Raises:
         IncompatibleError: If the form keeps some temperatures and not this one.
     """
-    if declared.form == "sampled" and temperature != 1.0:
-        raise IncompatibleError(
-            f"loss.output.temperature: {temperature}, but {declared.signal} holds samples drawn at "
-            "temperature 1; set it to 1, or use the form head"
-        )
-    if declared.form != "topk":
+    served = signal.form.temperatures_served
+    if served is None:
         return 0
-    captured = [float(t) for t in declared.options["temperatures"]]
-    if float(temperature) not in captured:
+    if float(temperature) not in served:
         raise IncompatibleError(
-            f"loss.output.temperature: {temperature}, but {declared.signal} was captured at "
-            f"{captured}; choose one of these, capture at this one too, or use the form head"
+            f"loss.output.temperature: {temperature}, but {signal.name} was captured at "
+            f"{list(served)}; choose one of these, capture at this one too where the form can, or "
+            f"use the form {names_of(Content.LOGITS)}"
         )
-    return captured.index(float(temperature))
+    return served.index(float(temperature))

@@ -66,9 +66,7 @@ class OutputTerms:
             IncompatibleError: If the numbers of outputs differ, or the loss does not fit the form.
         """
         declared = self._features.declaration("logits")
-        # A student that keeps part of the vocabulary has the head cut to it.
-        whole = self._features.head is None
-        vocab = declared.geometry.vocab if whole else len(self._features.head_weight)
+        vocab = self._features.outputs
         head = student.get_output_embeddings()
         found = student.config.num_labels if head is None else head.weight.shape[0]
         if vocab != found:

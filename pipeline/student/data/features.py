@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.errors import IncompatibleError, IntegrityError
-from pipeline.store.forms.form import Channels, Form
+from pipeline.store.forms.form import Channels, Content, Tap
+from pipeline.store.forms.registry import names_of
 from pipeline.store.reader import StoreReader
 from pipeline.store.records import Declaration
 from pipeline.student.align.output_checks import temperature_index
@@ -19,7 +20,6 @@ from pipeline.taps.below import QueryKeyBlock
 from pipeline.taps.head import HeadSpec, finish_logits
 from pipeline.taps.scores import MapRows, first_pairs, probabilities_to_log, rows_of_vectors
 
-HEAD = "lm_head"
 WIDENED = 2**24
 """Weights of a head in half precision that are float32 at a time: 64 MiB."""
 
@@ -64,6 +64,7 @@ class TeacherFeatures(nn.Module):
 
     head_weight: Tensor
     head_bias: Tensor | None
+    outputs: int
 
     def __init__(
         self,
@@ -74,15 +75,15 @@ class TeacherFeatures(nn.Module):
         vocabulary: Int[Tensor, " kept"] | None = None,
     ) -> None:
         super().__init__()
-        self._forms: dict[tuple[str, int | None], tuple[str, Declaration, Form]] = {}
+        self._signals: dict[tuple[str, int | None], Declaration] = {}
+        self._vocabulary = vocabulary
         self.head: HeadSpec | None = None
         self._normalizer = 0
         # No submodules: blocks are neither trained nor saved, and stay in evaluation mode.
         self._blocks: dict[int, QueryKeyBlock] = {}
         for name in signals:
             declared = reader.signal(name).declaration
-            form = declared.build_form()
-            self._forms[declared.kind, declared.layer] = (name, declared, form)
+            self._signals[declared.kind, declared.layer] = declared
             channels = reader.channels(name)
             if channels is not None:
                 for key in ("mean", "deviation"):
@@ -91,27 +92,31 @@ class TeacherFeatures(nn.Module):
             if declared.kind == "logits":
                 self._normalizer = temperature_index(declared, temperature)
                 _check_vocabulary(declared, vocabulary)
-            if declared.form == "head":
+                # Of a student that keeps part of the vocabulary: as many as it keeps.
+                self.outputs = declared.geometry.vocab if vocabulary is None else len(vocabulary)
+            if declared.form.tap is Tap.HEAD_INPUT:
                 self._load_head(reader, declared, vocabulary)
-            if declared.form == "below":
+            if declared.form.tap is Tap.LAYER_BELOW:
                 self._load_block(reader, declared)
-        for layer in self._blocks:
-            below = self.declaration("attention", layer).info["hidden"]
-            if ("hidden", below) not in self._forms:
-                raise IncompatibleError(
-                    f"attention/{layer}: rebuilt from hidden/{below}, which is not among the "
-                    "student's signals; run the select stage again (`decant select STUDENT`)"
-                )
+        for declared in self._signals.values():
+            for kind, layer in declared.needs.items():
+                if (kind, layer) not in self._signals:
+                    raise IncompatibleError(
+                        f"{declared.kind}/{declared.layer}: rebuilt from {kind}/{layer}, which is "
+                        "not among the student's signals; run the select stage again (`decant "
+                        "select STUDENT`)"
+                    )
 
     def _load_head(
         self, reader: StoreReader, declared: Declaration, vocabulary: Tensor | None
     ) -> None:
-        tensors = _own_asset(reader, declared, HEAD)
+        [asset] = declared.assets
+        tensors = _own_asset(reader, declared, asset)
         sizes = declared.geometry
         found = None if "weight" not in tensors else tuple(tensors["weight"].shape)
         if found != (sizes.vocab, sizes.width):
             raise IncompatibleError(
-                f"{declared.signal}: the store's {HEAD} is {found}, the signal needs "
+                f"{declared.name}: the store's {asset} is {found}, the signal needs "
                 f"{(sizes.vocab, sizes.width)}; run the capture stage again (`decant capture "
                 "TEACHER`)"
             )
@@ -125,14 +130,14 @@ class TeacherFeatures(nn.Module):
 
     def _load_block(self, reader: StoreReader, declared: Declaration) -> None:
         assert declared.layer is not None
-        [asset] = declared.assets
+        [asset] = declared.asset_entries
         self._blocks[declared.layer] = QueryKeyBlock(
             reader.teacher_config(), declared.layer, _own_asset(reader, declared, asset)
         )
 
     def declaration(self, kind: str, layer: int | None = None) -> Declaration:
         """Return the declaration of a signal."""
-        return self._forms[kind, layer][1]
+        return self._signals[kind, layer]
 
     def _decode(
         self,
@@ -141,9 +146,9 @@ class TeacherFeatures(nn.Module):
         features: Mapping[str, Mapping[str, Tensor]],
         rows: slice | Tensor = slice(None),
     ) -> dict[str, Tensor]:
-        name, declared, form = self._forms[kind, layer]
-        chosen = {part: value[rows] for part, value in features[name].items()}
-        return form.decode(chosen, self._channels(declared))
+        declared = self.declaration(kind, layer)
+        chosen = {part: value[rows] for part, value in features[declared.name].items()}
+        return declared.form.decode(chosen, self._channels(declared))
 
     def _channels(self, declared: Declaration) -> Channels | None:
         if declared.channels is None:
@@ -177,8 +182,8 @@ class TeacherFeatures(nn.Module):
         live: Bool[Tensor, "batch seq"],
     ) -> MapRows:
         """Return what gives rows of a layer's attention maps, which never exist as a whole."""
-        name, declared, form = self._forms["attention", layer]
-        if declared.form != "map":
+        declared = self.declaration("attention", layer)
+        if declared.form.content is not Content.ATTENTION_MAP:
             vectors = self.attention_vectors(layer, features, live)
             return rows_of_vectors(vectors["query"], vectors["key"], declared.info["scaling"])
         first = first_pairs(live.sum(-1), live.shape[1], declared.info["rule"])
@@ -189,8 +194,8 @@ class TeacherFeatures(nn.Module):
             seen = visible[:, 0]
             keys = torch.arange(seen.shape[-1], device=seen.device)
             places = torch.where(seen, first[examples, queries, None] + keys, 0)
-            chosen = {part: value[places] for part, value in features[name].items()}
-            maps = form.decode(chosen, None)["probability"] * seen[..., None]
+            chosen = {part: value[places] for part, value in features[declared.name].items()}
+            maps = declared.form.decode(chosen, None)["probability"] * seen[..., None]
             return probabilities_to_log(maps.permute(0, 3, 1, 2))
 
         return rows
@@ -204,17 +209,18 @@ class TeacherFeatures(nn.Module):
         """Return a layer's `query` and (possibly of fewer heads) `key`, zero at padding.
 
         Raises:
-            IncompatibleError: If the layer's form is `map`, which keeps no vectors.
+            IncompatibleError: If the layer's form keeps attention maps, and no vectors.
         """
         declared = self.declaration("attention", layer)
-        if declared.form == "map":
+        if declared.form.content is Content.ATTENTION_MAP:
             raise IncompatibleError(
-                f"{declared.signal}: maps hold no query and key, which relations are made of; "
-                "capture this layer in form qk or below, or use another loss.attention.loss"
+                f"{declared.name}: maps hold no query and key, which relations are made of; "
+                f"capture this layer in form {names_of(Content.QUERY_KEY)}, or use another "
+                "loss.attention.loss"
             )
-        if declared.form != "below":
+        if declared.form.tap is not Tap.LAYER_BELOW:
             return _padded(self._decode("attention", layer, features), live)
-        hidden = self._decode("hidden", declared.info["hidden"], features)["hidden"]
+        hidden = self._decode("hidden", declared.needs["hidden"], features)["hidden"]
         states = hidden.new_zeros((*live.shape, hidden.shape[-1]))
         states[live] = hidden
         found = zip(("query", "key"), self._blocks[layer](states), strict=True)
@@ -236,19 +242,21 @@ class TeacherFeatures(nn.Module):
     ) -> tuple[Tensor, ...]:
         """Return the output signal's tensors at the kept rows, as `logits` takes them in chunks."""
         parts = self._decode("logits", None, features, slice(None) if rows is None else rows)
-        if "ids" in parts:
+        if self.declaration("logits").form.content is Content.TOP_K:
             return parts["ids"], parts["log_probs"], parts["log_normalizer"][:, self._normalizer]
         [part] = parts.values()
         return (part,)
 
     def logits(self, *parts: Tensor) -> TeacherLogits:
         """Turn a chunk of `output_parts` into the teacher's output."""
-        if len(parts) == 3:
+        content = self.declaration("logits").form.content
+        if content is Content.TOP_K:
             return TeacherLogits(ids=parts[0], log_probs=parts[1], log_normalizer=parts[2])
-        if self.declaration("logits").form == "sampled":
+        if content is Content.SAMPLES:
             return TeacherLogits(samples=parts[0])
         if self.head is None:
-            return TeacherLogits(full=parts[0])
+            kept = slice(None) if self._vocabulary is None else self._vocabulary.to(parts[0].device)
+            return TeacherLogits(full=parts[0][:, kept])
         with torch.no_grad(), torch.autocast(parts[0].device.type, enabled=False):
             full = finish_logits(_product(parts[0], self.head_weight, self.head_bias), self.head)
         return TeacherLogits(full=full)
@@ -288,7 +296,7 @@ def _own_asset(reader: StoreReader, declared: Declaration, name: str) -> dict[st
     """Load an asset after seeing that it is the one its signal was captured with."""
     if reader.index["assets"].get(name) != declared.info.get(name):
         raise IncompatibleError(
-            f"{declared.signal}: the store's asset {name} is not the one it was captured with; "
+            f"{declared.name}: the store's asset {name} is not the one it was captured with; "
             "run the capture stage again (`decant capture TEACHER`)"
         )
     path = reader.asset(name)
@@ -301,11 +309,11 @@ def _own_asset(reader: StoreReader, declared: Declaration, name: str) -> dict[st
 
 
 def _check_vocabulary(declared: Declaration, vocabulary: Tensor | None) -> None:
-    if vocabulary is not None and declared.form in ("topk", "sampled"):
+    if vocabulary is not None and declared.form.content is not Content.LOGITS:
         raise IncompatibleError(
-            f"{declared.signal}: the student keeps {len(vocabulary)} of the teacher's "
-            f"{declared.geometry.vocab} ids, and {declared.form} holds no logits of just these; "
-            "capture logits in form head"
+            f"{declared.name}: the student keeps {len(vocabulary)} of the teacher's "
+            f"{declared.geometry.vocab} ids, and {declared.form.name} holds no logits of just "
+            f"these; capture logits in form {names_of(Content.LOGITS)}"
         )
 
 

@@ -21,7 +21,6 @@ from pipeline.taps.head import head_parameters
 from pipeline.taps.magnitudes import PREFIX
 from pipeline.taps.weights import plain_weights
 
-HEAD = "lm_head"
 BLOCKS = "blocks"
 HALF = (torch.bfloat16, torch.float16)
 
@@ -41,7 +40,7 @@ def _write(layout: Layout, name: str, tensors: dict[str, Tensor], **record: Any)
     return entry
 
 
-def write_head(layout: Layout, model: PreTrainedModel) -> dict[str, Any]:
+def write_head(layout: Layout, name: str, model: PreTrainedModel) -> dict[str, Any]:
     """Write weight and bias of the output embeddings; return the index's entry.
 
     In half precision if that holds the same numbers: a checkpoint in bfloat16 that runs in float32
@@ -50,7 +49,7 @@ def write_head(layout: Layout, model: PreTrainedModel) -> dict[str, Any]:
     """
     weight, bias = head_parameters(model)
     tensors = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
-    return _write_narrowed(layout, HEAD, tensors)
+    return _write_narrowed(layout, name, tensors)
 
 
 def _write_narrowed(
@@ -83,14 +82,11 @@ def _narrowed(value: Tensor) -> Tensor:
     return value
 
 
-def query_key_name(layer: int) -> str:
-    """Return the asset's name of what query and key of a layer are rebuilt with."""
-    return f"attention-{layer}"
-
-
-def write_query_key(layout: Layout, model: PreTrainedModel, layer: int) -> dict[str, Any]:
+def write_query_key(
+    layout: Layout, name: str, model: PreTrainedModel, layer: int
+) -> dict[str, Any]:
     """Write the parameters that run before a block's attention; return the index's entry."""
-    return _write(layout, query_key_name(layer), query_key_parameters(model, layer))
+    return _write(layout, name, query_key_parameters(model, layer))
 
 
 def write_blocks(

@@ -229,7 +229,7 @@ class _Capture:
 
     def _take(self, declared: Declaration) -> None:
         """Write a declared signal from here on; reads and checks every file it has."""
-        name = declared.signal
+        name = declared.name
         writer = SignalWriter(self.layout, self.plan, self.options.chunk_tokens, declared)
         self.writers[name] = writer
         self.missing[name] = writer.missing()

@@ -15,8 +15,7 @@ from pipeline.store.index import read_index
 from pipeline.store.layout import Layout
 from pipeline.store.reader import StoreReader
 from pipeline.store.records import Declaration
-from pipeline.store.signals import Signal, dotted
-from pipeline.teacher.capture.request import needs_of
+from pipeline.store.signals import Signal, dotted, manifest_record
 from pipeline.teacher.source.reference import TeacherReference
 
 BLOCKS = "blocks"
@@ -61,7 +60,7 @@ def _has_assets(layout: Layout, declared: Declaration) -> bool:
     wanted = {}
     if declared.channels is not None:
         wanted[layout.channels(declared.kind, declared.layer)] = declared.channels
-    for entry in declared.assets.values():
+    for entry in declared.asset_entries.values():
         wanted[layout.assets / entry["file"]] = entry
     return all(
         path.is_file() and path.stat().st_size == entry["bytes"] for path, entry in wanted.items()
@@ -90,18 +89,11 @@ def write_manifests(
     }
     for signal in signals:
         stored = reader.signal(signal.name)
-        records[dotted(signal.name)] = {
-            "signal": signal.name,
-            "kind": signal.kind,
-            "layer": signal.layer,
-            "form": signal.form.name,
-            "digest": stored.digest,
+        records[dotted(signal.name)] = manifest_record(signal, stored.digest) | {
             "tokens": stored.tokens,
             "segments": len(stored.receipts),
             "store": layout.root.name,
         }
-        if needs := needs_of(signal):
-            records[dotted(signal.name)]["needs"] = needs
     if blocks:
         entry = reader.index["assets"][BLOCKS]
         records[BLOCKS] = {

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from pipeline.errors import IntegrityError
-from pipeline.store.forms.form import Geometry
+from pipeline.axes import Axis
+from pipeline.errors import IncompatibleError, IntegrityError
+from pipeline.store.forms.form import Geometry, Tap
 from pipeline.store.index import read_index
 from pipeline.store.layout import Layout
 from pipeline.store.records import Declaration
@@ -17,9 +18,9 @@ from pipeline.store.shards import file_digest
 from pipeline.store.signals import Signal
 from pipeline.taps.check import TapReport
 from pipeline.taps.head import linear_head
-from pipeline.teacher.capture.assets import HEAD, query_key_name, write_head, write_query_key
+from pipeline.teacher.capture.assets import write_head, write_query_key
 from pipeline.teacher.capture.forward import Batch, TappedTeacher
-from pipeline.teacher.capture.request import needs_of, splits_of
+from pipeline.teacher.capture.request import splits_of
 from pipeline.teacher.capture.statistics import measure_channels, save_channels
 
 
@@ -29,18 +30,20 @@ def geometry_of(signal: Signal, model: PreTrainedModel, report: TapReport) -> Ge
     Raises:
         IncompatibleError: If the model has no head to store.
     """
-    if signal.form.name == "map":
-        return Geometry(heads=report.heads)
-    if signal.kind == "attention":
-        return Geometry(heads=report.heads, kv_heads=report.kv_heads, d_head=report.d_head)
-    if signal.kind == "value":
-        return Geometry(kv_heads=report.kv_heads, d_head=report.d_value)
-    if signal.form.name == "dense":
-        return Geometry(vocab=int(model.config.num_labels or 0))
-    if signal.kind == "logits":
-        head = linear_head(model)
-        return Geometry(width=head.in_features, vocab=head.out_features)
-    return Geometry(width=report.d_teacher)
+    match signal.form.tap:
+        case Tap.HIDDEN:
+            return Geometry(width=report.d_teacher)
+        case Tap.QUERY_KEY | Tap.LAYER_BELOW:
+            return Geometry(heads=report.heads, kv_heads=report.kv_heads, d_head=report.d_head)
+        case Tap.ATTENTION_MAP:
+            return Geometry(heads=report.heads)
+        case Tap.VALUE:
+            return Geometry(kv_heads=report.kv_heads, d_head=report.d_value)
+        case Tap.LOGITS | Tap.HEAD_INPUT:
+            if signal.axis is Axis.EXAMPLE:
+                return Geometry(vocab=int(model.config.num_labels or 0))
+            head = linear_head(model)
+            return Geometry(width=head.in_features, vocab=head.out_features)
 
 
 def row_bytes(signal: Signal, geometry: Geometry) -> int:
@@ -61,13 +64,13 @@ def load_declaration(layout: Layout, signal: Signal) -> Declaration | None:
             path = layout.channels(signal.kind, signal.layer)
             if file_digest(path, layout.root) != declared.channels:
                 return None
-        for name, entry in declared.assets.items():
+        for name, entry in declared.asset_entries.items():
             found = file_digest(layout.assets / entry["file"], layout.root)
             if entry != {"file": entry["file"], **found} or (
                 read_index(layout)["assets"].get(name) != entry
             ):
                 return None
-    except IntegrityError:
+    except (IntegrityError, IncompatibleError):
         return None
     return declared
 
@@ -91,7 +94,7 @@ def declarations(
         report: What the check of its taps found.
         sample: Gives the batches that statistics are measured on.
     """
-    standardised = [s for s in signals if s.kind == "hidden" or s.form.needs_channels]
+    standardised = [s for s in signals if s.form.has_channels]
     unmeasured = [s for s in standardised if _measured_before(layout, s) is None]
     if unmeasured:
         teacher = TappedTeacher(model, report, unmeasured)
@@ -136,21 +139,17 @@ def _channels_of(layout: Layout, declaration: Path) -> dict[str, int] | None:
 def _info(
     layout: Layout, signal: Signal, model: PreTrainedModel, report: TapReport
 ) -> dict[str, Any]:
-    if signal.kind in ("attention", "value"):
-        assert signal.layer is not None
-        rule = {"rule": report.rule[signal.layer]}
-        if signal.kind == "value" or signal.form.name == "map":
-            return rule
-        scores = rule | {"scaling": report.scaling[signal.layer]}
-        if signal.form.name != "below":
-            return scores
-        asset = write_query_key(layout, model, signal.layer)
-        return scores | needs_of(signal) | {query_key_name(signal.layer): asset}
-    if signal.form.name == "head":
+    tap, layer = signal.form.tap, signal.layer
+    if layer is None:
+        if tap is not Tap.HEAD_INPUT:
+            return {}
         assert report.head is not None
-        return {
-            "scale": report.head.scale,
-            "softcap": report.head.softcap,
-            HEAD: write_head(layout, model),
-        }
-    return {}
+        heads = {name: write_head(layout, name, model) for name in signal.assets}
+        return {"scale": report.head.scale, "softcap": report.head.softcap, **heads}
+    if tap is Tap.HIDDEN:
+        return {}
+    rule = {"rule": report.rule[layer]}
+    if tap in (Tap.ATTENTION_MAP, Tap.VALUE):
+        return rule
+    blocks = {name: write_query_key(layout, name, model, layer) for name in signal.assets}
+    return rule | {"scaling": report.scaling[layer]} | signal.needs | blocks

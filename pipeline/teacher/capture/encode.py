@@ -50,8 +50,7 @@ class BatchEncoder:
         self._moved: dict[tuple[str, torch.device], Channels] = {}
         self._signals: dict[Place, list[Signal]] = {}
         for signal in signals:
-            place = place_of(signal.kind, signal.form.name, signal.layer)
-            self._signals.setdefault(place, []).append(signal)
+            self._signals.setdefault(place_of(signal), []).append(signal)
 
     @torch.inference_mode()
     def __call__(self, batch: Batch, names: Collection[str] | None = None) -> dict[str, Encoded]:
@@ -124,7 +123,7 @@ def encode_rows(form: Form, values: Values, channels: Channels | None) -> Encode
     """
     parts = form.encode(values, channels)
     tested = [part.float() for part in parts.values() if part.is_floating_point()]
-    if not getattr(form, "shows_nonfinite", False):
+    if not form.shows_nonfinite:
         tested += values.values()
     finite = _is_finite(tested[0])
     for rows in tested[1:]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipeline.axes import Axis
+from pipeline.store.forms.form import Tap
 from pipeline.store.plan import bucketed_batches
 from pipeline.store.reader import Segment
 from pipeline.store.signals import Signal
@@ -32,24 +33,25 @@ from pipeline.taps.tap import Record, tap
 LOGITS = {"cpu": 2**24, "cuda": 2**26}
 """Logits that exist at once, by kind of device: enough rows for a matrix product at full speed."""
 
-Place: TypeAlias = tuple[str, int | None]
-"""Where among a batch's values those of a signal are: the kind, as one axis, and layer."""
+Place: TypeAlias = tuple[str, Axis, int | None]
+"""Where among a batch's values those of a signal are: kind, axis of its rows, and layer."""
 Values: TypeAlias = dict[str, Tensor]
 """Named tensors whose first axis is the rows of a batch, or of a piece of it."""
 
 
-def place_of(kind: str, form: str, layer: int | None) -> Place:
-    """Return the place of a signal.
-
-    A map's rows are pairs, so it stands apart from query and key of the same layer.
-    """
-    return "map" if form == "map" else kind, layer
+def place_of(signal: Signal) -> Place:
+    """Return the place of a signal."""
+    return signal.kind, signal.axis, signal.layer
 
 
 def takes_logits(signal: Signal) -> bool:
     """Tell whether a signal's form takes the logits of tokens, which a head's input gives too."""
-    form = signal.form
-    return signal.kind == "logits" and form.axis == Axis.TOKEN and form.name != "head"
+    return signal.form.tap is Tap.LOGITS and signal.axis is Axis.TOKEN
+
+
+def layers_of(signals: Sequence[Signal], *taps: Tap) -> list[int]:
+    """Return the layers whose forms take one of the taps, in order."""
+    return sorted({s.layer for s in signals if s.form.tap in taps and s.layer is not None})
 
 
 @dataclass(frozen=True)
@@ -118,14 +120,13 @@ class TappedTeacher:
         self._turn = threading.Lock()
         self.model = model
         self.report = report
-        self._hidden = _layers(s for s in signals if s.kind == "hidden")
-        self._attention = _layers(s for s in signals if s.form.name == "qk")
-        self._maps = _layers(s for s in signals if s.form.name == "map")
-        self._values = _layers(s for s in signals if s.kind == "value")
-        logits = [s for s in signals if s.kind == "logits"]
-        self._head = any(s.form.name == "head" for s in logits)
-        self._classes = any(s.form.axis == Axis.EXAMPLE for s in logits)
-        self._logits = any(takes_logits(s) for s in logits)
+        self._hidden = layers_of(signals, Tap.HIDDEN)
+        self._attention = layers_of(signals, Tap.QUERY_KEY)
+        self._maps = layers_of(signals, Tap.ATTENTION_MAP)
+        self._values = layers_of(signals, Tap.VALUE)
+        self._head = any(s.form.tap is Tap.HEAD_INPUT for s in signals)
+        self._classes = any(s.axis is Axis.EXAMPLE for s in signals)
+        self._logits = any(takes_logits(s) for s in signals)
         # Where the check has proven a plain head, logits are made of its input, piece by piece.
         self._is_chunked = self._logits and report.head is not None
 
@@ -142,7 +143,10 @@ class TappedTeacher:
         with self._turn:
             record, output, pairs = self._passes(inputs, batch.live)
         for layer in self._hidden:
-            yield ("hidden", layer), {"hidden": batch.live_rows(record.hidden.pop(layer))}
+            yield (
+                ("hidden", Axis.TOKEN, layer),
+                {"hidden": batch.live_rows(record.hidden.pop(layer))},
+            )
         for layer in self._attention:
             query, key = record.query.pop(layer), record.key.pop(layer)
             found = {
@@ -150,14 +154,15 @@ class TappedTeacher:
                 "key": batch.live_rows(key.transpose(1, 2)),
             }
             del query, key
-            yield ("attention", layer), found
+            yield ("attention", Axis.TOKEN, layer), found
         for layer in self._maps:
-            yield ("map", layer), {"probability": pairs.pop(layer)}
+            yield ("attention", Axis.PAIR, layer), {"probability": pairs.pop(layer)}
         for layer in self._values:
             value = record.value.pop(layer).transpose(1, 2)
-            yield ("value", layer), {"value": batch.live_rows(value)}
+            yield ("value", Axis.TOKEN, layer), {"value": batch.live_rows(value)}
         if self._head or self._logits or self._classes:
-            yield ("logits", None), self._logit_values(record, output, batch)
+            axis = Axis.EXAMPLE if self._classes else Axis.TOKEN
+            yield ("logits", axis, None), self._logit_values(record, output, batch)
 
     @torch.inference_mode()
     def pieces(self, place: Place, values: Values) -> Iterator[Values]:
@@ -223,10 +228,6 @@ class TappedTeacher:
         if logits is not None:
             values["logits"] = logits if self._classes else batch.live_rows(logits)
         return values
-
-
-def _layers(signals: Iterable[Signal]) -> list[int]:
-    return sorted({signal.layer for signal in signals if signal.layer is not None})
 
 
 def visible_pairs(

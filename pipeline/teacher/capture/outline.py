@@ -16,6 +16,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from pipeline.errors import ConfigError, in_short
+from pipeline.store.forms.form import Tap
 from pipeline.store.signals import Signal
 from pipeline.taps.anatomy import find_anatomy
 from pipeline.taps.check import TapReport
@@ -24,7 +25,7 @@ from pipeline.taps.head import read_head_spec
 from pipeline.taps.inputs import model_columns, run_base
 from pipeline.taps.scores import Rule
 from pipeline.taps.tap import Record, tap
-from pipeline.teacher.capture.tap_check import layers_of
+from pipeline.teacher.capture.forward import layers_of
 from pipeline.teacher.source.load import load_config
 
 logger = logging.getLogger(__name__)
@@ -110,13 +111,8 @@ def outlined_report(model: PreTrainedModel, signals: Sequence[Signal]) -> TapRep
         IncompatibleError: If a layer does not exist, or attention is asked for and not to be had.
     """
     anatomy = find_anatomy(model)
-    hidden = layers_of(signals, "hidden")
-    values = layers_of(signals, "value")
-    attention = [
-        one.layer
-        for one in signals
-        if one.kind == "attention" and one.form.name != "map" and one.layer is not None
-    ]
+    hidden, values = layers_of(signals, Tap.HIDDEN), layers_of(signals, Tap.VALUE)
+    attention = layers_of(signals, Tap.QUERY_KEY, Tap.LAYER_BELOW)
     ids = torch.ones(1, LENGTH, dtype=torch.long, device="meta")
     # No mask: transformers asks one for its values.
     columns = model_columns(model, {"input_ids": ids, "token_type_ids": torch.zeros_like(ids)})
@@ -134,7 +130,7 @@ def outlined_report(model: PreTrainedModel, signals: Sequence[Signal]) -> TapRep
         d_value = value.shape[3]
     width = next((state.shape[-1] for state in record.hidden.values()), anatomy.width)
     rule: Rule = "causal" if anatomy.is_causal else "full"
-    has_head = any(one.form.name == "head" for one in signals)
+    has_head = any(signal.form.tap is Tap.HEAD_INPUT for signal in signals)
     return TapReport(
         model_class=anatomy.model_class,
         depth=anatomy.depth,
@@ -144,7 +140,7 @@ def outlined_report(model: PreTrainedModel, signals: Sequence[Signal]) -> TapRep
         kv_heads=kv_heads,
         d_head=d_head,
         d_value=d_value,
-        rule=dict.fromkeys(layers_of(signals, "attention") + values, rule),
+        rule=dict.fromkeys(attention + layers_of(signals, Tap.ATTENTION_MAP) + values, rule),
         scaling=dict(record.scaling),
         head=read_head_spec(model) if has_head else None,
     )

@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 from pipeline.axes import SPLITS, TRAIN, Axis
 from pipeline.errors import ConfigError
 from pipeline.store.forms.form import Form
+from pipeline.store.forms.registry import forms_of
 from pipeline.store.signals import Signal
 from pipeline.tasks import models_language
 
@@ -68,30 +69,27 @@ def resolve_signals(
         numbers = resolve_layers(
             request.layers, first=first, depth=depth, key=f"{key}.{request.kind}.layers"
         )
-        signals += [Signal(request.kind, layer, request.form) for layer in numbers]
+        signals += [Signal(request.form, layer) for layer in numbers]
     if logits is not None:
-        if (logits.axis == Axis.EXAMPLE) != (not models_language(task)):
-            fitting = "head, topk or sampled" if models_language(task) else "dense"
+        axis = Axis.TOKEN if models_language(task) else Axis.EXAMPLE
+        if logits.axis is not axis:
+            fitting = [name for name, form in forms_of("logits").items() if form.axis is axis]
             raise ConfigError(
-                f"{key}.logits.form: {logits.name} does not fit the task {task}; use {fitting}"
+                f"{key}.logits.form: {logits.name} does not fit the task {task}; use "
+                f"{' or '.join(fitting)}"
             )
-        signals.append(Signal("logits", None, logits))
-    hidden = {signal.layer for signal in signals if signal.kind == "hidden"}
+        signals.append(Signal(logits, None))
+    captured = {(signal.kind, signal.layer) for signal in signals}
     for signal in signals:
-        below = needs_of(signal).get("hidden")
-        if below is not None and below not in hidden:
-            raise ConfigError(
-                f"{key}.attention: form below of layer {signal.layer} is rebuilt from hidden layer "
-                f"{below}, which is not captured; add {below} to {key}.hidden.layers"
-            )
+        for needed in signal.needs.items():
+            if needed not in captured:
+                kind, layer = needed
+                raise ConfigError(
+                    f"{key}.{signal.kind}: form {signal.form.name} of layer {signal.layer} is "
+                    f"rebuilt from {kind} layer {layer}, which is not captured; add {layer} to "
+                    f"{key}.{kind}.layers"
+                )
     return list({signal.name: signal for signal in signals}.values())
-
-
-def needs_of(signal: Signal) -> dict[str, int]:
-    """Return the layer of each other kind of signal without which this one says nothing."""
-    if signal.form.name == "below" and signal.layer is not None:
-        return {"hidden": signal.layer - 1}
-    return {}
 
 
 def splits_of(signal: Signal) -> tuple[str, ...]:

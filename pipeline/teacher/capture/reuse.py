@@ -138,7 +138,7 @@ class Reuse:
 
     def _take(self, reader: StoreReader, writer: SignalWriter, wanted: list[int]) -> set[int]:
         """Take segments of one signal from one store; return those that were."""
-        name = writer.declared.signal
+        name = writer.declared.name
         declared = _declared(reader, name)
         if declared is None:
             return set()
@@ -163,9 +163,9 @@ class Reuse:
         return {number for number, receipt in offered.items() if adoption.take(number, receipt)}
 
     def _receipts(self, reader: StoreReader, declared: Declaration) -> dict[str, Receipt]:
-        key = reader.layout.root, declared.signal
+        key = reader.layout.root, declared.name
         if key not in self._found:
-            found = receipts_by_rows(reader, declared.signal, declared.digest())
+            found = receipts_by_rows(reader, declared.name, declared.digest())
             self._found[key] = {
                 rows: receipt
                 for rows, receipt in found.items()

@@ -21,19 +21,17 @@ from pipeline.store.extent import example_rows, first_rows
 from pipeline.store.forms.form import Channels
 from pipeline.store.reader import Segment, StoreReader
 from pipeline.store.records import Declaration
-from pipeline.store.signals import Signal
 from pipeline.taps.check import check_taps
 from pipeline.taps.comparison import bound_of
 from pipeline.teacher.capture.forward import (
     Batch,
-    Place,
     TappedTeacher,
     collate,
     place_of,
     segment_batches,
-    takes_logits,
 )
 from pipeline.teacher.capture.spec import planned_batch_tokens
+from pipeline.teacher.capture.tap_check import taps_of
 from pipeline.teacher.source.load import load_teacher
 from pipeline.teacher.source.placement import Placement, input_device
 from pipeline.teacher.source.reference import TeacherReference
@@ -102,8 +100,13 @@ def spot_check(
     device = input_device(model, device)
     declared = {name: reader.signal(name).declaration for name in names}
     declared = {name: one for name, one in declared.items() if one.parts()}
-    signals = [Signal(one.kind, one.layer, one.build_form()) for one in declared.values()]
-    report = check_taps(model, _check_batch(model, reader, device), **_taps(signals, reader))
+    signals = list(declared.values())
+    report = check_taps(
+        model,
+        _check_batch(model, reader, device),
+        max_length=reader.plan["max_length"],
+        **taps_of(signals),
+    )
     teacher = TappedTeacher(model, report, signals)
     worst: dict[str, SpotCheck] = {}
     sample = _sample(reader, declared)
@@ -120,7 +123,7 @@ def spot_check(
         for batch in {id(b): b for b in (batches[0], batches[-1])}.values():
             found = dict.fromkeys(here, 0.0)
             for place, values in teacher.values(batch):
-                at = [n for n in here if _place(declared[n]) == place]
+                at = [n for n in here if place_of(declared[n]) == place]
                 rows = {
                     name: _rows(
                         *(reader, declared[name], segment, batch),
@@ -161,24 +164,6 @@ def _check_batch(model: Any, reader: StoreReader, device: torch.device) -> dict[
     return batch.inputs
 
 
-def _taps(signals: Sequence[Signal], reader: StoreReader) -> dict[str, Any]:
-    """Return what the check of the taps is asked."""
-
-    def layers(kind: str, form: str | None = None) -> list[int]:
-        chosen = [s for s in signals if s.kind == kind and form in (None, s.form.name)]
-        return sorted({s.layer for s in chosen if s.layer is not None})
-
-    return {
-        "hidden": layers("hidden"),
-        "attention": layers("attention", "qk"),
-        "values": layers("value"),
-        "maps": layers("attention", "map"),
-        "head": any(s.form.name == "head" for s in signals),
-        "logits": any(takes_logits(s) for s in signals),
-        "max_length": reader.plan["max_length"],
-    }
-
-
 def _sample(reader: StoreReader, declared: Mapping[str, Declaration]) -> list[int]:
     """Return segments of every split that some signal is captured for."""
     splits = {split for one in declared.values() for split in one.splits}
@@ -204,10 +189,6 @@ def _rows(
     within = np.arange(len(owners)) - first_rows(counts)[owners]
     usable = ~np.isin(slots[owners], list(skipped))
     return (first[owners] + within)[usable], np.flatnonzero(usable)
-
-
-def _place(declared: Declaration) -> Place:
-    return place_of(declared.kind, declared.form, declared.layer)
 
 
 def _within(
@@ -238,7 +219,7 @@ def _share(
     in_segment, in_batch = rows
     if not len(in_segment):
         return 0.0
-    form = declared.build_form()
+    form = declared.form
     device = next(iter(values.values())).device
     of = _on(channels, device)
     true = {key: value[torch.from_numpy(in_batch).to(device)] for key, value in values.items()}

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from pipeline.errors import IntegrityError
 from pipeline.provenance import write_bytes_atomically
 from pipeline.store.signals import Signal
-from pipeline.teacher.capture.forward import Batch, Place, TappedTeacher
+from pipeline.teacher.capture.forward import Batch, Place, TappedTeacher, place_of
 
 SAMPLE_TOKENS = 8192
 """Tokens of the first training segments that the statistics are taken of."""
@@ -54,7 +54,7 @@ def measure_channels(
     sums: dict[str, tuple[int, Tensor, Tensor]] = {}
     wanted: defaultdict[Place, list[Signal]] = defaultdict(list)
     for signal in signals:
-        wanted[signal.kind, signal.layer].append(signal)
+        wanted[place_of(signal)].append(signal)
     for batch in sample_batches(batches, "channel statistics"):
         for place, values in teacher.values(batch):
             for signal in wanted[place]:

@@ -5,9 +5,10 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from pipeline.store.forms.form import Tap
 from pipeline.store.signals import Signal
 from pipeline.taps.check import TapReport, check_taps
-from pipeline.teacher.capture.forward import Batch, takes_logits
+from pipeline.teacher.capture.forward import Batch, layers_of, takes_logits
 
 
 def check_signals(
@@ -30,22 +31,11 @@ def check_signals(
 def taps_of(signals: Sequence[Signal]) -> dict[str, Any]:
     """Return the arguments of `check_taps` that name what signals need."""
     return {
-        "hidden": layers_of(signals, "hidden"),
-        "attention": layers_of(signals, "attention", "qk"),
-        "values": layers_of(signals, "value"),
-        "below": layers_of(signals, "attention", "below"),
-        "maps": layers_of(signals, "attention", "map"),
-        "head": any(signal.form.name == "head" for signal in signals),
+        "hidden": layers_of(signals, Tap.HIDDEN),
+        "attention": layers_of(signals, Tap.QUERY_KEY),
+        "values": layers_of(signals, Tap.VALUE),
+        "below": layers_of(signals, Tap.LAYER_BELOW),
+        "maps": layers_of(signals, Tap.ATTENTION_MAP),
+        "head": any(signal.form.tap is Tap.HEAD_INPUT for signal in signals),
         "logits": any(takes_logits(signal) for signal in signals),
     }
-
-
-def layers_of(signals: Sequence[Signal], kind: str, form: str | None = None) -> list[int]:
-    """Return the layers asked for in a kind, and in one form of it."""
-    return sorted(
-        {
-            signal.layer
-            for signal in signals
-            if signal.layer is not None and signal.kind == kind and form in (None, signal.form.name)
-        }
-    )
