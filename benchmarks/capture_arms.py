@@ -116,10 +116,10 @@ class Arm:
         return Lap(watch.seconds, watch.cpu_seconds, 0)
 
     def _ours_head(self) -> Lap:
-        return self._ours("head")
+        return self.ours("head")
 
     def _ours_topk(self) -> Lap:
-        return self._ours("topk")
+        return self.ours("topk")
 
     def _ours(self, logits: str) -> Lap:
         """Capture for real, to a durable store; the teacher is there already."""

@@ -133,7 +133,7 @@ class Finer(ValueInt8):
 
 
 def test_relations_need_values_and_vectors(manifests, monkeypatch):
-    monkeypatch.setitem(FORMS._ours, "value.finer", Finer)
+    monkeypatch.setitem(FORMS.ours, "value.finer", Finer)
     with pytest.raises(IncompatibleError, match=r"needs value/2, .*it has value none"):
         select(manifests, RELATIONS)
     for layer in (2, 4, 6):
