@@ -15,7 +15,8 @@ from pipeline.teacher.capture.spec import store_fingerprint, store_spec
 from pipeline.teacher.source.reference import TeacherReference
 from stages.command import params_option, resumable
 from stages.parameters import section
-from stages.project import DATA, dashboard_address, placement, prepare_torch, runtime, stores
+from stages.placement import placement
+from stages.project import DATA, dashboard_address, prepare_torch, runtime, stores
 from stages.sections.capture import CaptureParams, plain_layers
 
 

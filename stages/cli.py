@@ -1,31 +1,25 @@
 """`decant`: every stage of the pipeline as a command. A stage is imported when it is called."""
 
 import importlib
-from typing import Any
 
 import click
 
-COMMANDS = {
-    "init": "init",
-    "check": "check",
-    "plan": "plan",
-    "prepare": "prepare",
-    "tokenize": "tokenize",
-    "teach": "teach",
-    "generate": "generate",
-    "capture": "capture",
-    "select": "select",
-    "train": "train",
-    "evaluate-teacher": "evaluate_teacher",
-    "evaluate": "evaluate",
-    "report": "report",
-    "compare": "compare",
-    "inspect": "inspect",
-    "verify": "verify",
-    "copy": "copy",
-    "gc": "gc",
-}
-"""Commands in the order of the pipeline, and the module of `stages` each lives in."""
+STAGES = (
+    *("check", "prepare", "tokenize", "teach", "generate", "capture"),
+    *("select", "train", "evaluate-teacher", "evaluate", "report"),
+)
+"""The stages of dvc.yaml in its order, without `code`, which lists the source files of each."""
+
+COMMANDS = (
+    *("init", "code", "check", "plan", *STAGES[1:]),
+    *("compare", "inspect", "verify", "copy", "gc"),
+)
+"""All commands, in the order of the help."""
+
+
+def module_name(command: str) -> str:
+    """Return the module that defines a command, in a function of the module's own name."""
+    return f"stages.{command.replace('-', '_')}"
 
 
 class _Stages(click.Group):
@@ -37,8 +31,8 @@ class _Stages(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module: Any = importlib.import_module(f"stages.{COMMANDS[cmd_name]}")
-        return getattr(module, COMMANDS[cmd_name])
+        name = module_name(cmd_name)
+        return getattr(importlib.import_module(name), name.removeprefix("stages."))
 
 
 @click.group(cls=_Stages, context_settings={"help_option_names": ["-h", "--help"]})

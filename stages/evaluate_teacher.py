@@ -7,7 +7,8 @@ import click
 from pipeline.provenance import write_json
 from stages.command import params_option, stage
 from stages.parameters import section
-from stages.project import DATA, placement, prepare_torch, runtime
+from stages.placement import placement
+from stages.project import DATA, prepare_torch, runtime
 from stages.sections.evaluate import EvaluateParams
 
 BATCH_TOKENS = 8192

@@ -7,7 +7,8 @@ import click
 from pipeline.corpus.tokens.transfer import keep_corpus
 from stages.command import params_option, resumable
 from stages.parameters import check_unchanged, section
-from stages.project import DATA, placement, prepare_torch, runtime, work
+from stages.placement import placement
+from stages.project import DATA, prepare_torch, runtime, work
 from stages.sections.tokens import TokenParams
 
 

@@ -6,7 +6,6 @@ A preset is copied with its comments; what the options change in it stands in th
 import shutil
 import subprocess
 from importlib.resources import files
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,9 @@ PLAIN_FILES = {
     "data/.gitignore": "".join(
         f"/{name}\n"
         for name in (
-            *("checked.json", "corpus/text", "corpus/tokens", "corpus/transfer", "metrics"),
-            *("predictions", "reports", "selected", "stores", "students", "teachers", "work"),
+            *("checked.json", "code", "corpus/text", "corpus/tokens", "corpus/transfer"),
+            *("metrics", "predictions", "reports", "selected", "stores", "students", "teachers"),
+            "work",
         )
     ),
     f"{RAW}/README.md": (
@@ -94,7 +94,8 @@ def init(
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             path.write_text(text, encoding="utf-8")
-    (directory / "dvc.yaml").write_text(_template("project.yaml").read_text(encoding="utf-8"))
+    pipeline = (files("stages") / "pipeline.yaml").read_text(encoding="utf-8")
+    (directory / "dvc.yaml").write_text(pipeline, encoding="utf-8")
     with (directory / "params.yaml").open("w", encoding="utf-8") as file:
         _yaml().dump(params, file)
     _ensure_git(directory)
@@ -217,10 +218,6 @@ def _ensure_git(directory: Path) -> None:
     inside = [git, "-C", str(directory), "rev-parse", "--git-dir"]
     if subprocess.run(inside, capture_output=True).returncode:
         subprocess.run([git, "-C", str(directory), "init", "--quiet"], check=True)
-
-
-def _template(name: str) -> Traversable:
-    return files("stages") / "template" / name
 
 
 def _yaml() -> YAML:

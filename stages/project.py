@@ -3,7 +3,7 @@
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -17,9 +17,6 @@ LOOPBACK = "127.0.0.1:0"
 SWITCHES = {"true": True, "false": False}
 """What stands in a variable of the environment for what YAML has words for."""
 
-
-if TYPE_CHECKING:
-    from pipeline.teacher.source.placement import Placement
 
 Places = dict[str, int | str]
 Few = Annotated[int, Field(ge=0, le=2**16)]
@@ -115,29 +112,6 @@ def _variable(text: str) -> int | float | bool | str:
         if re.fullmatch(pattern, text):
             return kind(text)
     return SWITCHES.get(text, text)
-
-
-def placement(settings: Runtime) -> "Placement | None":
-    """Return how a teacher is spread over this machine's devices; None if one holds it.
-
-    Raises:
-        ConfigError: If memory or a directory is given for a teacher that is not spread.
-    """
-    if settings.device_map is None:
-        for key in ("max_memory", "offload_directory"):
-            if getattr(settings, key) is not None:
-                raise ConfigError(
-                    f"runtime {key}: given without device_map, expected both; add device_map: "
-                    f"auto, or remove {key}"
-                )
-        return None
-    from pipeline.teacher.source.placement import Placement
-
-    memory: dict[int | str, int | str] | None = None
-    if settings.max_memory is not None:
-        memory = {int(k) if k.isdigit() else k: size for k, size in settings.max_memory.items()}
-    directory = settings.offload_directory or work() / "offload"
-    return Placement(settings.device_map, memory, directory)
 
 
 def dashboard_address(settings: Runtime) -> str:

@@ -22,7 +22,8 @@ from pipeline.store.upkeep.verify import damage_of, unrecorded_files, verify_sto
 from pipeline.teacher.source.reference import TeacherReference, teacher_at_hand
 from pipeline.visible import visible
 from stages.command import stage
-from stages.project import DATA, placement, prepare_torch, runtime, stores
+from stages.placement import placement
+from stages.project import DATA, prepare_torch, runtime, stores
 from stages.tables import print_whole
 
 SHOWN = 20

@@ -16,8 +16,9 @@ from pipeline.store.upkeep.gc import store_bytes
 from pipeline.tasks import models_language
 from pipeline.teacher.capture.complete import is_whole
 from pipeline.teacher.capture.spec import store_fingerprint, store_spec
+from stages.placement import placement
 from stages.planning.project import Project
-from stages.project import DATA, placement, prepare_torch, runtime, stores
+from stages.project import DATA, prepare_torch, runtime, stores
 from stages.rehearsal import rehearse
 from stages.sections.student import StudentParams
 

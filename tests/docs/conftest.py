@@ -62,7 +62,7 @@ class Project:
         environment = {
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": str(self.root),
+            "PYTHONPATH": str(ROOT),
             "GIT_CONFIG_GLOBAL": os.devnull,
             **{f"GIT_{role}_NAME": "reader" for role in ("AUTHOR", "COMMITTER")},
             **{f"GIT_{role}_EMAIL": "reader@example.org" for role in ("AUTHOR", "COMMITTER")},

@@ -120,8 +120,8 @@ def elsewhere(project) -> Project:
     assert not (there.root / "data/corpus/tokens").exists()
     told = there.shell(script("evaluating", HERE=project.root))
     assert "capture main" in told
-    for stage in ("prepare", "tokenize", "teach", "train", "evaluate_teacher"):
-        assert f"> python -m stages.{stage}" not in told, stage
+    for stage in ("prepare", "tokenize", "teach", "train", "evaluate-teacher"):
+        assert f"> decant {stage}" not in told, stage
     assert set(read_json(there.root / "data/reports/metrics.json")["students"]) == {"aligned"}
     return there
 
@@ -146,7 +146,7 @@ def test_a_project_of_your_own(tmp_path):
 def test_every_day(elsewhere):
     told = elsewhere.shell(script("every day"))
     # The experiment trains; all before it finds its work done.
-    assert told.count("> python -m stages.train aligned") == 1
+    assert told.count("> decant train aligned") == 1
     assert "attention/4" in told
     assert "0 stores" in told
     assert "aligned" in elsewhere.shell("dvc exp show --only-changed")

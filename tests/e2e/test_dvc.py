@@ -18,15 +18,16 @@ from stages.parameters import read_yaml
 from tests.cases import tiny_params, write_params, write_project
 
 pytestmark = pytest.mark.e2e
-ALWAYS = ["capture@main"]
+ALWAYS = ["capture@main", "code"]
 CORPUS = "data/raw/corpus.txt"
 PATIENCE_SECONDS = 300
 
 
-def environment() -> dict[str, str]:
+def environment(folder: Path) -> dict[str, str]:
+    """Let `decant` be this environment's, with the code of the project."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("DVC", "GIT"))}
-    bin_folder = str(Path(sys.executable).parent)
-    return kept | {"PATH": os.pathsep.join([bin_folder, kept["PATH"]])}
+    path = os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"]])
+    return kept | {"PATH": path, "PYTHONPATH": str(folder)}
 
 
 def run(folder: Path, *command: str) -> str:
@@ -34,7 +35,7 @@ def run(folder: Path, *command: str) -> str:
     done = subprocess.run(
         command,
         cwd=folder,
-        env=environment(),
+        env=environment(folder),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -68,7 +69,7 @@ def kill_when(folder: Path, pattern: str) -> None:
     process = subprocess.Popen(
         ["dvc", "repro"],
         cwd=folder,
-        env=environment(),
+        env=environment(folder),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -146,6 +147,17 @@ def test_what_was_changed_is_what_runs_again(project):
     assert changed() == set()
 
 
+def test_an_edit_of_the_code_concerns_the_stages_that_run_it(project):
+    source = project / "pipeline/evaluate/perplexity.py"
+    before = source.read_bytes()
+    source.write_bytes(before + b"# edited\n")
+    assert stages_in(run(project, "dvc", "repro", "code")) == ["code"]
+    changed = set(json.loads(run(project, "dvc", "status", "--json"))) - set(ALWAYS)
+    assert changed == {"evaluate-teacher@main", "evaluate@aligned", "evaluate@soft"}
+    source.write_bytes(before)
+    assert stages_in(run(project, "dvc", "repro", "evaluate@soft")) == ALWAYS
+
+
 def test_a_lost_store_is_captured_again_and_nothing_else(project):
     before = manifests(project)
     shutil.rmtree(project / "data/stores")
@@ -163,8 +175,9 @@ def test_an_experiment_runs_the_student_it_changes_and_captures_the_layer_it_add
         *("-S", "teachers.main.capture.hidden.layers=[0,1,2]"),
     )
     assert stages_in(output) == [
-        *ALWAYS,
+        "capture@main",
         "check",
+        "code",
         "evaluate@soft",
         "report",
         "select@aligned",
@@ -210,7 +223,11 @@ def test_parameters_that_are_edited_under_a_running_stage_are_not_recorded(proje
     before = (project / "dvc.lock").read_bytes()
     command = ["dvc", "repro", "--single-item", "train@soft"]
     with subprocess.Popen(
-        command, cwd=project, env=environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+        command,
+        cwd=project,
+        env=environment(project),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
     ) as process:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while process.poll() is None and not any(project.glob("data/work/train/soft-*")):

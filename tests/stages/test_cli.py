@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from stages.cli import COMMANDS
+from stages.cli import COMMANDS, STAGES, module_name
 
 ROOT = Path(__file__).parents[2]
-STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
+PIPELINE = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())["stages"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -30,14 +30,13 @@ def test_the_group_lists_the_stages_in_the_order_of_the_pipeline(decant):
         if line.strip()
     ]
     assert [name for name in listed if name in COMMANDS] == list(COMMANDS)
-    assert list(STAGES) == [name for name in COMMANDS if name in STAGES]
+    assert list(PIPELINE) == [name for name in COMMANDS if name in PIPELINE] == ["code", *STAGES]
 
 
 def test_every_dvc_stage_is_the_command_of_its_name():
-    for name, stage in STAGES.items():
-        module = stage.get("do", stage)["cmd"].split()[2]
-        assert module == f"stages.{COMMANDS[name]}"
-        assert import_module(module)
+    for name, stage in PIPELINE.items():
+        assert stage.get("do", stage)["cmd"].split()[:2] == ["decant", name]
+        assert import_module(module_name(name))
 
 
 def test_an_unknown_command_is_one_line_and_no_traceback(decant):

@@ -40,7 +40,7 @@ def tracked(name: str) -> list[str]:
     """The keys whose values DVC records for a stage, for teacher main and student aligned."""
     stage = STAGES[name]
     one = "aligned" if stage.get("foreach") == "${students}" else "main"
-    keys = stage.get("do", stage)["params"]
+    keys = stage.get("do", stage).get("params", [])
     return ["" if isinstance(key, dict) else key.replace("${key}", one) for key in keys]
 
 

@@ -12,7 +12,8 @@ from pipeline.teacher.source.placement import Placement
 from pipeline.teacher.source.quantization import Quantization
 from stages.inspect import inspect
 from stages.parameters import validate
-from stages.project import Runtime, placement, runtime
+from stages.placement import placement
+from stages.project import Runtime, runtime
 from stages.sections.capture import CaptureParams
 from stages.sections.teacher import TeacherModel
 from tests.captured import OPTIONS, prepared, signal
