@@ -41,6 +41,7 @@ HIDDEN: tuple[tuple[str, dict[str, Any]], ...] = (
     ("float16", {}),
     ("bfloat16", {}),
     ("int8", {}),
+    ("fp8", {}),
     ("int4", {"group": 16}),
     ("int4", {"group": 64}),
 )

@@ -21,7 +21,7 @@ from stages.cli import main as decant
 from stages.plan import plan
 
 FORMS: dict[str, list[dict[str, Any]]] = {
-    "hidden": [{"form": name} for name in ("float16", "bfloat16", "int8", "int4")],
+    "hidden": [{"form": name} for name in ("float16", "bfloat16", "int8", "fp8", "int4")],
     "attention": [{"form": name} for name in ("qk", "map")],
     "logits": [{"form": "head"}, {"form": "topk", "k": 64}, {"form": "sampled", "n": 32}],
 }

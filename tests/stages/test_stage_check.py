@@ -116,7 +116,7 @@ def student(params):
         (
             lambda p: student(p)["loss"]["output"].update(loss="mse"),
             4,
-            "students.aligned.loss.output.loss: mse needs all of the teacher's logits",
+            "students.aligned.loss.output.loss: mse cannot be computed from logits/topk-",
         ),
         (
             lambda p: (
@@ -125,7 +125,7 @@ def student(params):
                 student(p)["loss"]["output"].update(loss="jsd"),
             ),
             4,
-            "students.aligned.loss.output.loss: jsd cannot be estimated from logits/sampled-",
+            "students.aligned.loss.output.loss: jsd cannot be computed from logits/sampled-",
         ),
         (lambda p: p.update(students={}), 2, "students: found none, expected at least one"),
         (

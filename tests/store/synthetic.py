@@ -20,6 +20,7 @@ from pipeline.store.forms.bfloat16 import BFloat16
 from pipeline.store.forms.dense import Dense
 from pipeline.store.forms.float16 import Float16
 from pipeline.store.forms.form import Channels, Geometry
+from pipeline.store.forms.fp8 import Float8
 from pipeline.store.forms.head import Head
 from pipeline.store.forms.int4 import Int4
 from pipeline.store.forms.int8 import Int8
@@ -52,6 +53,7 @@ SIGNALS = {
         Signal(BFloat16(), 1),
         Signal(Int8(), 2),
         Signal(Int4(), 3),
+        Signal(Float8(), 3),
         Signal(QueryKey(), 1),
         Signal(QueryKey(), 2),
         Signal(Map(), 2),

@@ -16,6 +16,7 @@ PINNED = {
     ("hidden", "float16", 1): ("float16-163ad3e6", "99e010b31f20ecbb"),
     ("hidden", "bfloat16", 1): ("bfloat16-826c60a8", "b534c1eef24d342a"),
     ("hidden", "int8", 1): ("int8-0f737721", "81689b961053f1c9"),
+    ("hidden", "fp8", 1): ("fp8-5c49994c", "ee04fbdca919c43c"),
     ("hidden", "int4", 1): ("int4-78069f5f", "2b77dfe292265353"),
     ("attention", "qk", 1): ("qk-e8cfbc3a", "660c3c2bb5d91331"),
     ("attention", "map", 1): ("map-40bfd69d", "40611f6bb2e98231"),

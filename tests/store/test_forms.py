@@ -239,7 +239,7 @@ def test_options_build_the_same_form_again(form):
             "hidden",
             "int7",
             {},
-            "hidden.form: found 'int7', expected one of bfloat16, float16, int4, int8",
+            "hidden.form: found 'int7', expected one of bfloat16, float16, fp8, int4, int8",
         ),
         ("smell", "int8", {}, "smell.form: found 'int8', expected one of none"),
         ("hidden", "int8", {"k": 3}, "hidden.k: the form int8 has no such option; remove it"),

@@ -22,7 +22,7 @@ from tests.store.synthetic import (
 
 BIT_EQUAL = {"dense"}
 TOLERANCE = {
-    "float16": 0.01, "bfloat16": 0.06, "int8": 0.2, "int4": 3.0,
+    "float16": 0.01, "bfloat16": 0.06, "int8": 0.2, "fp8": 1.0, "int4": 3.0,
     "qk": 0.1, "map": 0.005, "head": 0.3,
 }  # fmt: skip
 

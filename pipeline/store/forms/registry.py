@@ -41,11 +41,17 @@ def forms_of(kind: str) -> dict[str, type[Form]]:
     return {form.name: form for form in sorted(forms, key=lambda form: form.rank)}
 
 
-def names_of(content: Content, axis: Axis = Axis.TOKEN) -> str:
-    """Return the forms that give a content, the most faithful first, for advice: `qk or below`."""
-    forms = [FORMS[key] for key in FORMS]
-    fitting = [form for form in forms if form.content is content and form.axis is axis]
-    return " or ".join(form.name for form in sorted(fitting, key=lambda form: form.rank))
+def names_of(
+    content: Content | None = None, *, kind: str | None = None, axis: Axis = Axis.TOKEN
+) -> str:
+    """Return the names of some forms, the most faithful first, as errors advise: `qk or below`."""
+    fitting = [
+        form
+        for form in FORMS.values()
+        if content in (None, form.content) and kind in (None, form.kind) and form.axis is axis
+    ]
+    names = [form.name for form in sorted(fitting, key=lambda form: form.rank)]
+    return " or ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
 def build_form(kind: str, name: str, given: Mapping[str, Any]) -> Form:

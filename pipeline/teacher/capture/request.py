@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 from pipeline.axes import SPLITS, TRAIN, Axis
 from pipeline.errors import ConfigError
 from pipeline.store.forms.form import Form
-from pipeline.store.forms.registry import forms_of
+from pipeline.store.forms.registry import names_of
 from pipeline.store.signals import Signal
 from pipeline.tasks import models_language
 
@@ -73,10 +73,9 @@ def resolve_signals(
     if logits is not None:
         axis = Axis.TOKEN if models_language(task) else Axis.EXAMPLE
         if logits.axis is not axis:
-            fitting = [name for name, form in forms_of("logits").items() if form.axis is axis]
             raise ConfigError(
                 f"{key}.logits.form: {logits.name} does not fit the task {task}; use "
-                f"{' or '.join(fitting)}"
+                f"{names_of(kind='logits', axis=axis)}"
             )
         signals.append(Signal(logits, None))
     captured = {(signal.kind, signal.layer) for signal in signals}
