@@ -18,7 +18,7 @@ from pipeline.store.forms.head import Head
 from pipeline.store.forms.int8 import Int8, quantise_rows, widen_rows
 from pipeline.store.forms.map import Map
 from pipeline.store.forms.qk import QueryKey
-from pipeline.store.forms.registry import FORMS, build_form, identity
+from pipeline.store.forms.registry import FORMS, build_form, forms_of, identity
 from pipeline.store.forms.topk import TopK
 from pipeline.store.forms.value_int8 import ValueInt8
 
@@ -174,6 +174,29 @@ def test_a_map_row_loses_what_the_form_states(seq, bound):
     kept /= kept.sum(-1, keepdims=True)
     ratio = np.where(kept > 0, kept, 1.0) / np.where(kept > 0, rows, 1.0)
     assert (kept * np.log(ratio)).sum(-1).mean() < bound
+
+
+@FEW
+@given(hidden_values())
+@pytest.mark.parametrize("name", forms_of("hidden"))
+def test_standardised_values_are_those_decoded_without_the_way_back(name, hidden):
+    form, mean = build_form("hidden", name, {}), statistics().mean
+    # No deviation at its floor: the scale of int4 would leave float16.
+    deviation = np.maximum(statistics().deviation, np.float32(0.2))
+    channels = Channels(mean, deviation)
+    encoded = form.encode({"hidden": hidden}, channels)
+    decoded = form.decode(encoded, channels)["hidden"]
+    standardised = form.decode_standardised(encoded, channels)
+    assert standardised.dtype == np.float32
+    by_torch = form.decode_standardised(
+        {key: torch.from_numpy(value) for key, value in encoded.items()},
+        Channels(torch.from_numpy(mean), torch.from_numpy(deviation)),
+    )
+    np.testing.assert_array_equal(standardised, by_torch.numpy(), strict=True)
+    # What float32 loses in adding the mean and taking it off again.
+    rounding = (np.abs(decoded) + np.abs(channels.mean)) * 2.0**-22
+    error = np.abs(standardised.astype(np.float64) * channels.deviation + channels.mean - decoded)
+    assert (error <= rounding + 1e-30).all()
 
 
 def test_below_stores_nothing():

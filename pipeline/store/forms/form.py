@@ -52,6 +52,16 @@ class Channels:
     mean: Array
     deviation: Array
 
+    def standardise(self, values: Array) -> Array:
+        """Return float32 values in deviations from each channel's mean."""
+        standardised = values - self.mean
+        standardised /= self.deviation
+        return standardised
+
+    def restore(self, standardised: Array) -> Array:
+        """Return the values that were standardised."""
+        return standardised * self.deviation + self.mean
+
 
 @dataclass(frozen=True)
 class Part:
@@ -159,6 +169,10 @@ class Form(ABC):
     def decode(self, parts: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
         """Turn stored arrays into the float32 values that `content` names."""
 
+    def decode_standardised(self, parts: Mapping[str, Array], channels: Channels) -> Array:
+        """Return hidden states in deviations from each channel's mean, as the feature loss uses."""
+        return channels.standardise(self.decode(parts, channels)["hidden"])
+
     @abstractmethod
     def errors(
         self, values: Mapping[str, Array], decoded: Mapping[str, Array], channels: Channels | None
@@ -189,6 +203,24 @@ class Form(ABC):
     def as_written_by(self, version: int) -> "Form | None":
         """Return the form that decodes what a version wrote; None if it can no longer be read."""
         return self if version == self.version else None
+
+
+class StandardisedForm(Form):
+    """A form that quantises standardised hidden states: readers of these need not restore them."""
+
+    kind: ClassVar[str] = "hidden"
+    tap: ClassVar[Tap] = Tap.HIDDEN
+    content: ClassVar[Content] = Content.HIDDEN
+    needs_channels: ClassVar[bool] = True
+
+    @abstractmethod
+    def decode_standardised(self, parts: Mapping[str, Array], channels: Channels) -> Array:
+        """Return the standardised values in float32."""
+
+    def decode(self, parts: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
+        """Return raw hidden states in float32."""
+        assert channels is not None
+        return {"hidden": channels.restore(self.decode_standardised(parts, channels))}
 
 
 def options(form: Form) -> dict[str, Any]:

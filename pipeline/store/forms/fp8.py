@@ -17,12 +17,10 @@ from numpy.typing import NDArray
 from pipeline.store.forms.form import (
     Array,
     Channels,
-    Content,
     Error,
-    Form,
     Geometry,
     Part,
-    Tap,
+    StandardisedForm,
     row_blocks,
 )
 from pipeline.store.forms.int8 import SMALLEST
@@ -71,16 +69,12 @@ def of_e4m3(codes: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class Float8(Form):
+class Float8(StandardisedForm):
     """Serves the feature loss; finer than int8 where a token has a few large values."""
 
     name: ClassVar[str] = "fp8"
-    kind: ClassVar[str] = "hidden"
-    tap: ClassVar[Tap] = Tap.HIDDEN
-    content: ClassVar[Content] = Content.HIDDEN
     rank: ClassVar[int] = 40
     ratio: ClassVar[float] = 0.82
-    needs_channels: ClassVar[bool] = True
     shows_nonfinite: ClassVar[bool] = True
 
     def parts(self, geometry: Geometry) -> dict[str, Part]:
@@ -105,7 +99,7 @@ class Float8(Form):
         with np.errstate(over="ignore", invalid="ignore"):
             for block in row_blocks(hidden):
                 rows = xp.astype(hidden[block], xp.float32, copy=False)
-                rows = (rows - channels.mean) / channels.deviation
+                rows = channels.standardise(rows)
                 largest = xp.max(xp.abs(rows), axis=-1)
                 # Widened as in int8: by 2^-10, and by a step where float16 is subnormal.
                 step = xp.astype(largest * ((1 + 2.0**-10) / LARGEST) + SMALLEST, xp.float16)
@@ -113,13 +107,11 @@ class Float8(Form):
                 codes[block] = to_e4m3(rows / xp.astype(step, xp.float32)[..., None])
         return {"values_bits": codes, "scale": scale}
 
-    def decode(self, parts: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
-        """Return raw hidden states in float32."""
-        assert channels is not None
+    def decode_standardised(self, parts: Mapping[str, Array], channels: Channels) -> Array:
+        """Return the bytes' values times the tokens' scales."""
         xp = array_namespace(parts["scale"])
         scale = xp.astype(parts["scale"], xp.float32)[..., None]
-        standardised = of_e4m3(parts["values_bits"]) * scale
-        return {"hidden": standardised * channels.deviation + channels.mean}
+        return of_e4m3(parts["values_bits"]) * scale
 
     def errors(
         self, values: Mapping[str, Array], decoded: Mapping[str, Array], channels: Channels | None
@@ -128,7 +120,7 @@ class Float8(Form):
         assert channels is not None
         true = values["hidden"]
         xp = array_namespace(true)
-        sizes = xp.abs((true - channels.mean) / channels.deviation)
+        sizes = xp.abs(channels.standardise(true))
         largest = xp.max(sizes, axis=-1, keepdims=True)
         off = 0.0626 * sizes + 2.0**-18 * largest + 2.0**-33
         # Of float32, on the way to standardised values and back.

@@ -18,12 +18,10 @@ from array_api_compat import array_namespace
 from pipeline.store.forms.form import (
     Array,
     Channels,
-    Content,
     Error,
-    Form,
     Geometry,
     Part,
-    Tap,
+    StandardisedForm,
     row_blocks,
 )
 from pipeline.store.forms.int8 import SMALLEST
@@ -33,18 +31,14 @@ HALF = 8
 
 
 @dataclass(frozen=True)
-class Int4(Form):
+class Int4(StandardisedForm):
     """Serves the feature loss; attention rebuilt from it is no longer faithful."""
 
     group: Literal[16, 32, 64, 128] = 64
 
     name: ClassVar[str] = "int4"
-    kind: ClassVar[str] = "hidden"
-    tap: ClassVar[Tap] = Tap.HIDDEN
-    content: ClassVar[Content] = Content.HIDDEN
     rank: ClassVar[int] = 50
     ratio: ClassVar[float] = 0.94
-    needs_channels: ClassVar[bool] = True
     shows_nonfinite: ClassVar[bool] = True
 
     def _groups(self, width: int) -> tuple[int, int]:
@@ -84,7 +78,7 @@ class Int4(Form):
         with np.errstate(over="ignore", invalid="ignore"):
             for block in row_blocks(hidden):
                 rows = xp.astype(hidden[block], xp.float32, copy=False)
-                rows = self._grouped((rows - channels.mean) / channels.deviation)
+                rows = self._grouped(channels.standardise(rows))
                 largest = xp.max(xp.abs(rows), axis=-1)
                 # Widened as in int8: by 2^-10, and by a step where float16 is subnormal.
                 step = xp.astype(largest * ((1 + 2.0**-10) / HALF) + SMALLEST, xp.float16)
@@ -95,9 +89,8 @@ class Int4(Form):
                 packed[block] = xp.reshape(pairs, (rows.shape[0], groups * size // 2))
         return {"levels": packed, "scale": scale}
 
-    def decode(self, parts: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
-        """Return raw hidden states in float32."""
-        assert channels is not None
+    def decode_standardised(self, parts: Mapping[str, Array], channels: Channels) -> Array:
+        """Return the middles of the levels times the groups' scales."""
         packed, scale = parts["levels"], parts["scale"]
         xp = array_namespace(packed)
         rows, width = packed.shape[0], channels.mean.shape[0]
@@ -105,8 +98,7 @@ class Int4(Form):
         levels = xp.reshape(xp.astype(levels, xp.float32), (rows, *self._groups(width)))
         # By sizes, not by -1: there may be no row at all.
         standardised = (levels - (HALF - 0.5)) * xp.astype(scale, xp.float32)[..., None]
-        standardised = xp.reshape(standardised, (rows, 2 * packed.shape[1]))[:, :width]
-        return {"hidden": standardised * channels.deviation + channels.mean}
+        return xp.reshape(standardised, (rows, 2 * packed.shape[1]))[:, :width]
 
     def errors(
         self, values: Mapping[str, Array], decoded: Mapping[str, Array], channels: Channels | None
@@ -115,7 +107,7 @@ class Int4(Form):
         assert channels is not None
         true = values["hidden"]
         xp = array_namespace(true)
-        grouped = self._grouped((true - channels.mean) / channels.deviation)
+        grouped = self._grouped(channels.standardise(true))
         largest = xp.max(xp.abs(grouped), axis=-1, keepdims=True)
         half_step = 0.501 * largest / HALF + SMALLEST + xp.zeros_like(grouped)
         groups, size = self._groups(true.shape[-1])

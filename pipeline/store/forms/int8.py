@@ -16,12 +16,10 @@ from array_api_compat import array_namespace
 from pipeline.store.forms.form import (
     Array,
     Channels,
-    Content,
     Error,
-    Form,
     Geometry,
     Part,
-    Tap,
+    StandardisedForm,
     row_blocks,
 )
 
@@ -49,8 +47,7 @@ def quantise_rows(values: Array, channels: Channels | None = None) -> tuple[Arra
         for block in row_blocks(values):
             rows = xp.astype(values[block], xp.float32, copy=False)
             if channels is not None:
-                rows = rows - channels.mean
-                rows /= channels.deviation
+                rows = channels.standardise(rows)
             largest = xp.max(xp.abs(rows), axis=-1)
             # Widened by 2^-10 where float16 rounds by 2^-11, and by a step where it is subnormal.
             step = xp.astype(largest * ((1 + 2.0**-10) / LEVELS) + SMALLEST, xp.float16)
@@ -72,16 +69,12 @@ def largest_error(values: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class Int8(Form):
+class Int8(StandardisedForm):
     """Serves the feature loss and, inside `head`, the output loss."""
 
     name: ClassVar[str] = "int8"
-    kind: ClassVar[str] = "hidden"
-    tap: ClassVar[Tap] = Tap.HIDDEN
-    content: ClassVar[Content] = Content.HIDDEN
     rank: ClassVar[int] = 30
     ratio: ClassVar[float] = 0.97
-    needs_channels: ClassVar[bool] = True
     shows_nonfinite: ClassVar[bool] = True
 
     def parts(self, geometry: Geometry) -> dict[str, Part]:
@@ -97,11 +90,9 @@ class Int8(Form):
         levels, scale = quantise_rows(values["hidden"], channels)
         return {"levels": levels, "scale": scale}
 
-    def decode(self, parts: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
-        """Return raw hidden states in float32."""
-        assert channels is not None
-        standardised = widen_rows(parts["levels"], parts["scale"])
-        return {"hidden": standardised * channels.deviation + channels.mean}
+    def decode_standardised(self, parts: Mapping[str, Array], channels: Channels) -> Array:
+        """Return levels times scales."""
+        return widen_rows(parts["levels"], parts["scale"])
 
     def errors(
         self, values: Mapping[str, Array], decoded: Mapping[str, Array], channels: Channels | None
@@ -110,7 +101,7 @@ class Int8(Form):
         assert channels is not None
         xp = array_namespace(values["hidden"])
         true = values["hidden"]
-        step = largest_error((true - channels.mean) / channels.deviation)
+        step = largest_error(channels.standardise(true))
         # Of float32, on the way to standardised values and back.
         rounding = (xp.abs(true) + xp.abs(channels.mean)) * 2.0**-22
         stated = step * channels.deviation + rounding

@@ -170,10 +170,11 @@ class TeacherFeatures(nn.Module):
             features: Those of a batch.
             rows: Of its live tokens, one after the other; all if it is left out.
         """
-        channels = self._channels(self.declaration("hidden", layer))
+        declared = self.declaration("hidden", layer)
+        channels = self._channels(declared)
         assert channels is not None
-        raw = self._decode("hidden", layer, features, rows)["hidden"]
-        return (raw - channels.mean) / channels.deviation
+        chosen = {part: value[rows] for part, value in features[declared.name].items()}
+        return declared.form.decode_standardised(chosen, channels)
 
     def attention_rows(
         self,
