@@ -11,9 +11,9 @@ import hashlib
 import importlib.util
 from collections.abc import Iterable, Iterator
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 GROUPS = "decant."
 """How the names of decant's groups of entry points begin."""
@@ -132,6 +132,7 @@ def _read_data_files(folder: Path) -> dict[str, str]:
     }
 
 
-def _line(entry: EntryPoint) -> str:
+def _line(entry: Any) -> str:
+    # An `EntryPoint` of `importlib.metadata`, or of its backport where a package installs that.
     package = "unknown" if entry.dist is None else f"{entry.dist.name} {entry.dist.version}"
     return f"{package}: {entry.group} {entry.name} = {entry.value}"
