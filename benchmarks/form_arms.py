@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.provenance import canonical_json
 from pipeline.store.forms.registry import build_form
 from pipeline.store.signals import Signal
-from pipeline.student.align.layer_maps import layer_map
+from pipeline.student.align.layer_maps import Layers, layer_map, layer_pairs
 from pipeline.student.align.objective import Alignment, Objective
 from pipeline.tasks import models_language
 
@@ -67,25 +67,21 @@ class Arm:
     ) -> list[Signal]:
         """Return what the teacher must be captured as for this arm, each signal once."""
         align = self.alignment(align)
-        assert align.layers != "emd"
-        pairs = layer_map(
-            align.layers,
-            student_layers=student_layers,
-            teacher_layers=teacher_layers,
-            include_embeddings=align.embeddings,
-        )
+        layers = Layers(student_layers, teacher_layers, align.embeddings)
+        pairs = layer_pairs(layer_map(align.layers, layers))
         hidden, attention = build_form("hidden", *_plain(self.hidden)), self.attention
         found: list[Signal] = []
         if "feature" not in self.without:
-            found += [Signal(hidden, layer) for layer in sorted(set(pairs.values()))]
+            followed = sorted({teacher for _, teacher in pairs})
+            found += [Signal(hidden, layer) for layer in followed]
         if "attention" not in self.without:
             form = build_form("attention", *_plain(attention))
-            layers = sorted({teacher for student, teacher in pairs.items() if student and teacher})
+            attended = sorted({teacher for student, teacher in pairs if student and teacher})
             there = {signal.layer for signal in found}
             if form.name == "below":
                 inner = build_form("hidden", *_plain(self.below))
-                found += [Signal(inner, layer - 1) for layer in layers if layer - 1 not in there]
-            found += [Signal(form, layer) for layer in layers]
+                found += [Signal(inner, layer - 1) for layer in attended if layer - 1 not in there]
+            found += [Signal(form, layer) for layer in attended]
         if "output" not in self.without:
             logits = self.logits if models_language(task) else ("dense", {})
             found.append(Signal(build_form("logits", *_plain(logits)), None))

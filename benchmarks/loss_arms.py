@@ -16,10 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.synthetic import stopwatch
-from pipeline.student.losses.attention_kl import attention_kl
-from pipeline.student.losses.chunked import BlockLoss, chunked_head_loss
-from pipeline.student.losses.chunked_maps import chunked_map_loss
-from pipeline.student.losses.forward_kl import forward_kl
+from pipeline.student.align.chunked import BlockLoss, chunked_head_loss, chunked_map_loss
+from pipeline.student.losses.attention import attention_kl
+from pipeline.student.losses.output import forward_kl
 from pipeline.taps.scores import rows_of_vectors
 
 TEMPERATURE = 2.0
@@ -70,7 +69,7 @@ def our_loss(rows: int, vocab: int, width: int) -> Step:
 
     def begin(chunk: slice) -> BlockLoss:
         teacher = F.linear(told[chunk], told_head)
-        return lambda logits, block: (forward_kl(logits, teacher[block], TEMPERATURE, rows),)
+        return lambda logits, block: (forward_kl.dense(logits, teacher[block], TEMPERATURE, rows),)
 
     def step() -> dict[str, Tensor]:
         total, _ = chunked_head_loss(begin, states, head, None, factors=(1.0,), count=rows)

@@ -45,7 +45,7 @@ class Registry(Mapping[str, T], Generic[T]):
 
     Args:
         noun: What one of them is called in errors, such as `loss`.
-        package: The package of ours whose modules define parts.
+        package: The package of ours whose modules define parts, or a single module.
         group: The group of entry points in which other packages give parts.
         name_of: Returns the name of a part, and None for anything else in a module.
     """
@@ -116,9 +116,12 @@ class Registry(Mapping[str, T], Generic[T]):
     def ours(self) -> dict[str, T]:
         """The parts that are defined in our folder."""
         folder = importlib.import_module(self.package)
+        modules = [self.package]
+        if hasattr(folder, "__path__"):
+            names = sorted(info.name for info in pkgutil.iter_modules(folder.__path__))
+            modules = [f"{self.package}.{name}" for name in names]
         parts: dict[str, T] = {}
-        for module_name in sorted(info.name for info in pkgutil.iter_modules(folder.__path__)):
-            module = importlib.import_module(f"{self.package}.{module_name}")
+        for module in map(importlib.import_module, modules):
             parts |= {name: part for name, part in self._defined_in(module) if name not in parts}
         return parts
 

@@ -13,6 +13,7 @@ from pipeline.errors import ConfigError, DecantError, IncompatibleError
 from pipeline.store.forms.form import Content
 from pipeline.store.forms.registry import names_of
 from pipeline.store.signals import Signal
+from pipeline.student.losses.registry import AttentionLoss, find_loss
 from pipeline.tasks import generates, models_language
 from pipeline.teacher.source.quantization import check_packed, check_quantization
 from pipeline.training.options import TrainOptions
@@ -173,7 +174,8 @@ def check_architecture(name: str, student: StudentParams, config: dict[str, Any]
         raise type(error)(f"students.{name}.model: {error}") from error
     found, expected = (size_of(one, "num_attention_heads") for one in (built, teacher))
     attention = student.loss.attention
-    if not attention.weight.is_off and attention.loss == "kl" and found != expected:
+    needs_equal = find_loss(AttentionLoss, attention.loss).equal_heads
+    if not attention.weight.is_off and needs_equal and found != expected:
         raise IncompatibleError(
             f"students.{name}.loss.attention: the student has {found} attention heads, the teacher "
             f"{expected}; give the student {expected}, use loss: relations or head_mean, or set "

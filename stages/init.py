@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 
 from pipeline.errors import ConfigError, ResourceError
 from pipeline.provenance import read_json
-from pipeline.student.align.layer_maps import layer_map
+from pipeline.student.align.layer_maps import Layers, layer_map, layer_pairs
 from pipeline.student.align.needs import depth_of
 from stages.command import stage
 
@@ -202,10 +202,8 @@ def _capture_aligned(capture: Any, depth: int | None, students: set[int]) -> Non
         return
     layers: set[int] = set()
     for own in students:
-        pairs = layer_map(
-            "uniform", student_layers=own, teacher_layers=depth, include_embeddings=True
-        )
-        layers |= set(pairs.values())
+        pairs = layer_map("uniform", Layers(own, depth, has_embeddings=True))
+        layers |= {teacher for _, teacher in layer_pairs(pairs)}
     capture["hidden"]["layers"] = sorted(layers)
     capture["attention"]["layers"] = sorted(layers - {0})
 

@@ -152,8 +152,7 @@ def check_student_model(
         config = known_config(read_json(path))
     else:
         return
-    relations = student.loss.attention.relations
-    uses_relations = student.loss.attention.loss == "relations"
+    relations = student.loss.attention.compared_relations
     attended = sorted(map(int, selected["maps"]["attention"]))
     found = check_in_miniature(
         config,
@@ -161,8 +160,8 @@ def check_student_model(
         where=f"{key}.model",
         max_length=max_length,
         hidden=sorted(map(int, selected["maps"]["feature"])),
-        attention=[] if uses_relations and relations == ("vv",) else attended,
-        values=attended if uses_relations and "vv" in relations else [],
+        attention=[] if relations == ("vv",) else attended,
+        values=attended if "vv" in relations else [],
         head=models_language(task),
         has_one_head_count=bool(attended),
     )

@@ -18,8 +18,7 @@ from pipeline.store.plan import bucketed_batches
 from pipeline.store.reader import StoreReader
 from pipeline.student.data.features import TeacherFeatures, TeacherLogits
 from pipeline.student.data.stream import StoreDataset, target_positions
-from pipeline.student.losses.forward_kl import forward_kl
-from pipeline.student.losses.forward_kl_topk import forward_kl_topk
+from pipeline.student.losses.output import forward_kl
 from pipeline.taps.anatomy import find_anatomy
 from pipeline.taps.inputs import model_columns, model_inputs
 from pipeline.tasks import models_language
@@ -109,12 +108,13 @@ def _batches(dataset: StoreDataset, batch_tokens: int) -> list[list[int]]:
 
 def _divergence(student: Tensor, teacher: TeacherLogits) -> Tensor:
     if teacher.full is not None:
-        return forward_kl(student, teacher.full, 1.0, count=1.0)
+        return forward_kl.dense(student, teacher.full, 1.0, count=1.0)
+    assert forward_kl.topk is not None
     assert teacher.ids is not None
     assert teacher.log_probs is not None
     # At temperature 1 log-probabilities are their own: the normaliser is 0.
     zero = torch.zeros(len(student), device=student.device)
-    return forward_kl_topk(student, teacher.ids, teacher.log_probs, zero, 1.0, count=1.0)
+    return forward_kl.topk(student, teacher.ids, teacher.log_probs, zero, 1.0, count=1.0)
 
 
 def _binary_divergence(student: Tensor, teacher: Tensor) -> Tensor:
@@ -128,6 +128,7 @@ def _binary_divergence(student: Tensor, teacher: Tensor) -> Tensor:
 def _likeliest(teacher: TeacherLogits) -> Tensor:
     if teacher.full is not None:
         return teacher.full.argmax(-1)
+    assert forward_kl.topk is not None
     assert teacher.ids is not None
     assert teacher.log_probs is not None
     best = teacher.log_probs.argmax(-1, keepdim=True)

@@ -18,11 +18,9 @@ from transformers import (
 )
 
 from pipeline.errors import ConfigError
+from pipeline.student.align.chunked import DEVICE_SIZES, DEVICE_VALUES
 from pipeline.student.align.objective import Objective
 from pipeline.student.data.feed import most_waiting
-from pipeline.student.losses.chunked import DEVICE_SIZES
-from pipeline.student.losses.chunked_features import DEVICE_VALUES
-from pipeline.student.losses.chunked_maps import DEVICE_SCORES
 from pipeline.student.model.architecture import student_configuration, teacher_configuration
 from pipeline.student.model.lora import add_adapters
 from pipeline.student.model.origin import StudentModel
@@ -187,7 +185,7 @@ def _activations(
         # Until the backward pass a pair keeps the gradients of query and key, and no map.
         scores = size_of(config, "num_attention_heads") * tokens * max_length
         found += attention_pairs * 2 * tokens * width * item
-        found += LOSS_COPIES * FLOAT_BYTES * min(scores, DEVICE_SCORES)
+        found += LOSS_COPIES * FLOAT_BYTES * min(scores, DEVICE_VALUES)
     if models_language(task) and not (
         objective.output.weight.is_off and objective.labels.weight.is_off
     ):

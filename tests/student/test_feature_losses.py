@@ -5,8 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from pipeline.student.losses.feature_cosine import feature_cosine
-from pipeline.student.losses.feature_pkd import feature_pkd
+from pipeline.student.losses.feature import feature_cosine, feature_pkd
 
 BOTH = pytest.mark.parametrize("loss", [feature_cosine, feature_pkd])
 

@@ -10,11 +10,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipeline.errors import IncompatibleError
+from pipeline.student.align.chunked import chunked_map_loss
 from pipeline.student.data import features as module
 from pipeline.student.data.features import TeacherFeatures
 from pipeline.student.data.stream import StoreDataset, target_positions
-from pipeline.student.losses.attention_kl import attention_kl
-from pipeline.student.losses.chunked_maps import chunked_map_loss
+from pipeline.student.losses.attention import attention_kl
 from pipeline.taps.inputs import model_columns
 from pipeline.taps.scores import ALL, visible_keys
 from pipeline.taps.tap import tap

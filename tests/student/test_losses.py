@@ -9,12 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipeline.errors import ConfigError
-from pipeline.student.losses.attention_kl import attention_kl
-from pipeline.student.losses.feature_mse import feature_mse
-from pipeline.student.losses.forward_kl import forward_kl
-from pipeline.student.losses.forward_kl_topk import forward_kl_topk
-from pipeline.student.losses.labels import label_cross_entropy
-from pipeline.student.losses.registry import ATTENTION, FEATURE, OUTPUT, find_loss
+from pipeline.student.losses.attention import attention_kl
+from pipeline.student.losses.feature import feature_mse
+from pipeline.student.losses.label import label_cross_entropy
+from pipeline.student.losses.output import forward_kl
+from pipeline.student.losses.registry import AttentionLoss, FeatureLoss, OutputLoss, find_loss
 
 
 def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
@@ -133,18 +132,18 @@ def test_forward_kl_by_hand():
     teacher = torch.tensor([[0.5, 0.5]]).log()
     student = torch.tensor([[0.25, 0.75]]).log()
     expected = 0.5 * math.log(2.0) + 0.5 * math.log(2 / 3)
-    assert forward_kl(student, teacher, 1.0).item() == pytest.approx(expected, rel=1e-6)
+    assert forward_kl.dense(student, teacher, 1.0).item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_forward_kl_carries_the_square_of_the_temperature():
     student, teacher = normal(4, 9), normal(4, 9, seed=1)
-    softened = forward_kl(student / 2, teacher / 2, 1.0)
-    torch.testing.assert_close(forward_kl(student, teacher, 2.0), 4 * softened)
+    softened = forward_kl.dense(student / 2, teacher / 2, 1.0)
+    torch.testing.assert_close(forward_kl.dense(student, teacher, 2.0), 4 * softened)
     # In the limit of a high temperature the gradient no longer depends on it (Hinton et al.).
     gradients = []
     for temperature in (100.0, 400.0):
         logits = student.clone().requires_grad_()
-        forward_kl(logits, teacher, temperature).backward()
+        forward_kl.dense(logits, teacher, temperature).backward()
         gradients.append(logits.grad)
     torch.testing.assert_close(*gradients, rtol=0.02, atol=1e-4)
 
@@ -152,7 +151,7 @@ def test_forward_kl_carries_the_square_of_the_temperature():
 def test_forward_kl_is_no_cross_entropy():
     """torchtune's ForwardKLLoss(p, p) is the teacher's entropy."""
     logits = normal(3, 7)
-    assert forward_kl(logits, logits.clone(), 2.0).item() == 0.0
+    assert forward_kl.dense(logits, logits.clone(), 2.0).item() == 0.0
 
 
 def test_forward_kl_is_not_divided_by_the_vocabulary():
@@ -161,20 +160,20 @@ def test_forward_kl_is_not_divided_by_the_vocabulary():
     reference = torch.nn.functional.kl_div(
         student.log_softmax(-1), teacher.log_softmax(-1), reduction="batchmean", log_target=True
     )
-    torch.testing.assert_close(forward_kl(student, teacher, 1.0), reference)
+    torch.testing.assert_close(forward_kl.dense(student, teacher, 1.0), reference)
 
 
 def test_classes_that_the_teacher_excludes_stay_finite():
     teacher = normal(2, 5)
     teacher[:, 3] = -torch.inf
     student = normal(2, 5, seed=1).requires_grad_()
-    loss = forward_kl(student, teacher, 1.0)
+    loss = forward_kl.dense(student, teacher, 1.0)
     loss.backward()
     assert loss.isfinite()
     assert student.grad is not None
     assert student.grad.isfinite().all()
     assert (student.grad[:, 3] > 0).all()  # the student's mass there is pushed down
-    assert forward_kl(teacher.clone(), teacher, 1.0).item() == 0.0
+    assert forward_kl.dense(teacher.clone(), teacher, 1.0).item() == 0.0
 
 
 # Top-k
@@ -184,14 +183,14 @@ def test_classes_that_the_teacher_excludes_stay_finite():
 def test_topk_by_hand_and_zero_when_equal(temperature):
     logits = normal(6, 20, scale=2.0)
     parts = topk_of(logits, 4, temperature)
-    assert abs(forward_kl_topk(logits, *parts, temperature).item()) < 1e-5
+    assert abs(forward_kl.topk(logits, *parts, temperature).item()) < 1e-5
     student = normal(6, 20, seed=1)
     ids = parts[0]
     p = torch.softmax(logits / temperature, -1).gather(1, ids)
     q = torch.softmax(student / temperature, -1).gather(1, ids)
     p, q = (torch.cat([x, 1 - x.sum(1, keepdim=True)], 1) for x in (p, q))
     expected = (p * (p / q).log()).sum(1).mean() * temperature**2
-    torch.testing.assert_close(forward_kl_topk(student, *parts, temperature), expected)
+    torch.testing.assert_close(forward_kl.topk(student, *parts, temperature), expected)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
@@ -199,7 +198,8 @@ def test_topk_of_the_whole_vocabulary_is_the_full_divergence(temperature):
     student, teacher = normal(5, 8), normal(5, 8, seed=1)
     parts = topk_of(teacher, 8, temperature)
     torch.testing.assert_close(
-        forward_kl_topk(student, *parts, temperature), forward_kl(student, teacher, temperature)
+        forward_kl.topk(student, *parts, temperature),
+        forward_kl.dense(student, teacher, temperature),
     )
 
 
@@ -213,10 +213,10 @@ def test_mass_outside_the_topk_is_penalised():
 
     def renormalised(logits: Tensor) -> Tensor:
         p = torch.log_softmax(parts[1], -1)
-        return forward_kl(logits.gather(1, parts[0]), p, 1.0)
+        return forward_kl.dense(logits.gather(1, parts[0]), p, 1.0)
 
     assert renormalised(raised).item() == renormalised(student).item()
-    ours = [forward_kl_topk(logits, *parts, 1.0).item() for logits in (student, raised)]
+    ours = [forward_kl.topk(logits, *parts, 1.0).item() for logits in (student, raised)]
     assert ours[1] > ours[0] + 0.5
 
 
@@ -225,8 +225,8 @@ def test_the_cut_before_softmax_is_another_teacher():
     logits = normal(4, 30)
     ids, values, normalizer = topk_of(logits, 5, 1.0)
     before = torch.log_softmax(logits.gather(1, ids), -1)
-    right = forward_kl_topk(logits, ids, values, normalizer, 1.0)
-    wrong = forward_kl_topk(logits, ids, before, normalizer, 1.0)
+    right = forward_kl.topk(logits, ids, values, normalizer, 1.0)
+    wrong = forward_kl.topk(logits, ids, before, normalizer, 1.0)
     assert abs(right.item()) < 1e-5 < 0.1 < wrong.item()
 
 
@@ -236,7 +236,7 @@ def test_topk_gradient_is_finite_with_all_or_none_of_the_mass_inside(shift):
     parts = topk_of(teacher, 3, 1.0)
     student = normal(2, 10, seed=1).scatter_add(1, parts[0], torch.full((2, 3), shift))
     student.requires_grad_()
-    loss = forward_kl_topk(student, *parts, 1.0)
+    loss = forward_kl.topk(student, *parts, 1.0)
     loss.backward()
     assert loss.isfinite()
     assert student.grad is not None
@@ -248,7 +248,7 @@ def test_a_stored_topk_that_sums_above_one_has_no_tail():
     log_probs = torch.tensor([[0.6, 0.4004]]).log()
     student = normal(1, 6).requires_grad_()
     ids = torch.tensor([[1, 4]])
-    loss = forward_kl_topk(student, ids, log_probs, torch.zeros(1), 1.0)
+    loss = forward_kl.topk(student, ids, log_probs, torch.zeros(1), 1.0)
     loss.backward()
     assert loss.isfinite()
     assert student.grad is not None
@@ -264,8 +264,8 @@ def test_a_stored_topk_that_sums_above_one_has_no_tail():
 )
 def test_topk_lies_between_zero_and_the_full_divergence(k, temperature, seed, scale):
     student, teacher = normal(3, 12, seed=seed), normal(3, 12, seed=seed + 1, scale=scale)
-    cut = forward_kl_topk(student, *topk_of(teacher, k, temperature), temperature).item()
-    full = forward_kl(student, teacher, temperature).item()
+    cut = forward_kl.topk(student, *topk_of(teacher, k, temperature), temperature).item()
+    full = forward_kl.dense(student, teacher, temperature).item()
     assert -1e-5 <= cut <= full * (1 + 1e-4) + 1e-4
 
 
@@ -292,12 +292,12 @@ def _feature(student: Tensor, rows: Tensor, count=None) -> Tensor:
 
 
 def _full(student: Tensor, rows: Tensor, count=None) -> Tensor:
-    return forward_kl(student, normal(8, 6, seed=9)[rows], 2.0, count)
+    return forward_kl.dense(student, normal(8, 6, seed=9)[rows], 2.0, count)
 
 
 def _topk(student: Tensor, rows: Tensor, count=None) -> Tensor:
     parts = [part[rows] for part in topk_of(normal(8, 6, seed=9), 3, 2.0)]
-    return forward_kl_topk(student, *parts, 2.0, count)
+    return forward_kl.topk(student, *parts, 2.0, count)
 
 
 def _labels(student: Tensor, rows: Tensor, count=None) -> Tensor:
@@ -370,8 +370,8 @@ def test_the_teacher_gets_no_gradient():
     rows, visible = torch.ones(4, 6, dtype=torch.bool), torch.ones(4, 1, 6, 6, dtype=torch.bool)
     losses = [
         feature_mse(student, teacher),
-        forward_kl(student, teacher, 2.0),
-        forward_kl_topk(student, ids, values, normalizer, 1.0),
+        forward_kl.dense(student, teacher, 2.0),
+        forward_kl.topk(student, ids, values, normalizer, 1.0),
         attention_kl(*maps, rows, visible),
     ]
     torch.stack(losses).sum().backward()
@@ -380,8 +380,8 @@ def test_the_teacher_gets_no_gradient():
 
 
 def test_a_loss_is_found_by_name_or_refused_with_the_names():
-    assert find_loss(FEATURE, "mse", key="loss.feature.loss") is feature_mse
-    assert find_loss(ATTENTION, "kl", key="loss.attention.loss") is attention_kl
-    assert find_loss(OUTPUT, "forward_kl", key="loss.output.loss").topk is forward_kl_topk
-    with pytest.raises(ConfigError, match=r"loss.output.loss: 'kld' is no loss .* forward_kl"):
-        find_loss(OUTPUT, "kld", key="loss.output.loss")
+    assert find_loss(FeatureLoss, "mse") is feature_mse
+    assert find_loss(AttentionLoss, "kl") is attention_kl
+    assert find_loss(OutputLoss, "forward_kl") is forward_kl
+    with pytest.raises(ConfigError, match=r"'output.kld' is unknown; .* output\.forward_kl"):
+        find_loss(OutputLoss, "kld")

@@ -8,18 +8,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.student.losses.ahead import Ahead, gradients_ahead
-from pipeline.student.losses.chunked import (
+from pipeline.student.align.chunked import (
     CPU_SIZES,
     DEVICE_SIZES,
+    Ahead,
     ChunkSizes,
     chunk_sizes,
     chunked_head_loss,
+    gradients_ahead,
 )
-from pipeline.student.losses.labels import label_cross_entropy
-from pipeline.student.losses.registry import OUTPUT
+from pipeline.student.losses.label import label_cross_entropy
+from pipeline.student.losses.registry import OutputLoss, built_in
 from pipeline.taps.head import HeadSpec, finish_logits
 
+OUTPUT = {loss.name: loss for loss in built_in(OutputLoss)}
 ROWS, WIDTH, VOCAB, K = 11, 4, 9, 3
 FACTORS = (0.7, 1.9)
 SIZES = {
@@ -50,10 +52,10 @@ class Case:
 
     def terms(self, logits: Tensor, rows: slice, name: str, form: str, t: float, count: int):
         logits, loss = finish_logits(logits, self.spec), OUTPUT[name]
-        more = {"skew": 0.3} if loss.skews else {}
+        more = {"skew": 0.3} if "skew" in loss.options.model_fields else {}
         log_probs = self.teacher[rows].log_softmax(-1)
-        if form == "full":
-            output = loss.full(logits, self.teacher[rows], t, count, **more)
+        if form == "dense":
+            output = loss.dense(logits, self.teacher[rows], t, count, **more)
         elif form == "topk":
             values, ids = log_probs.topk(K)
             normalizer = (log_probs / t).logsumexp(-1)
@@ -65,7 +67,7 @@ class Case:
         return output, label_cross_entropy(logits, self.targets[rows], count)
 
     def chunked(
-        self, sizes: ChunkSizes | None, name="forward_kl", form="full", t=1.0, factors=FACTORS,
+        self, sizes: ChunkSizes | None, name="forward_kl", form="dense", t=1.0, factors=FACTORS,
         count: int = ROWS, rows: int = ROWS, only: int | None = None, states=None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
         def begin(chunk: slice):
@@ -83,7 +85,7 @@ class Case:
             begin, states[:rows], self.weight, self.bias, factors=factors, count=count, sizes=sizes
         )
 
-    def plain(self, name="forward_kl", form="full", t=1.0, factors=FACTORS, rows=ROWS, count=ROWS):
+    def plain(self, name="forward_kl", form="dense", t=1.0, factors=FACTORS, rows=ROWS, count=ROWS):
         logits = F.linear(self.states[:rows], self.weight, self.bias)
         terms = self.terms(logits, slice(0, rows), name, form, t, count)
         return sum(factor * term for factor, term in zip(factors, terms, strict=True)), terms
@@ -99,8 +101,8 @@ def assert_equal_gradients(case: Case, ours: Tensor, plain: Tensor, rtol: float 
 
 
 FORMS = [
-    *((name, form) for name in OUTPUT for form in ("full", "topk", "sampled")
-      if form == "full" or getattr(OUTPUT[name], form) is not None),
+    *((name, form) for name in OUTPUT for form in ("dense", "topk", "sampled")
+      if form == "dense" or getattr(OUTPUT[name], form) is not None),
 ]  # fmt: skip
 
 

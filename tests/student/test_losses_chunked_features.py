@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.student.align.projectors import LinearProjector
-from pipeline.student.losses.chunked_features import chunked_feature_loss
-from pipeline.student.losses.registry import FEATURE
+from pipeline.student.align.chunked import chunked_feature_loss
+from pipeline.student.align.projectors import linear
+from pipeline.student.losses.registry import FeatureLoss, built_in
 from tests.student.test_losses_chunked import Sizes
 
+FEATURE = {loss.name: loss for loss in built_in(FeatureLoss)}
 TOKENS, OWN, THEIRS, COUNT = 13, 4, 6, 17
 VALUES = {"one-token": 1, "tokens": 5 * THEIRS, "whole": 10**6}
 
@@ -27,7 +28,7 @@ def teacher() -> Tensor:
 def projector() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(2)
-        return LinearProjector(OWN, THEIRS)
+        return linear.build(OWN, THEIRS)
 
 
 @pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)

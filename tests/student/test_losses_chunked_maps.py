@@ -4,10 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.student.losses.attention_head_mean import attention_head_mean
-from pipeline.student.losses.attention_kl import attention_kl
-from pipeline.student.losses.attention_relations import relation_vectors
-from pipeline.student.losses.chunked_maps import chunked_map_loss
+from pipeline.student.align.chunked import chunked_map_loss
+from pipeline.student.losses.attention import attention_head_mean, attention_kl, relation_vectors
 from pipeline.taps.scores import (
     ALL,
     Rule,

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError, IncompatibleError
-from pipeline.student.align.layer_maps import block_choice, layer_map, transport_map
+from pipeline.student.align.layer_maps import Layers, block_choice, layer_map
 
 
 @pytest.mark.parametrize(
@@ -18,17 +18,15 @@ from pipeline.student.align.layer_maps import block_choice, layer_map, transport
 )
 def test_uniform(student, teacher, expected):
     options = {"student_layers": student, "teacher_layers": teacher}
-    assert layer_map("uniform", **options, include_embeddings=False) == expected
-    with_embeddings = layer_map("uniform", **options, include_embeddings=True)
+    assert layer_map("uniform", Layers(student, teacher, has_embeddings=False)) == expected
+    with_embeddings = layer_map("uniform", Layers(student, teacher, has_embeddings=True))
     assert with_embeddings == {0: 0} | expected
     assert block_choice("uniform", **options) == tuple(expected.values())
 
 
 @given(student=st.integers(1, 40), teacher=st.integers(1, 100))
 def test_uniform_rises_ends_at_the_last_layer_and_never_meets_the_embeddings(student, teacher):
-    found = layer_map(
-        "uniform", student_layers=student, teacher_layers=teacher, include_embeddings=True
-    )
+    found = layer_map("uniform", Layers(student, teacher, has_embeddings=True))
     assert list(found) == list(range(student + 1))
     assert list(found.values()) == sorted(found.values())
     assert found[student] == teacher
@@ -38,20 +36,20 @@ def test_uniform_rises_ends_at_the_last_layer_and_never_meets_the_embeddings(stu
 
 
 def test_last_pairs_the_last_layers_alone():
-    found = layer_map("last", student_layers=3, teacher_layers=6, include_embeddings=True)
+    found = layer_map("last", Layers(3, 6, has_embeddings=True))
     assert found == {3: 6}
 
 
 def test_a_transport_map_lets_every_block_choose_between_the_captured_layers():
-    found = transport_map([4, 0, 2], student_layers=2, include_embeddings=True)
+    found = layer_map("emd", Layers(2, 6, has_embeddings=True, captured=[4, 0, 2]))
     assert found == {0: 0, 1: [2, 4], 2: [2, 4]}
-    assert 0 not in transport_map([2], student_layers=1, include_embeddings=False)
+    assert 0 not in layer_map("emd", Layers(1, 6, has_embeddings=False, captured=[2]))
     with pytest.raises(IncompatibleError, match=r"emd chooses between .* which has none"):
-        transport_map([0], student_layers=1, include_embeddings=True)
+        layer_map("emd", Layers(1, 6, has_embeddings=True, captured=[0]))
 
 
 def explicit(spec):
-    return layer_map(spec, student_layers=3, teacher_layers=6, include_embeddings=False)
+    return layer_map(spec, Layers(3, 6, has_embeddings=False))
 
 
 def test_an_explicit_map_is_kept_in_order():

@@ -6,15 +6,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.student.losses.forward_kl import forward_kl
-from pipeline.student.losses.label_bce import label_bce
-from pipeline.student.losses.label_mse import label_mse
-from pipeline.student.losses.labels import label_cross_entropy
-from pipeline.student.losses.registry import OUTPUT, label_loss
-from pipeline.student.losses.sampled_cross_entropy import sampled_cross_entropy
+from pipeline.student.losses.label import (
+    label_bce,
+    label_cross_entropy,
+    label_loss,
+    label_mse,
+)
+from pipeline.student.losses.output import forward_kl, sampled_cross_entropy
+from pipeline.student.losses.registry import OutputLoss, built_in
 
 DIVERGENCES = ["forward_kl", "reverse_kl", "jsd", "tvd", "skew_forward_kl", "skew_reverse_kl"]
 SKEW = 0.3
+OPTIONS = {"skew_forward_kl": {"skew": SKEW}, "skew_reverse_kl": {"skew": SKEW}}
+OUTPUT = {loss.name: loss for loss in built_in(OutputLoss)}
 
 
 def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
@@ -28,15 +32,13 @@ def topk_of(logits: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor,
 
 
 def full(name: str, student: Tensor, teacher: Tensor, t: float = 1.0, count=None) -> Tensor:
-    more = {"skew": SKEW} if OUTPUT[name].skews else {}
-    return OUTPUT[name].full(student, teacher, t, count, **more)
+    return OUTPUT[name].dense(student, teacher, t, count, **OPTIONS.get(name, {}))
 
 
 def topk(name: str, student: Tensor, parts: tuple, t: float = 1.0, count=None) -> Tensor:
     loss = OUTPUT[name].topk
     assert loss is not None
-    more = {"skew": SKEW} if OUTPUT[name].skews else {}
-    return loss(student, *parts, t, count, **more)
+    return loss(student, *parts, t, count, **OPTIONS.get(name, {}))
 
 
 def kl(p: list[float], q: list[float]) -> float:
@@ -156,9 +158,9 @@ def test_bounded_divergences_keep_their_bounds():
 def test_skew_mixes_in_its_own_side():
     """DistiLLM: KL(p ‖ a p + (1 - a) q); near 0 it is the plain divergence."""
     student, teacher = normal(3, 5), normal(3, 5, seed=1)
-    near = OUTPUT["skew_forward_kl"].full(student, teacher, 1.0, skew=1e-6)
-    torch.testing.assert_close(near, forward_kl(student, teacher, 1.0), rtol=1e-4, atol=0)
-    near = OUTPUT["skew_reverse_kl"].full(student, teacher, 1.0, skew=1e-6)
+    near = OUTPUT["skew_forward_kl"].dense(student, teacher, 1.0, skew=1e-6)
+    torch.testing.assert_close(near, forward_kl.dense(student, teacher, 1.0), rtol=1e-4, atol=0)
+    near = OUTPUT["skew_reverse_kl"].dense(student, teacher, 1.0, skew=1e-6)
     torch.testing.assert_close(near, full("reverse_kl", student, teacher), rtol=1e-4, atol=0)
 
 
@@ -173,7 +175,7 @@ def test_logits_mse_is_the_mean_square_of_what_is_finite():
 def test_binary_kl_is_a_mean_of_two_class_divergences():
     student, teacher, t = normal(4, 3), normal(4, 3, seed=1), 2.0
     pairs = [torch.stack([side / t, torch.zeros_like(side)], -1) for side in (student, teacher)]
-    wanted = forward_kl(pairs[0].view(-1, 2), pairs[1].view(-1, 2), 1.0, count=4 * 3) * t**2
+    wanted = forward_kl.dense(pairs[0].view(-1, 2), pairs[1].view(-1, 2), 1.0, count=4 * 3) * t**2
     torch.testing.assert_close(full("binary_kl", student, teacher, t), wanted)
     assert full("binary_kl", student, student, t).item() == 0.0
 
@@ -194,7 +196,7 @@ def test_the_gradient_of_samples_is_the_forward_divergences_in_expectation():
     )
     student = normal(1, 4).requires_grad_()
     (estimate,) = torch.autograd.grad(sampled_cross_entropy(student, draws), student)
-    (exact,) = torch.autograd.grad(forward_kl(student, teacher, 1.0), student)
+    (exact,) = torch.autograd.grad(forward_kl.dense(student, teacher, 1.0), student)
     torch.testing.assert_close(estimate, exact, rtol=0, atol=5e-3)
 
 

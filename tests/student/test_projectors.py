@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from pipeline.errors import ConfigError
-from pipeline.student.align.projectors import LinearProjector, Projectors
+from pipeline.student.align.chunked import chunked_feature_loss
+from pipeline.student.align.distiller import Projectors
+from pipeline.student.align.projectors import linear
 
 
 def build(seed: int) -> Projectors:
@@ -41,9 +43,19 @@ def test_the_start_is_the_seeds():
 
 
 def test_half_precision_states_are_projected_in_the_weights_precision():
-    assert LinearProjector(3, 5)(torch.ones(2, 4, 3, dtype=torch.bfloat16)).dtype == torch.float32
+    seen = []
+
+    def loss(student: torch.Tensor, teacher: torch.Tensor, count: int) -> torch.Tensor:
+        seen.append(student.dtype)
+        return student.sum() / count
+
+    states, projector = torch.ones(4, 3, dtype=torch.bfloat16), linear.build(3, 5)
+    chunked_feature_loss(
+        loss, states, projector, torch.zeros(4, 5).__getitem__, d_teacher=5, count=4
+    )
+    assert seen == [torch.float32]
 
 
 def test_an_unknown_name_is_refused_with_the_names():
-    with pytest.raises(ConfigError, match="'mlp' is no projector; use one of: linear"):
+    with pytest.raises(ConfigError, match="projector 'mlp' is unknown; expected one of linear"):
         Projectors("mlp", {1: 1}, d_student=3, d_teacher=5)

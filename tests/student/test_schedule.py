@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from pipeline.student.align.schedule import Weight
+from pipeline.student.align.objective import Weight
 
 
 def test_a_number_is_constant():

@@ -1,4 +1,4 @@
-"""One layer's attention beside another's: maps by head, their mean, or relations of vectors."""
+"""The attention term: compares attention maps of two layers, or relations of their vectors."""
 
 from collections.abc import Collection, Mapping
 from functools import reduce
@@ -13,13 +13,13 @@ from pipeline.errors import IncompatibleError
 from pipeline.store.forms.form import Content
 from pipeline.store.forms.registry import names_of
 from pipeline.store.records import Declaration
+from pipeline.student.align.chunked import chunked_map_loss
 from pipeline.student.align.objective import AttentionTerm
 from pipeline.student.align.transport import Compare
 from pipeline.student.data.features import TeacherFeatures
-from pipeline.student.losses.attention_relations import Vectors, relation_vectors
-from pipeline.student.losses.chunked_maps import chunked_map_loss
+from pipeline.student.losses.attention import Vectors, relation_vectors
 from pipeline.student.losses.counting import Count
-from pipeline.student.losses.registry import ATTENTION, find_loss
+from pipeline.student.losses.registry import AttentionLoss, find_loss
 from pipeline.taps.anatomy import Anatomy
 from pipeline.taps.scores import MapRows, rows_of_vectors
 from pipeline.taps.tap import Record
@@ -49,8 +49,8 @@ class AttentionMatch:
         features: TeacherFeatures,
         anatomy: Anatomy,
     ) -> None:
-        self._loss = find_loss(ATTENTION, options.loss, key="loss.attention.loss")
-        self._relations = options.relations if options.loss == "relations" else ()
+        self._loss = find_loss(AttentionLoss, options.loss)
+        self._relations = options.compared_relations
         self._features = features
         students = sorted({student for student, _ in pairs})
         self.needs_maps = set(self._relations) != {"vv"}
@@ -64,7 +64,7 @@ class AttentionMatch:
                     f"loss.attention: teacher layer {teacher} is {rule}, the student is not; "
                     "choose a student of the teacher's kind"
                 )
-            if options.loss == "kl" and declared.geometry.heads != anatomy.heads:
+            if self._loss.equal_heads and declared.geometry.heads != anatomy.heads:
                 raise IncompatibleError(
                     f"loss.attention: teacher layer {teacher} has {declared.geometry.heads} "
                     f"attention heads, student layer {student} has {anatomy.heads}; use "

@@ -4,7 +4,7 @@ Nothing here knows the teacher as a model. Every term is divided by the count it
 its value is right under gradient accumulation and on several ranks.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -14,21 +14,20 @@ from transformers import PreTrainedModel
 
 from pipeline.student.align.attention_terms import AttentionMatch
 from pipeline.student.align.balance import Balance
+from pipeline.student.align.chunked import chunked_feature_loss
+from pipeline.student.align.layer_maps import LayerMap, layer_pairs
 from pipeline.student.align.objective import TERMS, Objective, active_terms, check_task
 from pipeline.student.align.output_terms import OutputTerms
-from pipeline.student.align.projectors import Projectors
+from pipeline.student.align.projectors import PROJECTORS
 from pipeline.student.align.transport import Compare, mapped_loss
 from pipeline.student.data.features import TeacherFeatures
 from pipeline.student.data.stream import target_positions
-from pipeline.student.losses.chunked_features import chunked_feature_loss
 from pipeline.student.losses.counting import Count
-from pipeline.student.losses.registry import FEATURE, find_loss
+from pipeline.student.losses.registry import FeatureLoss, find_loss
 from pipeline.taps.anatomy import find_anatomy
 from pipeline.taps.inputs import model_columns, model_inputs, run_base
 from pipeline.taps.tap import Record, tap
 from pipeline.tasks import models_language
-
-LayerMap = Mapping[int, int | Sequence[int]]
 
 
 class Losses(NamedTuple):
@@ -58,6 +57,40 @@ def term_counts(
     counts: dict[str, int] = dict(zip(TERMS, units, strict=True))
     wanted = active_terms(objective)
     return {term: counts[term] for term in wanted if terms is None or term in terms}
+
+
+class Projectors(nn.Module):
+    """The projectors of one student, a separate one for each pair of layers.
+
+    A student layer that a transport plan pairs anew in every batch has one for all its teachers.
+    Projectors are trained with the student and are in its checkpoints, never in its export.
+    """
+
+    def __init__(self, kind: str, pairs: LayerMap, *, d_student: int, d_teacher: int) -> None:
+        """Build one projector a pair, in the order of student layers.
+
+        Args:
+            kind: A name in `PROJECTORS`.
+            pairs: Student layer → teacher layer, or all that share the layer's one projector.
+            d_student: Width of the student's states.
+            d_teacher: Width of the teacher's states.
+
+        Raises:
+            ConfigError: If there is no projector of that name.
+        """
+        super().__init__()
+        build = PROJECTORS[kind].build
+        self._keys = {
+            student: f"{student}->{teacher if isinstance(teacher, int) else 'any'}"
+            for student, teacher in sorted(pairs.items(), key=lambda pair: pair[0])
+        }
+        self.by_pair = nn.ModuleDict(
+            {key: build(d_student, d_teacher) for key in self._keys.values()}
+        )
+
+    def of(self, student_layer: int) -> nn.Module:
+        """Return what takes the states of one student layer to its teacher's width."""
+        return self.by_pair[self._keys[student_layer]]
 
 
 class Distiller(nn.Module):
@@ -99,7 +132,7 @@ class Distiller(nn.Module):
         self._is_causal = self._anatomy.is_causal
         self._attention_match = (
             AttentionMatch(
-                objective.attention, pairs_of(self.attention_map), features, self._anatomy
+                objective.attention, layer_pairs(self.attention_map), features, self._anatomy
             )
             if "attention" in self.terms
             else None
@@ -109,7 +142,7 @@ class Distiller(nn.Module):
             self._outputs.check(student)
         widths = {
             features.declaration("hidden", teacher).geometry.width
-            for _, teacher in pairs_of(self.feature_map)
+            for _, teacher in layer_pairs(self.feature_map)
         }
         self.projectors = Projectors(
             objective.feature.projector,
@@ -174,7 +207,7 @@ class Distiller(nn.Module):
         live: Bool[Tensor, "batch seq"],
         count: Count,
     ) -> Tensor:
-        loss = find_loss(FEATURE, self.objective.feature.loss, key="loss.feature.loss")
+        loss = find_loss(FeatureLoss, self.objective.feature.loss)
         kept, places = live, None
         if self.objective.feature.skip_first_token:
             kept = live.clone()
@@ -200,12 +233,3 @@ class Distiller(nn.Module):
             return compare
 
         return mapped_loss(self.feature_map, against)
-
-
-def pairs_of(layers: LayerMap) -> list[tuple[int, int]]:
-    """Return every pair of student and teacher layer that a map lets meet."""
-    return [
-        (student, teacher)
-        for student, found in layers.items()
-        for teacher in ([found] if isinstance(found, int) else found)
-    ]

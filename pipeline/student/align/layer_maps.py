@@ -1,78 +1,125 @@
-"""Which teacher layer each student layer follows.
+"""Layer maps: which teacher layer each student layer learns from.
 
-Layer 0 is the input of block 0 (the embeddings), layer l the output of block l; attention has
-no layer 0.
+Layer 0 is the input of block 0 (the embeddings), layer l the output of block l; attention has no
+layer 0. A map with a name is a function of this file, or of another package that gives it by an
+entry point of the group `decant.layer_maps`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.errors import ConfigError, IncompatibleError
+from pipeline.registry import Registry
+
+LayerMap = Mapping[int, int | Sequence[int]]
+"""From a student layer to a teacher layer, or to those that a transport plan chooses between."""
 
 
-def layer_map(
-    spec: Literal["uniform", "last"] | Mapping[int, int],
-    *,
-    student_layers: int,
-    teacher_layers: int,
-    include_embeddings: bool,
-) -> dict[int, int]:
+@dataclass(frozen=True)
+class Layers:
+    """What a layer map is made from.
+
+    Attributes:
+        student: Blocks of the student.
+        teacher: Blocks of the teacher.
+        has_embeddings: Whether a map with a name has the pair 0: 0.
+        captured: The teacher's layers in the store.
+    """
+
+    student: int
+    teacher: int
+    has_embeddings: bool
+    captured: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class NamedMap:
+    """A layer map with its name in `params.yaml`."""
+
+    name: str
+    function: Callable[[Layers], LayerMap]
+
+
+LAYER_MAPS: Registry[NamedMap] = Registry(
+    "layer map",
+    package="pipeline.student.align.layer_maps",
+    group="decant.layer_maps",
+    name_of=lambda value: value.name if isinstance(value, NamedMap) else None,
+)
+
+
+def named_map(name: str) -> Callable[[Callable[[Layers], LayerMap]], NamedMap]:
+    """Declare the function below as a layer map."""
+    return lambda function: NamedMap(name, function)
+
+
+def layer_map(spec: str | Mapping[int, int], layers: Layers) -> LayerMap:
     """Return student layer → teacher layer, in the order of the student's layers.
 
     Args:
-        spec: `uniform` pairs student layer i of n with layer i·L/n of the teacher's L, halves
-            rounded up; `last` pairs the last layers alone; or the pairs themselves.
-        student_layers: Blocks of the student.
-        teacher_layers: Blocks of the teacher.
-        include_embeddings: Whether a uniform map has the pair 0: 0. An explicit one names it or
-            not; attention has no layer 0, so its caller drops that pair.
+        spec: The name of a map, or the pairs themselves.
+        layers: What the map is made from. Pairs that are given name 0: 0 or do not; attention has
+            no layer 0, so its caller drops that pair.
 
     Raises:
-        ConfigError: If an explicit map is empty.
-        IncompatibleError: If an explicit map names a layer that one of the two does not have.
+        ConfigError: If there is no map of that name, or there are no pairs.
+        IncompatibleError: If the map names a layer that the student or the teacher does not have.
     """
-    if spec == "uniform":
-        first = 0 if include_embeddings else 1
-        return {
-            student: _proportional(student, student_layers, teacher_layers)
-            for student in range(first, student_layers + 1)
-        }
-    if spec == "last":
-        return {student_layers: teacher_layers}
-    assert not isinstance(spec, str)  # the words are those above
-    if not spec:
+    pairs = LAYER_MAPS[spec].function(layers) if isinstance(spec, str) else spec
+    if not pairs:
         raise ConfigError(
             "the layer map is empty; name at least one pair 'student layer: teacher layer', "
             "use 'uniform', or set the term's weight to 0"
         )
-    for student, teacher in spec.items():
-        _check_layer("student", student, 0, student_layers)
-        _check_layer("teacher", teacher, 0, teacher_layers)
-    return dict(sorted(spec.items()))
+    for student, teachers in pairs.items():
+        _check_layer("student", student, 0, layers.student)
+        for teacher in [teachers] if isinstance(teachers, int) else teachers:
+            _check_layer("teacher", teacher, 0, layers.teacher)
+    return dict(sorted(pairs.items()))
 
 
-def transport_map(
-    captured: Sequence[int], *, student_layers: int, include_embeddings: bool
-) -> dict[int, int | list[int]]:
-    """Return student layer → all teacher layers that a transport plan chooses between.
+@named_map("uniform")
+def uniform(layers: Layers) -> LayerMap:
+    """Pair student layer i of n with layer i·L/n of the teacher's L, halves rounded up."""
+    return {
+        student: _proportional(student, layers.student, layers.teacher)
+        for student in range(0 if layers.has_embeddings else 1, layers.student + 1)
+    }
 
-    Args:
-        captured: The teacher's layers in the store.
-        student_layers: Blocks of the student; each takes part.
-        include_embeddings: Whether the pair 0: 0 stands beside them. Embeddings are no block's
-            output and have no part in the plan.
+
+@named_map("last")
+def last(layers: Layers) -> LayerMap:
+    """Pair the last layers alone (MiniLM, arXiv 2002.10957)."""
+    return {layers.student: layers.teacher}
+
+
+@named_map("emd")
+def emd(layers: Layers) -> LayerMap:
+    """Let a transport plan choose between all captured layers (BERT-EMD, arXiv 2010.06133).
+
+    Embeddings are no block's output and have no part in the plan.
 
     Raises:
         IncompatibleError: If no block's output is in the store.
     """
-    teachers = sorted(set(captured) - {0})
+    teachers = sorted(set(layers.captured) - {0})
     if not teachers:
         raise IncompatibleError(
             "emd chooses between the teacher layers of the store, which has none; capture some, "
             "or set the term's weight to 0"
         )
-    first: dict[int, int | list[int]] = {0: 0} if include_embeddings else {}
-    return first | {student: list(teachers) for student in range(1, student_layers + 1)}
+    pairs: dict[int, int | list[int]] = {0: 0} if layers.has_embeddings else {}
+    return pairs | {student: list(teachers) for student in range(1, layers.student + 1)}
+
+
+def layer_pairs(layers: LayerMap) -> list[tuple[int, int]]:
+    """Return every pair of student and teacher layer that a map lets meet."""
+    return [
+        (student, teacher)
+        for student, teachers in layers.items()
+        for teacher in ([teachers] if isinstance(teachers, int) else teachers)
+    ]
 
 
 def block_choice(
@@ -91,7 +138,7 @@ def block_choice(
         teacher_layers: Blocks of the teacher.
 
     Raises:
-        IncompatibleError: If the blocks are not as many as the student's, or the teacher does not
+        IncompatibleError: If the number of blocks is not the student's, or the teacher does not
             have one of them.
     """
     if isinstance(spec, Mapping):

@@ -13,14 +13,20 @@ from pipeline.provenance import read_json
 from pipeline.store.forms.form import Content
 from pipeline.store.forms.registry import names_of
 from pipeline.store.signals import CapturedSignal
-from pipeline.student.align.layer_maps import block_choice, layer_map, transport_map
+from pipeline.student.align.layer_maps import (
+    LAYER_MAPS,
+    LayerMap,
+    Layers,
+    block_choice,
+    layer_map,
+    layer_pairs,
+)
 from pipeline.student.align.objective import Alignment, AttentionTerm, FeatureTerm, Objective
 from pipeline.written_by import remedy
 
 DEPTH_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 Blocks = Sequence[int] | Literal["uniform", "first", "last"] | Mapping[Literal["every"], int]
-LayerMap = Mapping[int, int | list[int]]
 
 
 def depth_of(config: dict[str, Any]) -> int | None:
@@ -68,16 +74,16 @@ def select_signals(
     student_layers = _student_layers(own, store["config"], key)
     chosen: list[CapturedSignal] = []
     maps: dict[str, LayerMap] = {"feature": {}, "attention": {}}
-    layers = {"student_layers": student_layers, "teacher_layers": teacher_layers}
+    depths = (student_layers, teacher_layers)
     if not objective.feature.weight.is_off:
-        maps["feature"] = _map(signals, "hidden", objective.feature, align, layers, key)
+        maps["feature"] = _map(signals, "hidden", objective.feature, align, depths, key)
         chosen += [
             _one(signals, "hidden", layer, objective.feature.form, key)
             for layer in teacher_layers_of(maps["feature"])
         ]
     if not objective.attention.weight.is_off:
         maps["attention"] = _map(
-            signals, _attention_kind(objective.attention), objective.attention, align, layers, key
+            signals, _attention_kind(objective.attention), objective.attention, align, depths, key
         )
         for layer in teacher_layers_of(maps["attention"]):
             chosen += _attention_signals(signals, layer, objective, chosen, key)
@@ -86,18 +92,21 @@ def select_signals(
     assets: dict[str, Any] = {}
     if init == "teacher-layers":
         assets["blocks"] = _blocks(records, key, student_layers, teacher_layers, blocks)
-    return {
+    selected = {
         "store": store["store"],
         "signals": {signal.name: signal.digest for signal in chosen},
         "assets": assets,
         "maps": {term: {str(s): t for s, t in pairs.items()} for term, pairs in maps.items()},
     }
+    origin = LAYER_MAPS.origin(align.layers) if isinstance(align.layers, str) else None
+    if origin is not None:
+        selected["origins"] = {f"layer_map.{align.layers}": origin.model_dump()}
+    return selected
 
 
 def teacher_layers_of(pairs: LayerMap) -> list[int]:
     """Return every teacher layer of a layer map, once and in order."""
-    values = [layers if isinstance(layers, list) else [layers] for layers in pairs.values()]
-    return sorted({layer for layers in values for layer in layers})
+    return sorted({teacher for _, teacher in layer_pairs(pairs)})
 
 
 def _map(
@@ -105,40 +114,33 @@ def _map(
     kind: str,
     term: FeatureTerm | AttentionTerm,
     align: Alignment,
-    layers: dict[str, int],
+    depths: tuple[int, int],
     key: str,
 ) -> LayerMap:
-    """Return the layer map of one term, in the words of `align`; attention has no layer 0."""
+    """Return the layer map of one term; attention has no layer 0."""
     is_attention = isinstance(term, AttentionTerm)
-    embeddings = align.embeddings and not is_attention
+    captured = [
+        s.layer for s in signals if s.kind == kind and s.layer is not None and _serves(s, term)
+    ]
+    has_embeddings = align.embeddings and not is_attention
     try:
-        if align.layers == "emd":
-            return transport_map(
-                [
-                    s.layer
-                    for s in signals
-                    if s.kind == kind and s.layer is not None and _serves(s, term)
-                ],
-                student_layers=layers["student_layers"],
-                include_embeddings=embeddings,
-            )
-        found = layer_map(align.layers, **layers, include_embeddings=embeddings)
+        pairs = layer_map(align.layers, Layers(*depths, has_embeddings, captured))
     except DecantError as error:
         raise type(error)(f"{key}.align.layers: {error}") from error
     if not is_attention:
-        return dict(found)
-    found = {student: teacher for student, teacher in found.items() if student and teacher}
-    if not found:
+        return pairs
+    pairs = {student: teacher for student, teacher in pairs.items() if student and teacher}
+    if not pairs:
         raise ConfigError(
             f"{key}.align.layers: only pairs with layer 0, which has no attention; name a "
             f"pair of blocks, or set {key}.loss.attention.weight to 0"
         )
-    return dict(found)
+    return pairs
 
 
 def _serves(signal: CapturedSignal, term: FeatureTerm | AttentionTerm) -> bool:
     """Tell whether a term can use a signal of its kind; nobody names the form of values."""
-    if isinstance(term, AttentionTerm) and term.loss == "relations" and not _has_vectors(signal):
+    if isinstance(term, AttentionTerm) and term.compared_relations and not _has_vectors(signal):
         return False
     return signal.kind == "value" or term.form in (None, signal.form_name)
 
@@ -150,7 +152,7 @@ def _has_vectors(signal: CapturedSignal) -> bool:
 
 def _attention_kind(term: AttentionTerm) -> str:
     """Return the kind of signal that decides which layers there are."""
-    return "value" if term.loss == "relations" and term.relations == ("vv",) else "attention"
+    return "value" if term.compared_relations == ("vv",) else "attention"
 
 
 def _attention_signals(
@@ -165,7 +167,7 @@ def _attention_signals(
     found = []
     if _attention_kind(term) == "attention":
         usable = signals
-        if term.loss == "relations":
+        if term.compared_relations:
             usable = [s for s in signals if s.kind != "attention" or _has_vectors(s)]
             if not _there(usable, "attention", layer) and _there(signals, "attention", layer):
                 raise IncompatibleError(
@@ -174,7 +176,7 @@ def _attention_signals(
                     f"{names_of(Content.QUERY_KEY)} too, or use loss head_mean"
                 )
         found.append(_one(usable, "attention", layer, term.form, key))
-    if term.loss == "relations" and "vv" in term.relations:
+    if "vv" in term.compared_relations:
         best = _best(signals, "value", layer)
         others = [s for s in signals if (s.kind, s.layer) != ("value", layer)]
         found.append(_one([*others, *best], "value", layer, None, key))

@@ -1,6 +1,7 @@
-"""What the output term asks of the form that logits are captured in, told by declarations alone.
+"""Checks of the output term against the form that logits are captured in.
 
-So a contradiction is found before the teacher runs, and again before the first step.
+They need declarations alone, so a contradiction is found before the teacher runs, and again before
+the first step.
 """
 
 from pipeline.errors import IncompatibleError
@@ -8,20 +9,18 @@ from pipeline.store.forms.form import Content
 from pipeline.store.forms.registry import names_of
 from pipeline.store.signals import Signal
 from pipeline.student.align.objective import OutputTerm
-from pipeline.student.losses.registry import OUTPUT, find_loss
+from pipeline.student.losses.registry import OutputLoss, built_in, find_loss
 
 
 def check_output_loss(signal: Signal, term: OutputTerm) -> None:
     """Refuse a loss that is undefined for what the form keeps.
 
     Raises:
-        ConfigError: If there is no such loss.
         IncompatibleError: If the loss needs all logits, or others than were drawn.
     """
-    loss = find_loss(OUTPUT, term.loss, key="loss.output.loss")
     content = signal.form.content
-    if getattr(loss, content) is None:
-        served = [name for name, other in OUTPUT.items() if getattr(other, content) is not None]
+    if not find_loss(OutputLoss, term.loss).serves(content):
+        served = [loss.name for loss in built_in(OutputLoss) if loss.serves(content)]
         raise IncompatibleError(
             f"loss.output.loss: {term.loss} cannot be computed from {signal.name}, which serves "
             f"{', '.join(served)} alone; use one of these, or capture logits as "
@@ -30,7 +29,7 @@ def check_output_loss(signal: Signal, term: OutputTerm) -> None:
 
 
 def temperature_index(signal: Signal, temperature: float) -> int:
-    """Return the place of a temperature among those captured; 0 for a form that serves any.
+    """Return the index of a temperature among those captured; 0 for a form that serves any.
 
     Raises:
         IncompatibleError: If the form keeps some temperatures and not this one.

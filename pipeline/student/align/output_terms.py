@@ -1,4 +1,4 @@
-"""Losses of the student's outputs: beside the teacher's, and beside the true labels."""
+"""Output losses: against the teacher's outputs and against the true labels."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,13 +10,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pipeline.errors import IncompatibleError
+from pipeline.student.align.chunked import BlockLoss, chunked_head_loss
 from pipeline.student.align.objective import Objective
 from pipeline.student.align.output_checks import check_output_loss
 from pipeline.student.data.features import TeacherFeatures, TeacherLogits
 from pipeline.student.data.stream import target_positions
-from pipeline.student.losses.chunked import BlockLoss, chunked_head_loss
 from pipeline.student.losses.counting import Count
-from pipeline.student.losses.registry import OUTPUT, find_loss, label_loss
+from pipeline.student.losses.label import label_loss
+from pipeline.student.losses.registry import OutputLoss, find_loss
 from pipeline.taps.head import finish_logits, linear_head, read_head_spec
 from pipeline.tasks import models_language
 
@@ -43,19 +44,17 @@ class OutputTerms:
         features: The decoder of the teacher's signals.
         objective: The terms.
         task: One of `pipeline.tasks`.
-
-    Raises:
-        ConfigError: If there is no such loss.
     """
 
     def __init__(
         self, student: PreTrainedModel, features: TeacherFeatures, objective: Objective, task: str
     ) -> None:
         self._features = features
-        self._options = objective.output
+        self._term = objective.output
+        self._options = objective.output.loss_options()
         self._task = task
         self._head = read_head_spec(student) if models_language(task) else None
-        self._loss = find_loss(OUTPUT, objective.output.loss, key="loss.output.loss")
+        self._loss = find_loss(OutputLoss, objective.output.loss)
         self._label_loss = label_loss(task)
 
     def check(self, student: PreTrainedModel) -> None:
@@ -74,7 +73,7 @@ class OutputTerms:
                 f"loss.output: the teacher has {vocab} outputs, the student {found}; give "
                 "the student the teacher's vocabulary or classes"
             )
-        check_output_loss(declared, self._options)
+        check_output_loss(declared, self._term)
 
     def of(
         self,
@@ -179,20 +178,19 @@ class OutputTerms:
         return begin
 
     def _output(self, logits: Tensor, teacher: TeacherLogits, count: Count) -> Tensor:
-        options, loss = self._options, self._loss
-        more = {"skew": options.skew} if loss.skews else {}
+        loss, temperature, options = self._loss, self._term.temperature, self._options
         if teacher.full is not None:
-            return loss.full(logits, teacher.full, options.temperature, count, **more)
+            return loss.dense(logits, teacher.full, temperature, count, **options)
         if teacher.samples is not None:
             assert loss.sampled is not None  # check
-            return loss.sampled(logits, teacher.samples, options.temperature, count)
+            return loss.sampled(logits, teacher.samples, temperature, count, **options)
         assert loss.topk is not None  # check
         return loss.topk(
             logits,
             teacher.ids,
             teacher.log_probs,
             teacher.log_normalizer,
-            options.temperature,
+            temperature,
             count,
-            **more,
+            **options,
         )

@@ -235,7 +235,7 @@ class StudentRun:
                 "init": asked.init,
                 "vocabulary": asked.vocabulary,
                 "lora": None if asked.lora is None else asked.lora.model_dump(mode="json"),
-                "objective": asked.objective.model_dump(mode="json"),
+                "objective": asked.objective.record(),
                 "options": asked.options.model_dump(mode="json"),
                 "pool_segments": asked.pool_segments,
                 # So many times the batch, though no parameter says so.
@@ -249,7 +249,7 @@ class StudentRun:
 
     def _record(self) -> dict[str, Any]:
         """Say where the exported student comes from."""
-        terms = self.asked.objective.model_dump(mode="json")
+        terms = self.asked.objective.record()
         spec = self._reader.plan["spec"]
         return {
             "student": self.asked.name,

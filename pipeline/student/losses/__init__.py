@@ -1,1 +1,1 @@
-"""Distillation losses: pure functions of tensors, one loss a file."""
+"""Distillation losses: pure functions of tensors, declared with their names."""

@@ -1,12 +1,12 @@
-"""The one way a loss becomes a scalar: the sum over what counts, divided by how much counts.
+"""How every loss becomes a scalar: the sum over the units that count, divided by their number.
 
-The divisor may come from the caller, because a term must divide by its own count over all
-accumulation steps and ranks; a mean of means would weigh a short batch like a long one.
+The divisor may come from the caller, because a term divides by its own count over all accumulation
+steps and ranks. A mean of means would give a short batch the weight of a long one.
 """
 
-import torch
 from jaxtyping import Float
-from torch import Tensor
+
+from pipeline.student.losses.lazy_torch import Tensor, torch
 
 Count = int | float | Tensor | None
 

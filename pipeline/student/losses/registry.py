@@ -1,90 +1,155 @@
-"""The names of losses in `params.yaml`, one table for each term. A new loss: one file, one name."""
+"""What is known of a loss besides its formula: its name in `params.yaml` and what it works on.
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeVar
+A decorator declares a loss where it is defined; `LOSSES` finds it there. Another package gives a
+loss by an entry point of the group `decant.losses` that is named `feature.…`, `attention.…` or
+`output.…`.
+"""
 
-from torch import Tensor
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeVar, cast, get_args
 
-from pipeline.errors import ConfigError
-from pipeline.student.losses import divergences
-from pipeline.student.losses.attention_head_mean import attention_head_mean
-from pipeline.student.losses.attention_kl import attention_kl
-from pipeline.student.losses.binary_kl import binary_kl
-from pipeline.student.losses.divergences import over_logits, over_topk
-from pipeline.student.losses.feature_cosine import feature_cosine
-from pipeline.student.losses.feature_mse import feature_mse
-from pipeline.student.losses.feature_pkd import feature_pkd
-from pipeline.student.losses.forward_kl import forward_kl
-from pipeline.student.losses.forward_kl_topk import forward_kl_topk
-from pipeline.student.losses.label_bce import label_bce
-from pipeline.student.losses.label_mse import label_mse
-from pipeline.student.losses.labels import label_cross_entropy
-from pipeline.student.losses.logits_mse import logits_mse
-from pipeline.student.losses.sampled_cross_entropy import sampled_cross_entropy
+from pydantic import BaseModel, ConfigDict
 
-Loss = Callable[..., Tensor]
-Entry = TypeVar("Entry")
+from pipeline.registry import Registry
+from pipeline.student.losses.lazy_torch import Tensor
+from pipeline.tasks import Task, models_language
+
+DISTRIBUTIONS = frozenset(
+    task for task in get_args(Task) if models_language(task) or task == "classification"
+)
+"""Tasks whose outputs are a distribution over tokens, or over classes that exclude each other."""
+MULTI_LABEL: frozenset[str] = frozenset({"multi-label"})
+ALL_TASKS: frozenset[str] = frozenset(get_args(Task))
 
 
-class OutputLoss(NamedTuple):
-    """One loss of outputs, in the versions that the forms of logits need.
+class LossOptions(BaseModel):
+    """The options of a loss; without fields, none."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """A loss with a name.
 
     Attributes:
-        full: From teacher logits over all classes (forms `head` and `dense`).
-        topk: From the top-k and its log-normaliser (form `topk`); None if undefined there.
-        sampled: From drawn ids (form `sampled`); None if undefined there.
-        skews: Whether they take the option `skew`.
+        name: Its name in `params.yaml`.
+        term: The term of the objective that it is for.
     """
 
-    full: Loss
-    topk: Loss | None
-    sampled: Loss | None = None
-    skews: bool = False
+    term: ClassVar[str]
+    name: str
+
+    @property
+    def key(self) -> str:
+        """Its name in the registry, `term.name`."""
+        return f"{self.term}.{self.name}"
 
 
-def _divergence(found: divergences.Divergence, *, skews: bool = False) -> OutputLoss:
-    return OutputLoss(full=over_logits(found), topk=over_topk(found), skews=skews)
+@dataclass(frozen=True, kw_only=True)
+class FeatureLoss(Loss):
+    """A loss of hidden states.
+
+    Attributes:
+        function: Takes the student's projected states and the teacher's, both [tokens, channels],
+            and the count; returns a sum over tokens divided by the count.
+    """
+
+    term = "feature"
+    function: Callable[..., Tensor]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Call the function."""
+        return self.function(*args, **kwargs)
 
 
-FEATURE: dict[str, Loss] = {"mse": feature_mse, "cosine": feature_cosine, "pkd": feature_pkd}
-ATTENTION: dict[str, Loss] = {
-    "kl": attention_kl,
-    "head_mean": attention_head_mean,
-    "relations": attention_kl,
-}
-"""Of log-maps: those of attention, or with `relations` of `relation_vectors`."""
-OUTPUT: dict[str, OutputLoss] = {
-    "forward_kl": OutputLoss(forward_kl, forward_kl_topk, sampled_cross_entropy),
-    "reverse_kl": _divergence(divergences.reverse_kl),
-    "jsd": _divergence(divergences.jsd),
-    "tvd": _divergence(divergences.tvd),
-    "skew_forward_kl": _divergence(divergences.skew_forward_kl, skews=True),
-    "skew_reverse_kl": _divergence(divergences.skew_reverse_kl, skews=True),
-    "mse": OutputLoss(logits_mse, None),
-    "binary_kl": OutputLoss(binary_kl, None),
-}
-LABELS: dict[str, Loss] = {"multi-label": label_bce, "regression": label_mse}
-"""By task; every other has `label_cross_entropy`."""
+@dataclass(frozen=True, kw_only=True)
+class AttentionLoss(Loss):
+    """A loss of attention, or of other maps from query rows to keys.
+
+    Attributes:
+        function: Takes log-probabilities of both sides, [batch, heads, rows, keys], which rows
+            count, which keys each row sees, and the count; returns a sum over rows divided by the
+            count.
+        compares: The models' attention maps, or relations of their query, key and value vectors.
+        equal_heads: Whether both sides must have the same number of heads.
+    """
+
+    term = "attention"
+    function: Callable[..., Tensor]
+    compares: Literal["maps", "relations"] = "maps"
+    equal_heads: bool = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Call the function."""
+        return self.function(*args, **kwargs)
 
 
-def label_loss(task: str) -> Loss:
-    """Return the loss of true labels that a task's labels have."""
-    return LABELS.get(task, label_cross_entropy)
+@dataclass(frozen=True, kw_only=True)
+class OutputLoss(Loss):
+    """A loss of outputs, in one version for each kind of stored logits.
+
+    Every version takes the student's logits, the teacher's side, the temperature and the count, and
+    the loss's options as keywords; it returns a sum over rows divided by the count.
+
+    Attributes:
+        tasks: The tasks whose outputs it is defined for.
+        dense: From the teacher's logits over all classes (forms `head` and `dense`).
+        topk: From the top-k, its log-probabilities and log-normaliser (form `topk`); None if the
+            loss is undefined there.
+        sampled: From drawn ids (form `sampled`); None if the loss cannot be estimated from them.
+        has_temperature: Whether a temperature other than 1 means something.
+        options: The model of its options.
+    """
+
+    term = "output"
+    tasks: frozenset[str]
+    dense: Callable[..., Tensor]
+    topk: Callable[..., Tensor] | None = None
+    sampled: Callable[..., Tensor] | None = None
+    has_temperature: bool = True
+    options: type[LossOptions] = LossOptions
 
 
-def find_loss(table: Mapping[str, Entry], name: str, *, key: str) -> Entry:
-    """Return the loss called `name`.
+LOSSES: Registry[Loss] = Registry(
+    "loss",
+    package="pipeline.student.losses",
+    group="decant.losses",
+    name_of=lambda value: value.key if isinstance(value, Loss) else None,
+)
 
-    Args:
-        table: One of the tables of this module.
-        name: As in `params.yaml`.
-        key: Where the name stands, for the message.
+SomeLoss = TypeVar("SomeLoss", bound=Loss)
+
+
+def find_loss(kind: type[SomeLoss], name: str) -> SomeLoss:
+    """Return the loss of a term by its name in `params.yaml`.
 
     Raises:
-        ConfigError: If there is no such loss.
+        ConfigError: If there is none, or its package cannot be loaded.
     """
-    try:
-        return table[name]
-    except KeyError:
-        known = ", ".join(sorted(table))
-        raise ConfigError(f"{key}: {name!r} is no loss of this term; use one of: {known}") from None
+    return cast("SomeLoss", LOSSES[f"{kind.term}.{name}"])
+
+
+def loss_names(kind: type[Loss]) -> list[str]:
+    """Return the names of a term's losses, ours first."""
+    prefix = f"{kind.term}."
+    return [key.removeprefix(prefix) for key in LOSSES if key.startswith(prefix)]
+
+
+def built_in(kind: type[SomeLoss]) -> list[SomeLoss]:
+    """Return the losses of a term that this package defines."""
+    keys = (f"{kind.term}.{name}" for name in loss_names(kind))
+    return [cast("SomeLoss", LOSSES[key]) for key in keys if LOSSES.origin(key) is None]
+
+
+def feature_loss(name: str) -> Callable[[Callable[..., Tensor]], FeatureLoss]:
+    """Declare the function below as a feature loss."""
+    return lambda function: FeatureLoss(name=name, function=function)
+
+
+def attention_loss(
+    name: str, *, equal_heads: bool = False
+) -> Callable[[Callable[..., Tensor]], AttentionLoss]:
+    """Declare the function below as a loss of attention maps."""
+    return lambda function: AttentionLoss(name=name, function=function, equal_heads=equal_heads)
