@@ -12,7 +12,10 @@ from pipeline.corpus.sources.registry import SOURCES
 from pipeline.evaluate.options import GenerateOptions, IntervalOptions
 from pipeline.store.forms.form import options
 from pipeline.store.forms.registry import FORMS, forms_of
+from pipeline.student.align.layer_maps import LAYER_MAPS
 from pipeline.student.align.objective import TERMS, Alignment, Objective
+from pipeline.student.align.projectors import PROJECTORS
+from pipeline.student.losses.registry import AttentionLoss, FeatureLoss, OutputLoss, built_in
 from pipeline.student.model.origin import LoraOptions, StudentModel
 from pipeline.training.options import TrainOptions
 from stages.cli import COMMANDS
@@ -121,6 +124,27 @@ def test_a_table_has_the_keys_and_defaults_of_its_model(heading):
         plain = default.root if isinstance(default, RootModel) else default
         said = YAML(typ="safe").load(rows[key])
         assert said == (list(plain) if isinstance(plain, tuple) else plain), key
+
+
+@pytest.mark.parametrize(
+    ("heading", "key", "known"),
+    [
+        *(
+            (f"`students.S.loss.{kind.term}`", "loss", [loss.name for loss in built_in(kind)])
+            for kind in (FeatureLoss, AttentionLoss, OutputLoss)
+        ),
+        ("`students.S.loss.feature`", "projector", list(PROJECTORS)),
+        ("`students.S.align`", "layers", list(LAYER_MAPS)),
+    ],
+)
+def test_every_name_of_a_registry_is_described(heading, key, known):
+    (row,) = [row for row in PARAMETERS[heading] if row[0] == f"`{key}`"]
+    assert set(known) <= set(re.findall(r"`([\w-]+)`", " ".join(row[1:])))
+    if heading == "`students.S.loss.output`":
+        (options,) = [row[2] for row in PARAMETERS[heading] if row[0] == "`options`"]
+        for loss in built_in(OutputLoss):
+            for name, field in loss.options.model_fields.items():
+                assert name == "skew" or f"`{name}` ({field.default})" in options
 
 
 def test_every_form_and_option_is_described():

@@ -15,9 +15,16 @@ from pipeline.student.losses.label import (
 from pipeline.student.losses.output import forward_kl, sampled_cross_entropy
 from pipeline.student.losses.registry import OutputLoss, built_in
 
-DIVERGENCES = ["forward_kl", "reverse_kl", "jsd", "tvd", "skew_forward_kl", "skew_reverse_kl"]
+DIVERGENCES = [
+    "forward_kl", "reverse_kl", "jsd", "tvd", "skew_forward_kl", "skew_reverse_kl", "alpha_beta"
+]  # fmt: skip
 SKEW = 0.3
-OPTIONS = {"skew_forward_kl": {"skew": SKEW}, "skew_reverse_kl": {"skew": SKEW}}
+OPTIONS = {
+    "skew_forward_kl": {"skew": SKEW},
+    "skew_reverse_kl": {"skew": SKEW},
+    "alpha_beta": {"alpha": 0.3, "beta": 0.7},
+}
+"""Those of `alpha_beta` sum to 1: then it is an f-divergence, as the others are."""
 OUTPUT = {loss.name: loss for loss in built_in(OutputLoss)}
 
 
@@ -45,6 +52,22 @@ def kl(p: list[float], q: list[float]) -> float:
     return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0)
 
 
+def alpha_beta_by_hand(p: list[float], q: list[float], alpha: float, beta: float) -> float:
+    """Cichocki, Cruces and Amari, Entropy 13 (2011), equations 17 to 19."""
+    if beta == 0:
+        terms = [a**alpha * math.log((a / b) ** alpha) - a**alpha + b**alpha
+                 for a, b in zip(p, q, strict=True)]  # fmt: skip
+        return sum(terms) / alpha**2
+    if alpha == 0:
+        return alpha_beta_by_hand(q, p, beta, 0)
+    both = alpha + beta
+    terms = [
+        a**alpha * b**beta - alpha / both * a**both - beta / both * b**both
+        for a, b in zip(p, q, strict=True)
+    ]
+    return -sum(terms) / (alpha * beta)
+
+
 def by_hand(name: str, p: list[float], q: list[float]) -> float:
     """The definitions, p the teacher's and q the student's probabilities."""
 
@@ -62,6 +85,8 @@ def by_hand(name: str, p: list[float], q: list[float]) -> float:
             return sum(abs(a - b) for a, b in zip(p, q, strict=True)) / 2
         case "skew_forward_kl":
             return kl(p, mix(p, q, SKEW))
+        case "alpha_beta":
+            return alpha_beta_by_hand(p, q, **OPTIONS[name])
         case _:
             return kl(q, mix(q, p, SKEW))
 
@@ -162,6 +187,73 @@ def test_skew_mixes_in_its_own_side():
     torch.testing.assert_close(near, forward_kl.dense(student, teacher, 1.0), rtol=1e-4, atol=0)
     near = OUTPUT["skew_reverse_kl"].dense(student, teacher, 1.0, skew=1e-6)
     torch.testing.assert_close(near, full("reverse_kl", student, teacher), rtol=1e-4, atol=0)
+
+
+EXPONENTS = [(0.2, 0.7), (1.0, 1.0), (1.0, 0.0), (0.0, 1.0), (0.5, 0.0), (0.0, 0.4), (0.01, 2.0)]
+
+
+@pytest.mark.parametrize(("alpha", "beta"), EXPONENTS)
+def test_alpha_beta_is_its_definition_in_value_and_gradient(alpha, beta):
+    """The definition in float64, differentiated by torch."""
+    student, teacher, t = normal(5, 7).requires_grad_(), normal(5, 7, seed=1, scale=2.0), 2.0
+    p = (teacher.double() / t).softmax(-1)
+    q = (student.double() / t).softmax(-1)
+    both = alpha + beta
+    if beta == 0:
+        terms = (p**alpha * (p / q).log() * alpha - p**alpha + q**alpha) / alpha**2
+    elif alpha == 0:
+        terms = (q**beta * (q / p).log() * beta - q**beta + p**beta) / beta**2
+    else:
+        terms = alpha * p**both + beta * q**both - both * p**alpha * q**beta
+        terms = terms / (alpha * beta * both)
+    wanted = t**2 * terms.sum() / 5
+    found = OUTPUT["alpha_beta"].dense(student, teacher, t, alpha=alpha, beta=beta)
+    hand = sum(
+        alpha_beta_by_hand(*rows, alpha, beta) for rows in zip(p.tolist(), q.tolist(), strict=True)
+    )
+    assert wanted.item() == pytest.approx(t**2 * hand / 5, rel=1e-9)
+    assert found.item() == pytest.approx(wanted.item(), rel=2e-5)
+    (ours,), (theirs,) = (torch.autograd.grad(loss, student) for loss in (found, wanted))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("alpha", "beta"), EXPONENTS)
+def test_alpha_beta_is_zero_for_equal_sides(alpha, beta):
+    logits = normal(4, 9, scale=3.0)
+    assert OUTPUT["alpha_beta"].dense(logits, logits, 2.0, alpha=alpha, beta=beta).item() == 0.0
+
+
+@pytest.mark.parametrize(
+    ("limit", "near", "name"),
+    [((1.0, 0.0), (1.0, 0.01), "forward_kl"), ((0.0, 1.0), (0.01, 1.0), "reverse_kl")],
+)
+def test_the_limits_of_alpha_beta_are_the_two_kls(limit, near, name):
+    student, teacher, loss = normal(6, 9), normal(6, 9, seed=1), OUTPUT["alpha_beta"]
+    parts = topk_of(teacher, 4, 2.0)
+    for (alpha, beta), rtol in ((limit, 1e-5), (near, 0.05)):
+        options = {"alpha": alpha, "beta": beta}
+        wanted = full(name, student, teacher, 2.0)
+        torch.testing.assert_close(
+            loss.dense(student, teacher, 2.0, **options), wanted, rtol=rtol, atol=0
+        )
+        assert loss.topk is not None
+        torch.testing.assert_close(
+            loss.topk(student, *parts, 2.0, **options), topk(name, student, parts, 2.0),
+            rtol=rtol, atol=0,
+        )  # fmt: skip
+
+
+def test_the_limits_of_alpha_beta_are_continuous():
+    student, teacher, loss = normal(6, 9), normal(6, 9, seed=1), OUTPUT["alpha_beta"].dense
+    for at, near in (((0.5, 0.0), (0.5, 0.01)), ((0.0, 0.4), (0.01, 0.4))):
+        values = [loss(student, teacher, 1.0, alpha=a, beta=b).item() for a, b in (at, near)]
+        assert values[0] == pytest.approx(values[1], rel=0.05)
+
+
+def test_alpha_beta_has_the_papers_exponents_by_default():
+    student, teacher, loss = normal(3, 5), normal(3, 5, seed=1), OUTPUT["alpha_beta"].dense
+    plain = loss(student, teacher, 1.0)
+    assert plain.item() == loss(student, teacher, 1.0, alpha=0.2, beta=0.7).item()
 
 
 def test_logits_mse_is_the_mean_square_of_what_is_finite():

@@ -237,8 +237,12 @@ class OutputTerm(Section):
             self.loss_options()
         except ValidationError as error:
             first = error.errors()[0]
-            key = ".".join(["options", *map(str, first["loc"])])
-            raise ValueError(f"{key}: {first['msg'].removeprefix('Value error, ')}") from error
+            if first["type"] == "value_error":
+                raise ValueError(f"options: {first['ctx']['error']}") from error
+            expected = first["msg"].removeprefix("Input should be ")
+            raise ValueError(
+                f"options.{first['loc'][0]}: found {first['input']}, expected a number {expected}"
+            ) from error
         return self
 
     def loss_options(self) -> dict[str, float]:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Annotated
 
 from jaxtyping import Float, Int
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.student.losses.counting import Count, sum_over_count
 from pipeline.student.losses.lazy_torch import Tensor, torch
@@ -267,6 +267,63 @@ def _mixture(
 ) -> Float[Tensor, "rows classes"]:
     """Log of share · first + (1 - share) · second."""
     return torch.logaddexp(first + math.log(share), second + math.log1p(-share))
+
+
+class AlphaBetaOptions(LossOptions):
+    """The exponents of an alpha-beta divergence: `alpha` of the teacher, `beta` of the student."""
+
+    alpha: Annotated[float, Field(ge=0, le=10)] = 0.2
+    beta: Annotated[float, Field(ge=0, le=10)] = 0.7
+
+    @model_validator(mode="after")
+    def _can_be_computed(self) -> "AlphaBetaOptions":
+        if self.alpha == self.beta == 0:
+            raise ValueError("alpha 0 and beta 0: expected one of them above 0")
+        for name, value in (("alpha", self.alpha), ("beta", self.beta)):
+            if 0 < value < 0.01:
+                raise ValueError(
+                    f"{name} {value}: expected 0 or at least 0.01, below which float32 rounds the "
+                    "loss away; use 0, the limit"
+                )
+        return self
+
+
+@divergence("alpha_beta", options=AlphaBetaOptions)
+def alpha_beta(
+    student: Float[Tensor, "rows classes"],
+    teacher: Float[Tensor, "rows classes"],
+    *,
+    alpha: float,
+    beta: float,
+) -> Float[Tensor, " rows"]:
+    """Σ [α p^s + β q^s - s p^α q^β] / (α β s) with s = α + β (ABKD, arXiv 2505.04560).
+
+    Its gradient for ln q is q^β (q^α - p^α) / α: a smaller α gives more weight to classes where p
+    and q differ by a large factor, a larger β to classes that the student finds probable. α = 1,
+    β = 0 is the forward KL and α = 0, β = 1 the reverse KL. Both at ½ it is four times the squared
+    Hellinger distance 1 - Σ √(p q), both at 1 half the squared Euclidean distance.
+
+    Merging classes may raise it unless s = 1, so over the top-k it is no lower bound.
+    """
+    if beta == 0:
+        return _alpha_limit(teacher, student, alpha)
+    if alpha == 0:
+        return _alpha_limit(student, teacher, beta)
+    both = alpha + beta
+    # Relative to the larger side of each class: no power overflows, and equal sides are at 0.
+    largest = torch.maximum(student, teacher).detach()
+    p, q = teacher - largest, student - largest
+    terms = alpha * torch.expm1(both * p) + beta * torch.expm1(both * q)
+    terms = terms - both * torch.expm1(alpha * p + beta * q)
+    return ((both * largest).exp() * terms).sum(dim=-1) / (alpha * beta * both)
+
+
+def _alpha_limit(
+    first: Float[Tensor, "rows classes"], second: Float[Tensor, "rows classes"], alpha: float
+) -> Float[Tensor, " rows"]:
+    """The limit for β → 0: Σ [p^α ln (p^α / q^α) - p^α + q^α] / α² with p = `first`."""
+    p, q = alpha * first, alpha * second
+    return (p.exp() * (p - q) - p.exp() + q.exp()).sum(dim=-1) / alpha**2
 
 
 @dense_loss("mse", tasks=ALL_TASKS, has_temperature=False)
