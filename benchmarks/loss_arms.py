@@ -69,7 +69,7 @@ def our_loss(rows: int, vocab: int, width: int) -> Step:
 
     def begin(chunk: slice) -> BlockLoss:
         teacher = F.linear(told[chunk], told_head)
-        return lambda logits, block: (forward_kl.dense(logits, teacher[block], TEMPERATURE, rows),)
+        return lambda logits, block: (forward_kl.full(logits, teacher[block], TEMPERATURE, rows),)
 
     def step() -> dict[str, Tensor]:
         total, _ = chunked_head_loss(begin, states, head, None, factors=(1.0,), count=rows)

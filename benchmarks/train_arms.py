@@ -103,7 +103,7 @@ class Widened(TeacherFeatures):
         features: Mapping[str, Mapping[str, Tensor]],
         rows: slice | Tensor = slice(None),
     ) -> dict[str, Tensor]:
-        name = self._forms[kind, layer][0]
+        name = self.declaration(kind, layer).name
         return {part: value[rows].float() for part, value in features[name].items()}
 
 

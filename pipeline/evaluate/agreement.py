@@ -108,7 +108,7 @@ def _batches(dataset: StoreDataset, batch_tokens: int) -> list[list[int]]:
 
 def _divergence(student: Tensor, teacher: TeacherLogits) -> Tensor:
     if teacher.full is not None:
-        return forward_kl.dense(student, teacher.full, 1.0, count=1.0)
+        return forward_kl.full(student, teacher.full, 1.0, count=1.0)
     assert forward_kl.topk is not None
     assert teacher.ids is not None
     assert teacher.log_probs is not None

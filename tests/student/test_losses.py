@@ -132,18 +132,18 @@ def test_forward_kl_by_hand():
     teacher = torch.tensor([[0.5, 0.5]]).log()
     student = torch.tensor([[0.25, 0.75]]).log()
     expected = 0.5 * math.log(2.0) + 0.5 * math.log(2 / 3)
-    assert forward_kl.dense(student, teacher, 1.0).item() == pytest.approx(expected, rel=1e-6)
+    assert forward_kl.full(student, teacher, 1.0).item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_forward_kl_carries_the_square_of_the_temperature():
     student, teacher = normal(4, 9), normal(4, 9, seed=1)
-    softened = forward_kl.dense(student / 2, teacher / 2, 1.0)
-    torch.testing.assert_close(forward_kl.dense(student, teacher, 2.0), 4 * softened)
+    softened = forward_kl.full(student / 2, teacher / 2, 1.0)
+    torch.testing.assert_close(forward_kl.full(student, teacher, 2.0), 4 * softened)
     # In the limit of a high temperature the gradient no longer depends on it (Hinton et al.).
     gradients = []
     for temperature in (100.0, 400.0):
         logits = student.clone().requires_grad_()
-        forward_kl.dense(logits, teacher, temperature).backward()
+        forward_kl.full(logits, teacher, temperature).backward()
         gradients.append(logits.grad)
     torch.testing.assert_close(*gradients, rtol=0.02, atol=1e-4)
 
@@ -151,7 +151,7 @@ def test_forward_kl_carries_the_square_of_the_temperature():
 def test_forward_kl_is_no_cross_entropy():
     """torchtune's ForwardKLLoss(p, p) is the teacher's entropy."""
     logits = normal(3, 7)
-    assert forward_kl.dense(logits, logits.clone(), 2.0).item() == 0.0
+    assert forward_kl.full(logits, logits.clone(), 2.0).item() == 0.0
 
 
 def test_forward_kl_is_not_divided_by_the_vocabulary():
@@ -160,20 +160,20 @@ def test_forward_kl_is_not_divided_by_the_vocabulary():
     reference = torch.nn.functional.kl_div(
         student.log_softmax(-1), teacher.log_softmax(-1), reduction="batchmean", log_target=True
     )
-    torch.testing.assert_close(forward_kl.dense(student, teacher, 1.0), reference)
+    torch.testing.assert_close(forward_kl.full(student, teacher, 1.0), reference)
 
 
 def test_classes_that_the_teacher_excludes_stay_finite():
     teacher = normal(2, 5)
     teacher[:, 3] = -torch.inf
     student = normal(2, 5, seed=1).requires_grad_()
-    loss = forward_kl.dense(student, teacher, 1.0)
+    loss = forward_kl.full(student, teacher, 1.0)
     loss.backward()
     assert loss.isfinite()
     assert student.grad is not None
     assert student.grad.isfinite().all()
     assert (student.grad[:, 3] > 0).all()  # the student's mass there is pushed down
-    assert forward_kl.dense(teacher.clone(), teacher, 1.0).item() == 0.0
+    assert forward_kl.full(teacher.clone(), teacher, 1.0).item() == 0.0
 
 
 # Top-k
@@ -199,7 +199,7 @@ def test_topk_of_the_whole_vocabulary_is_the_full_divergence(temperature):
     parts = topk_of(teacher, 8, temperature)
     torch.testing.assert_close(
         forward_kl.topk(student, *parts, temperature),
-        forward_kl.dense(student, teacher, temperature),
+        forward_kl.full(student, teacher, temperature),
     )
 
 
@@ -213,7 +213,7 @@ def test_mass_outside_the_topk_is_penalised():
 
     def renormalised(logits: Tensor) -> Tensor:
         p = torch.log_softmax(parts[1], -1)
-        return forward_kl.dense(logits.gather(1, parts[0]), p, 1.0)
+        return forward_kl.full(logits.gather(1, parts[0]), p, 1.0)
 
     assert renormalised(raised).item() == renormalised(student).item()
     ours = [forward_kl.topk(logits, *parts, 1.0).item() for logits in (student, raised)]
@@ -265,7 +265,7 @@ def test_a_stored_topk_that_sums_above_one_has_no_tail():
 def test_topk_lies_between_zero_and_the_full_divergence(k, temperature, seed, scale):
     student, teacher = normal(3, 12, seed=seed), normal(3, 12, seed=seed + 1, scale=scale)
     cut = forward_kl.topk(student, *topk_of(teacher, k, temperature), temperature).item()
-    full = forward_kl.dense(student, teacher, temperature).item()
+    full = forward_kl.full(student, teacher, temperature).item()
     assert -1e-5 <= cut <= full * (1 + 1e-4) + 1e-4
 
 
@@ -292,7 +292,7 @@ def _feature(student: Tensor, rows: Tensor, count=None) -> Tensor:
 
 
 def _full(student: Tensor, rows: Tensor, count=None) -> Tensor:
-    return forward_kl.dense(student, normal(8, 6, seed=9)[rows], 2.0, count)
+    return forward_kl.full(student, normal(8, 6, seed=9)[rows], 2.0, count)
 
 
 def _topk(student: Tensor, rows: Tensor, count=None) -> Tensor:
@@ -370,7 +370,7 @@ def test_the_teacher_gets_no_gradient():
     rows, visible = torch.ones(4, 6, dtype=torch.bool), torch.ones(4, 1, 6, 6, dtype=torch.bool)
     losses = [
         feature_mse(student, teacher),
-        forward_kl.dense(student, teacher, 2.0),
+        forward_kl.full(student, teacher, 2.0),
         forward_kl.topk(student, ids, values, normalizer, 1.0),
         attention_kl(*maps, rows, visible),
     ]

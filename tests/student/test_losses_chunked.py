@@ -54,8 +54,8 @@ class Case:
         logits, loss = finish_logits(logits, self.spec), OUTPUT[name]
         more = {"skew": 0.3} if "skew" in loss.options.model_fields else {}
         log_probs = self.teacher[rows].log_softmax(-1)
-        if form == "dense":
-            output = loss.dense(logits, self.teacher[rows], t, count, **more)
+        if form == "full":
+            output = loss.full(logits, self.teacher[rows], t, count, **more)
         elif form == "topk":
             values, ids = log_probs.topk(K)
             normalizer = (log_probs / t).logsumexp(-1)
@@ -67,7 +67,7 @@ class Case:
         return output, label_cross_entropy(logits, self.targets[rows], count)
 
     def chunked(
-        self, sizes: ChunkSizes | None, name="forward_kl", form="dense", t=1.0, factors=FACTORS,
+        self, sizes: ChunkSizes | None, name="forward_kl", form="full", t=1.0, factors=FACTORS,
         count: int = ROWS, rows: int = ROWS, only: int | None = None, states=None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:  # fmt: skip
         def begin(chunk: slice):
@@ -85,7 +85,7 @@ class Case:
             begin, states[:rows], self.weight, self.bias, factors=factors, count=count, sizes=sizes
         )
 
-    def plain(self, name="forward_kl", form="dense", t=1.0, factors=FACTORS, rows=ROWS, count=ROWS):
+    def plain(self, name="forward_kl", form="full", t=1.0, factors=FACTORS, rows=ROWS, count=ROWS):
         logits = F.linear(self.states[:rows], self.weight, self.bias)
         terms = self.terms(logits, slice(0, rows), name, form, t, count)
         return sum(factor * term for factor, term in zip(factors, terms, strict=True)), terms
@@ -101,8 +101,8 @@ def assert_equal_gradients(case: Case, ours: Tensor, plain: Tensor, rtol: float 
 
 
 FORMS = [
-    *((name, form) for name in OUTPUT for form in ("dense", "topk", "sampled")
-      if form == "dense" or getattr(OUTPUT[name], form) is not None),
+    *((name, form) for name in OUTPUT for form in ("full", "topk", "sampled")
+      if form == "full" or getattr(OUTPUT[name], form) is not None),
 ]  # fmt: skip
 
 

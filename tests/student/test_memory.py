@@ -6,8 +6,8 @@ from transformers.optimization import Adafactor
 
 from pipeline.errors import ConfigError
 from pipeline.planning.student_memory import FLOAT_BYTES, student_memory
+from pipeline.student.align.distiller import Projectors
 from pipeline.student.align.objective import Objective
-from pipeline.student.align.projectors import Projectors
 from pipeline.student.model.build import build_student
 from pipeline.student.model.origin import LoraOptions, StudentModel
 from pipeline.student.vocabulary.vocabulary import keep_vocabulary

@@ -39,7 +39,7 @@ def topk_of(logits: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor,
 
 
 def full(name: str, student: Tensor, teacher: Tensor, t: float = 1.0, count=None) -> Tensor:
-    return OUTPUT[name].dense(student, teacher, t, count, **OPTIONS.get(name, {}))
+    return OUTPUT[name].full(student, teacher, t, count, **OPTIONS.get(name, {}))
 
 
 def topk(name: str, student: Tensor, parts: tuple, t: float = 1.0, count=None) -> Tensor:
@@ -183,9 +183,9 @@ def test_bounded_divergences_keep_their_bounds():
 def test_skew_mixes_in_its_own_side():
     """DistiLLM: KL(p ‖ a p + (1 - a) q); near 0 it is the plain divergence."""
     student, teacher = normal(3, 5), normal(3, 5, seed=1)
-    near = OUTPUT["skew_forward_kl"].dense(student, teacher, 1.0, skew=1e-6)
-    torch.testing.assert_close(near, forward_kl.dense(student, teacher, 1.0), rtol=1e-4, atol=0)
-    near = OUTPUT["skew_reverse_kl"].dense(student, teacher, 1.0, skew=1e-6)
+    near = OUTPUT["skew_forward_kl"].full(student, teacher, 1.0, skew=1e-6)
+    torch.testing.assert_close(near, forward_kl.full(student, teacher, 1.0), rtol=1e-4, atol=0)
+    near = OUTPUT["skew_reverse_kl"].full(student, teacher, 1.0, skew=1e-6)
     torch.testing.assert_close(near, full("reverse_kl", student, teacher), rtol=1e-4, atol=0)
 
 
@@ -207,7 +207,7 @@ def test_alpha_beta_is_its_definition_in_value_and_gradient(alpha, beta):
         terms = alpha * p**both + beta * q**both - both * p**alpha * q**beta
         terms = terms / (alpha * beta * both)
     wanted = t**2 * terms.sum() / 5
-    found = OUTPUT["alpha_beta"].dense(student, teacher, t, alpha=alpha, beta=beta)
+    found = OUTPUT["alpha_beta"].full(student, teacher, t, alpha=alpha, beta=beta)
     hand = sum(
         alpha_beta_by_hand(*rows, alpha, beta) for rows in zip(p.tolist(), q.tolist(), strict=True)
     )
@@ -220,7 +220,7 @@ def test_alpha_beta_is_its_definition_in_value_and_gradient(alpha, beta):
 @pytest.mark.parametrize(("alpha", "beta"), EXPONENTS)
 def test_alpha_beta_is_zero_for_equal_sides(alpha, beta):
     logits = normal(4, 9, scale=3.0)
-    assert OUTPUT["alpha_beta"].dense(logits, logits, 2.0, alpha=alpha, beta=beta).item() == 0.0
+    assert OUTPUT["alpha_beta"].full(logits, logits, 2.0, alpha=alpha, beta=beta).item() == 0.0
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_the_limits_of_alpha_beta_are_the_two_kls(limit, near, name):
         options = {"alpha": alpha, "beta": beta}
         wanted = full(name, student, teacher, 2.0)
         torch.testing.assert_close(
-            loss.dense(student, teacher, 2.0, **options), wanted, rtol=rtol, atol=0
+            loss.full(student, teacher, 2.0, **options), wanted, rtol=rtol, atol=0
         )
         assert loss.topk is not None
         torch.testing.assert_close(
@@ -244,14 +244,14 @@ def test_the_limits_of_alpha_beta_are_the_two_kls(limit, near, name):
 
 
 def test_the_limits_of_alpha_beta_are_continuous():
-    student, teacher, loss = normal(6, 9), normal(6, 9, seed=1), OUTPUT["alpha_beta"].dense
+    student, teacher, loss = normal(6, 9), normal(6, 9, seed=1), OUTPUT["alpha_beta"].full
     for at, near in (((0.5, 0.0), (0.5, 0.01)), ((0.0, 0.4), (0.01, 0.4))):
         values = [loss(student, teacher, 1.0, alpha=a, beta=b).item() for a, b in (at, near)]
         assert values[0] == pytest.approx(values[1], rel=0.05)
 
 
 def test_alpha_beta_has_the_papers_exponents_by_default():
-    student, teacher, loss = normal(3, 5), normal(3, 5, seed=1), OUTPUT["alpha_beta"].dense
+    student, teacher, loss = normal(3, 5), normal(3, 5, seed=1), OUTPUT["alpha_beta"].full
     plain = loss(student, teacher, 1.0)
     assert plain.item() == loss(student, teacher, 1.0, alpha=0.2, beta=0.7).item()
 
@@ -267,7 +267,7 @@ def test_logits_mse_is_the_mean_square_of_what_is_finite():
 def test_binary_kl_is_a_mean_of_two_class_divergences():
     student, teacher, t = normal(4, 3), normal(4, 3, seed=1), 2.0
     pairs = [torch.stack([side / t, torch.zeros_like(side)], -1) for side in (student, teacher)]
-    wanted = forward_kl.dense(pairs[0].view(-1, 2), pairs[1].view(-1, 2), 1.0, count=4 * 3) * t**2
+    wanted = forward_kl.full(pairs[0].view(-1, 2), pairs[1].view(-1, 2), 1.0, count=4 * 3) * t**2
     torch.testing.assert_close(full("binary_kl", student, teacher, t), wanted)
     assert full("binary_kl", student, student, t).item() == 0.0
 
@@ -288,7 +288,7 @@ def test_the_gradient_of_samples_is_the_forward_divergences_in_expectation():
     )
     student = normal(1, 4).requires_grad_()
     (estimate,) = torch.autograd.grad(sampled_cross_entropy(student, draws), student)
-    (exact,) = torch.autograd.grad(forward_kl.dense(student, teacher, 1.0), student)
+    (exact,) = torch.autograd.grad(forward_kl.full(student, teacher, 1.0), student)
     torch.testing.assert_close(estimate, exact, rtol=0, atol=5e-3)
 
 

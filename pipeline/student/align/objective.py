@@ -238,7 +238,8 @@ class OutputTerm(Section):
         except ValidationError as error:
             first = error.errors()[0]
             if first["type"] == "value_error":
-                raise ValueError(f"options: {first['ctx']['error']}") from error
+                reason = first["msg"].removeprefix("Value error, ")
+                raise ValueError(f"options: {reason}") from error
             expected = first["msg"].removeprefix("Input should be ")
             raise ValueError(
                 f"options.{first['loc'][0]}: found {first['input']}, expected a number {expected}"

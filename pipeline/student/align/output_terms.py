@@ -180,7 +180,7 @@ class OutputTerms:
     def _output(self, logits: Tensor, teacher: TeacherLogits, count: Count) -> Tensor:
         loss, temperature, options = self._loss, self._term.temperature, self._options
         if teacher.full is not None:
-            return loss.dense(logits, teacher.full, temperature, count, **options)
+            return loss.full(logits, teacher.full, temperature, count, **options)
         if teacher.samples is not None:
             assert loss.sampled is not None  # check
             return loss.sampled(logits, teacher.samples, temperature, count, **options)

@@ -65,7 +65,7 @@ def divergence(
             per_row = function(student, teacher, **{**defaults, **given})
             return sum_over_count(per_row, count) * temperature**2
 
-        def dense(
+        def full(
             student_logits: Float[Tensor, "rows vocab"],
             teacher_logits: Float[Tensor, "rows vocab"],
             temperature: float,
@@ -90,7 +90,7 @@ def divergence(
         return OutputLoss(
             name=name,
             tasks=DISTRIBUTIONS,
-            dense=dense,
+            full=full,
             topk=topk,
             sampled=sampled,
             options=options,
@@ -99,12 +99,12 @@ def divergence(
     return declare
 
 
-def dense_loss(
+def logits_loss(
     name: str, *, tasks: frozenset[str], has_temperature: bool = True
 ) -> Callable[[Callable[..., Tensor]], OutputLoss]:
     """Declare the function below as a loss that needs the teacher's logits of all outputs."""
     return lambda function: OutputLoss(
-        name=name, tasks=tasks, dense=function, has_temperature=has_temperature
+        name=name, tasks=tasks, full=function, has_temperature=has_temperature
     )
 
 
@@ -326,7 +326,7 @@ def _alpha_limit(
     return (p.exp() * (p - q) - p.exp() + q.exp()).sum(dim=-1) / alpha**2
 
 
-@dense_loss("mse", tasks=ALL_TASKS, has_temperature=False)
+@logits_loss("mse", tasks=ALL_TASKS, has_temperature=False)
 def logits_mse(
     student_logits: Float[Tensor, "rows outputs"],
     teacher_logits: Float[Tensor, "rows outputs"],
@@ -362,7 +362,7 @@ def logits_mse(
     return sum_over_count(difference.square().sum(dim=-1) / outputs, count)
 
 
-@dense_loss("binary_kl", tasks=MULTI_LABEL)
+@logits_loss("binary_kl", tasks=MULTI_LABEL)
 def binary_kl(
     student_logits: Float[Tensor, "rows classes"],
     teacher_logits: Float[Tensor, "rows classes"],

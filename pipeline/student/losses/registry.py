@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, TypeVar, cast, get_args
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.registry import Registry
+from pipeline.store.forms.form import Content
 from pipeline.student.losses.lazy_torch import Tensor
 from pipeline.tasks import Task, models_language
 
@@ -88,28 +89,32 @@ class AttentionLoss(Loss):
 
 @dataclass(frozen=True, kw_only=True)
 class OutputLoss(Loss):
-    """A loss of outputs, in one version for each kind of stored logits.
+    """A loss of outputs, in one version for each content that stored logits have.
 
     Every version takes the student's logits, the teacher's side, the temperature and the count, and
     the loss's options as keywords; it returns a sum over rows divided by the count.
 
     Attributes:
         tasks: The tasks whose outputs it is defined for.
-        dense: From the teacher's logits over all classes (forms `head` and `dense`).
-        topk: From the top-k, its log-probabilities and log-normaliser (form `topk`); None if the
+        full: From the teacher's logits over all classes.
+        topk: From the ids of the top-k, their log-probabilities and the log-normaliser; None if the
             loss is undefined there.
-        sampled: From drawn ids (form `sampled`); None if the loss cannot be estimated from them.
+        sampled: From drawn ids; None if the loss cannot be estimated from them.
         has_temperature: Whether a temperature other than 1 means something.
         options: The model of its options.
     """
 
     term = "output"
     tasks: frozenset[str]
-    dense: Callable[..., Tensor]
+    full: Callable[..., Tensor]
     topk: Callable[..., Tensor] | None = None
     sampled: Callable[..., Tensor] | None = None
     has_temperature: bool = True
     options: type[LossOptions] = LossOptions
+
+    def serves(self, content: Content) -> bool:
+        """Tell whether the loss can be computed from logits of this content."""
+        return getattr(self, content) is not None
 
 
 LOSSES: Registry[Loss] = Registry(
