@@ -187,4 +187,4 @@ def test_plain_zarr_reads_what_the_reader_reads(elsewhere, monkeypatch):
 
 
 def test_every_snippet_of_python_is_run():
-    assert {fence.page for fence in fences("python")} == {"docs/store.md"}
+    assert {fence.page for fence in fences("python")} == {"docs/adding.md", "docs/store.md"}
