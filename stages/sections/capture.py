@@ -43,9 +43,8 @@ class LayersIn(FormIn):
 
     def request(self, kind: Literal["hidden", "attention", "value"]) -> LayerRequest:
         """Return the library's words for it."""
-        return LayerRequest(
-            kind, plain_layers(self.layers), build_form(kind, self.form, self.options())
-        )
+        form = build_form(kind, self.form, self.options())
+        return LayerRequest(form, plain_layers(self.layers))
 
 
 class ValuesIn(LayersIn):

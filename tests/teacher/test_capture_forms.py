@@ -223,9 +223,9 @@ def test_manifests_name_what_a_signal_needs(store):
 def test_attention_below_needs_its_hidden_layer_captured():
     def resolved(hidden: list[int]) -> list[str]:
         requests = [
-            LayerRequest("hidden", hidden, HIDDEN.form),
-            LayerRequest("attention", [2, 3], BELOW.form),
-            LayerRequest("value", "all", VALUE.form),
+            LayerRequest(HIDDEN.form, hidden),
+            LayerRequest(BELOW.form, [2, 3]),
+            LayerRequest(VALUE.form, "all"),
         ]
         found = resolve_signals(requests, None, depth=3, task="causal-lm", key="teachers.t.capture")
         return [one.name.rsplit("-", 1)[0] for one in found]

@@ -20,11 +20,15 @@ Layers: TypeAlias = Literal["all"] | Sequence[int] | dict[Literal["every"], int]
 
 @dataclass(frozen=True)
 class LayerRequest:
-    """Layers of one kind in one form."""
+    """A form of hidden states, attention or values, and the layers to capture in it."""
 
-    kind: Literal["hidden", "attention", "value"]
-    layers: Layers
     form: Form
+    layers: Layers
+
+    @property
+    def kind(self) -> str:
+        """The kind of feature."""
+        return self.form.kind
 
 
 def resolve_layers(layers: Layers, *, first: int, depth: int, key: str) -> list[int]:
