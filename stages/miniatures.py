@@ -66,7 +66,7 @@ def check_teacher_model(
         ConfigError: If a key of a new teacher is unknown, or no configuration comes of them.
         IncompatibleError: If the teacher cannot give a signal.
     """
-    from pipeline.taps.check_miniature import check_in_miniature
+    from pipeline.taps.miniature import check_in_miniature
     from pipeline.teacher.capture.outline import known_config
     from pipeline.teacher.capture.tap_check import taps_of
     from pipeline.teacher.source.scratch import scratch_config
@@ -89,12 +89,7 @@ def check_teacher_model(
         except DecantError as error:
             raise type(error)(f"{key}.model: {error}") from error
     return check_in_miniature(
-        config,
-        task,
-        where=key,
-        max_length=max_length,
-        blocks=keeps_blocks,
-        **taps_of(signals),
+        config, task, taps_of(signals), where=key, max_length=max_length, blocks=keeps_blocks
     )
 
 
@@ -129,8 +124,9 @@ def check_student_model(
         teacher_configuration,
     )
     from pipeline.student.model.width import check_cuttable
-    from pipeline.taps.check_miniature import check_in_miniature
+    from pipeline.taps.check import TapRequest
     from pipeline.taps.configuration import size_of
+    from pipeline.taps.miniature import check_in_miniature
     from pipeline.tasks import models_language
     from pipeline.teacher.capture.outline import known_config
 
@@ -157,12 +153,14 @@ def check_student_model(
     found = check_in_miniature(
         config,
         task,
+        TapRequest(
+            hidden=sorted(map(int, selected["maps"]["feature"])),
+            attention=[] if relations == ("vv",) else attended,
+            values=attended if "vv" in relations else [],
+            head=models_language(task),
+        ),
         where=f"{key}.model",
         max_length=max_length,
-        hidden=sorted(map(int, selected["maps"]["feature"])),
-        attention=[] if relations == ("vv",) else attended,
-        values=attended if "vv" in relations else [],
-        head=models_language(task),
         has_one_head_count=bool(attended),
     )
     if found is not None and attended and is_causal not in (None, found.causal):

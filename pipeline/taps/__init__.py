@@ -1,1 +1,1 @@
-"""What a layer's hidden state, query, key and output are, for teacher and student alike."""
+"""Taps: read hidden states, query, key, value and head input of any transformers model."""

@@ -1,9 +1,9 @@
-"""Where a Hugging Face transformer keeps its blocks, found by structure and not by names.
+"""Find the blocks, head and sizes of a transformers model by structure, not by module names.
 
 The blocks are the shallowest `ModuleList` with as many entries as the configuration has layers.
-Sizes come from the configuration, whose attribute map already unites the names that families use
-for one thing. What a model lacks (blocks of its own, attention heads) is refused where it is asked
-for, so that its other features can be had.
+Sizes come from the configuration, whose attribute map already unifies the key names of different
+families. A missing feature (separate blocks, attention heads) is refused only when it is requested,
+so that the model's other features stay available.
 """
 
 from collections.abc import Collection
@@ -23,12 +23,11 @@ ONLY_OUTPUTS = (
 
 @dataclass(frozen=True, eq=False)
 class Anatomy:
-    """A model taken apart: its blocks in order, their name, and the sizes that signals have.
+    """A model's blocks in order, their module path, its head, and its sizes.
 
-    Layer numbers are the project's: block l, counted from 1, reads `hidden/l-1` and writes
-    `hidden/l`. Without blocks that can be told apart (ALBERT has one for all layers) `blocks` is
-    empty and `no_blocks` says why. `heads`, `kv_heads` and `head_dim` are 0 in a model without
-    attention heads (Mamba).
+    Block l, counted from 1, reads `hidden/l-1` and writes `hidden/l`. If the layers have no blocks
+    of their own (ALBERT repeats one block), `blocks` is empty and `no_blocks` holds the reason.
+    `heads`, `kv_heads` and `head_dim` are 0 in a model without attention heads (Mamba).
     """
 
     model_class: str
@@ -46,14 +45,14 @@ class Anatomy:
     is_causal: bool
 
     def block_of(self, name: str) -> int | None:
-        """Return the block, from 1, that submodule or parameter `name` is in; None if in none."""
+        """Return the number, from 1, of the block that contains `name`; None if no block does."""
         prefix = f"{self.path}."
         if not self.blocks or not name.startswith(prefix):
             return None
         return int(name.removeprefix(prefix).split(".", 1)[0]) + 1
 
     def require_blocks(self) -> None:
-        """Refuse a model whose layers cannot be told apart.
+        """Refuse a model whose layers have no blocks of their own.
 
         Raises:
             IncompatibleError: With the reason.
@@ -64,7 +63,7 @@ class Anatomy:
     def require_layers(
         self, *, hidden: Collection[int] = (), attention: Collection[int] = ()
     ) -> None:
-        """Refuse layers the model does not have.
+        """Refuse layers that the model does not have.
 
         Raises:
             IncompatibleError: If a number is outside 0..depth (hidden) or 1..depth (attention), or
@@ -95,7 +94,8 @@ def find_anatomy(model: PreTrainedModel) -> Anatomy:
     """Find blocks, head and sizes of a model with one stack of transformer blocks.
 
     Raises:
-        IncompatibleError: If it has two stacks, or names no number of layers or no width.
+        IncompatibleError: If it is an encoder-decoder, or its configuration has no number of layers
+            or no width.
     """
     name = type(model).__name__
     config = text_part(model.config)
@@ -130,21 +130,21 @@ def find_anatomy(model: PreTrainedModel) -> Anatomy:
 
 
 def _find_blocks(model: nn.Module, depth: int) -> tuple[str, tuple[nn.Module, ...], str]:
-    """Return the path of the blocks and the blocks; without them, the reason.
+    """Return the path of the blocks and the blocks, or the reason why there are none.
 
-    The shallowest list is taken, so that one inside a block (experts, say) is never the stack.
+    The shallowest list is taken, so that a list inside a block (of experts, say) is never chosen.
     """
-    found = [
+    candidates = [
         (path, part)
         for path, part in model.named_modules()
         if isinstance(part, nn.ModuleList) and len(part) == depth
     ]
-    level = min((path.count(".") for path, _ in found), default=0)
-    shallowest = [(path, part) for path, part in found if path.count(".") == level]
+    level = min((path.count(".") for path, _ in candidates), default=0)
+    shallowest = [(path, part) for path, part in candidates if path.count(".") == level]
     if len(shallowest) != 1:
-        places = ", ".join(path for path, _ in shallowest) or "none"
-        wanted = f"one list of {depth} transformer blocks (config.num_hidden_layers)"
-        return "", (), f"expected {wanted}, found {places}; {ONLY_OUTPUTS}"
+        paths = ", ".join(path for path, _ in shallowest) or "none"
+        expected = f"one list of {depth} transformer blocks (config.num_hidden_layers)"
+        return "", (), f"expected {expected}, found {paths}; {ONLY_OUTPUTS}"
     path, stack = shallowest[0]
     if len({id(block) for block in stack}) != depth:
         repeated = f"{path} repeats one block for several layers"

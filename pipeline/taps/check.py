@@ -1,7 +1,8 @@
-"""Proof by value, before anything is written, that the taps say what the model does.
+"""Check that tapped values equal the model's own, before anything is written.
 
-One batch is run tapped and, as reference, as the model came. What differs is refused by layer, so
-no list of supported architectures exists. Costs four to six forward passes of one batch.
+One batch is run both tapped and, as reference, with the model unchanged. A layer that differs is
+refused by name, so no list of supported architectures is needed. Costs four to six forward passes
+of one batch.
 """
 
 import logging
@@ -17,25 +18,59 @@ from transformers import PreTrainedModel
 from pipeline.errors import IncompatibleError
 from pipeline.taps.anatomy import Anatomy, find_anatomy
 from pipeline.taps.below import QueryKeyBlock, query_key_parameters
+from pipeline.taps.check_attention import check_attention, check_masks, check_own_maps
 from pipeline.taps.comparison import Comparison, bound_of
 from pipeline.taps.head import HeadSpec, apply_head, head_parameters, read_head_spec
 from pipeline.taps.inputs import model_columns, model_inputs, run_base
-from pipeline.taps.maps import check_maps, check_masks, check_own_maps
-from pipeline.taps.padding import check_padding
 from pipeline.taps.scores import Rule
 from pipeline.taps.tap import AttentionCall, Record, tap
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TapRequest:
+    """The taps that a capture or a training needs, which `check_taps` verifies.
+
+    Args:
+        hidden: Layers whose hidden states will be tapped.
+        attention: Layers whose query and key will be tapped.
+        values: Layers whose value will be tapped. Query and key of these layers are checked too.
+        below: Layers whose query and key will be rebuilt from the hidden state below.
+        maps: Layers whose attention maps will be the model's own, under eager attention.
+        head: Whether the head's input will be tapped.
+        logits: Whether logits are needed. They can be computed from the head's input if the result
+            equals the model's logits. If not, nothing is refused and the report's `head` is None.
+    """
+
+    hidden: Collection[int] = ()
+    attention: Collection[int] = ()
+    values: Collection[int] = ()
+    below: Collection[int] = ()
+    maps: Collection[int] = ()
+    head: bool = False
+    logits: bool = False
+
+    @property
+    def query_key(self) -> frozenset[int]:
+        """The layers whose query and key are recorded for the check."""
+        return frozenset({*self.attention, *self.values, *self.below})
+
+    @property
+    def attended(self) -> frozenset[int]:
+        """All layers that must have attention heads."""
+        return self.query_key | frozenset(self.maps)
+
+
 @dataclass(frozen=True)
 class TapReport:
-    """What the check found; `rule` and `scaling` by attention layer, no `scaling` of own maps.
+    """Result of the check; `rule` and `scaling` by attention layer, no `scaling` for own maps.
 
-    `causal` says that padding on the right changes no live position when the mask is left out.
-    `heads`, `kv_heads` and `d_head` are those of the recorded tensors, or the configuration's when
-    no attention was asked for; `d_value` is the width of a value's heads, 0 where no value was.
-    `head` rebuilds the model's logits, or is None when not asked for, or not needed and not so.
+    `causal` means that padding on the right changes no live position when the mask is left out.
+    `heads`, `kv_heads` and `d_head` are those of the recorded tensors, or the configuration's if
+    no attention was requested; `d_value` is the width of a value head, 0 if no value was requested.
+    `head` rebuilds the model's logits; it is None if no head was requested, or if only logits were
+    and they cannot be rebuilt.
     """
 
     model_class: str
@@ -54,62 +89,42 @@ class TapReport:
 def check_taps(
     model: PreTrainedModel,
     inputs: Mapping[str, Tensor],
+    request: TapRequest,
     *,
-    hidden: Collection[int] = (),
-    attention: Collection[int] = (),
-    values: Collection[int] = (),
-    below: Collection[int] = (),
-    maps: Collection[int] = (),
-    head: bool = False,
-    logits: bool = False,
     max_length: int | None = None,
 ) -> TapReport:
-    """Compare every asked tap with the model itself on one batch, and report what was found.
+    """Compare every requested tap with the model itself on one batch.
 
-    Afterwards the model has our attention implementation if query, key or value were asked for,
-    else the one it came with; without attention nothing of its attention is touched.
+    Afterwards the model has our attention implementation if query, key or value were requested,
+    else its original one.
 
     Args:
         model: The model, on its device, in its dtype.
-        inputs: A right-padded batch with `input_ids`, `attention_mask` and whatever else models
-            take; the model is given the columns that it names.
-        hidden: Layers whose hidden states will be tapped.
-        attention: Layers whose query and key will be tapped.
-        values: Layers whose value will be tapped. It is what attention is handed, and its layer is
-            checked as one of `attention`.
-        below: Layers whose query and key will be rebuilt from the hidden state below.
-        maps: Layers whose map will be the model's own under eager attention.
-        head: Whether the head's input will be tapped.
-        logits: Whether logits are wanted, which may then be made of the head's input if they agree
-            with the model's. If they do not, nothing is refused and the report's `head` is None.
+        inputs: A right-padded batch with `input_ids`, `attention_mask` and any other columns; the
+            model gets those that its `forward` has a parameter for.
+        request: The taps to check.
         max_length: Longest row that will ever be run, in tokens. A row of that length is run too,
-            for windows which the batch is too short to show.
+            to find attention windows that are longer than the batch.
 
     Raises:
-        IncompatibleError: If a tap differs from the model, by layer, with the difference and the
+        IncompatibleError: If a tap differs from the model, with the layer, the difference and the
             bound.
         ValueError: If the batch is not right-padded or has no row of two tokens.
     """
     anatomy = find_anatomy(model)
-    heard = {*attention, *values, *below}
-    anatomy.require_layers(hidden=hidden, attention={*heard, *maps})
+    anatomy.require_layers(hidden=request.hidden, attention=request.attended)
     live = _live_positions(inputs["attention_mask"])
-    if (heard or maps) and live.sum(1).max() < 2:
-        raise ValueError("one token says nothing about masks; check a batch with a longer row")
+    if request.attended and live.sum(1).max() < 2:
+        raise ValueError(
+            "no row has two tokens, so attention masks cannot be checked; use a longer row"
+        )
     comparison = Comparison(anatomy.model_class, live, bound_of(model))
     was_training, original = model.training, model.config._attn_implementation
     model.eval()
     try:
         with torch.no_grad():
             report = _check(
-                model,
-                anatomy,
-                model_columns(model, inputs),
-                comparison,
-                _Asked(
-                    *(frozenset(hidden), frozenset(heard), values, below, maps),
-                    *(head, logits, max_length),
-                ),
+                model, anatomy, model_columns(model, inputs), comparison, request, max_length
             )
     except BaseException as error:
         if original is not None and model.config._attn_implementation != original:
@@ -122,61 +137,48 @@ def check_taps(
     return report
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """What `check_taps` was asked; `heard` are all layers whose query and key are looked at."""
-
-    hidden: frozenset[int]
-    heard: frozenset[int]
-    values: Collection[int]
-    below: Collection[int]
-    maps: Collection[int]
-    head: bool
-    logits: bool
-    max_length: int | None
-
-
 def _check(
     model: PreTrainedModel,
     anatomy: Anatomy,
     inputs: Mapping[str, Tensor],
     comparison: Comparison,
-    asked: _Asked,
+    request: TapRequest,
+    max_length: int | None,
 ) -> TapReport:
-    """Run the comparisons in the order of their cost; the model is in evaluation mode."""
-    states, norms, logits = _reference(model, anatomy, inputs)
+    """Run all comparisons; the model is in evaluation mode."""
+    states, other_modules, logits = _reference(model, anatomy, inputs)
     modules: dict[int, nn.Module] = {}
 
     def remember(layer: int, call: AttentionCall) -> None:
         modules[layer] = call.module
 
-    # First, while the model is still as it came.
-    own, map_heads = (
-        check_own_maps(model, inputs, asked.maps, comparison) if asked.maps else ({}, set())
+    # First, because tapping changes the model's attention implementation.
+    own_rules, map_heads = (
+        check_own_maps(model, inputs, request.maps, comparison) if request.maps else ({}, set())
     )
     with tap(
         model,
-        hidden=asked.hidden | {layer - 1 for layer in asked.below},
-        attention=asked.heard,
-        values=asked.values,
-        head=asked.head or asked.logits,
+        hidden={*request.hidden, *(layer - 1 for layer in request.below)},
+        attention=request.query_key,
+        values=request.values,
+        head=request.head or request.logits,
         watch=remember,
     ) as record:
         tapped = model(**inputs).logits
-    _check_hidden(record, anatomy, states, norms, comparison)
+    _check_hidden(record, anatomy, states, other_modules, comparison)
     remedy = "leave attention out for this model"
     comparison.require_equal("logits under tapped attention", tapped, logits, remedy)
-    spec = _found_head(model, record, logits, comparison, asked)
-    rules = check_maps(model, inputs, record, modules, comparison) if modules else {}
-    _check_below(model, record, asked.below, comparison)
-    causal = not {"full"} & {*rules.values(), *own.values()} and _is_causal(
+    spec = _head_spec(model, record, logits, comparison, request)
+    rules = check_attention(model, inputs, record, modules, comparison) if modules else {}
+    _check_below(model, record, request.below, comparison)
+    causal = not {"full"} & {*rules.values(), *own_rules.values()} and _is_causal(
         model, anatomy, inputs, comparison
     )
     if not causal:
-        check_padding(model, inputs, comparison)
-    if rules and asked.max_length is not None:
-        check_masks(model, inputs, comparison.live, rules, asked.max_length, is_causal=causal)
-    found: dict[int, Rule] = {**own, **rules}
+        _check_padding(model, inputs, comparison)
+    if rules and max_length is not None:
+        check_masks(model, inputs, comparison.live, rules, max_length, is_causal=causal)
+    all_rules: dict[int, Rule] = {**own_rules, **rules}
     heads, kv_heads, d_head = _sizes(record, anatomy, map_heads)
     return TapReport(
         model_class=anatomy.model_class,
@@ -187,7 +189,7 @@ def _check(
         kv_heads=kv_heads,
         d_head=d_head,
         d_value=_value_width(record, anatomy, kv_heads),
-        rule=dict(sorted(found.items())),
+        rule=dict(sorted(all_rules.items())),
         scaling=dict(sorted(record.scaling.items())),
         head=spec,
     )
@@ -196,12 +198,16 @@ def _check(
 def _reference(
     model: PreTrainedModel, anatomy: Anatomy, inputs: Mapping[str, Tensor]
 ) -> tuple[tuple[Tensor, ...], list[tuple[Tensor, Tensor]], Tensor]:
-    """Run the model as it came: hidden states, what the parts beside its blocks did, and logits."""
-    beside: list[tuple[Tensor, Tensor]] = []
+    """Run the unchanged model.
+
+    Returns:
+        Its hidden states, input and output of each module next to the blocks, and its logits.
+    """
+    other_modules: list[tuple[Tensor, Tensor]] = []
 
     def keep(module: nn.Module, args: Any, output: Any) -> None:
         if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
-            beside.append((args[0], output))
+            other_modules.append((args[0], output))
 
     handles = [
         part.register_forward_hook(keep)
@@ -213,22 +219,22 @@ def _reference(
     finally:
         for handle in handles:
             handle.remove()
-    states = _by_number(model, inputs, output.hidden_states or (), beside)
-    return states, beside, output.logits
+    states = _by_layer(model, inputs, output.hidden_states or (), other_modules)
+    return states, other_modules, output.logits
 
 
-def _by_number(
+def _by_layer(
     model: PreTrainedModel,
     inputs: Mapping[str, Tensor],
     states: tuple[Tensor, ...],
-    beside: list[tuple[Tensor, Tensor]],
+    other_modules: list[tuple[Tensor, Tensor]],
 ) -> tuple[Tensor, ...]:
-    """Return a model's own states as we number them: the first block's input, then its outputs.
+    """Return a model's own states by our layer numbers: the first block's input, then outputs.
 
-    Mamba leaves the input out, and gives its last state before the final norm as well as after.
+    Mamba omits the input, and returns its last state both before and after the final norm.
     """
     if len(states) < 2 or not any(
-        given is states[-2] and result is states[-1] for given, result in beside
+        given is states[-2] and result is states[-1] for given, result in other_modules
     ):
         return states
     return (model.get_input_embeddings()(inputs["input_ids"]), *states[:-1])
@@ -238,10 +244,10 @@ def _check_hidden(
     record: Record,
     anatomy: Anatomy,
     states: tuple[Tensor, ...],
-    beside: list[tuple[Tensor, Tensor]],
+    other_modules: list[tuple[Tensor, Tensor]],
     comparison: Comparison,
 ) -> None:
-    """Compare with the model's own states, whose last may stand after a norm that ours precedes."""
+    """Compare with the model's own states; its last may be after the final norm, ours is before."""
     if record.hidden and len(states) != anatomy.depth + 1:
         raise IncompatibleError(
             f"{anatomy.model_class} returns {len(states)} hidden states, expected "
@@ -252,7 +258,7 @@ def _check_hidden(
         if layer == anatomy.depth:
             norms = [
                 given
-                for given, result in beside
+                for given, result in other_modules
                 if result.shape == theirs.shape == given.shape
                 and torch.equal(result, theirs.to(result.device))
             ]
@@ -260,24 +266,24 @@ def _check_hidden(
         comparison.require_equal(f"hidden layer {layer}", state, theirs, "leave this layer out")
 
 
-def _found_head(
+def _head_spec(
     model: PreTrainedModel,
     record: Record,
     logits: Tensor,
     comparison: Comparison,
-    asked: _Asked,
+    request: TapRequest,
 ) -> HeadSpec | None:
-    """Return the head if it was asked for, or would save memory and is plain."""
-    if asked.head:
+    """Return the checked head if requested; for logits, only if it reproduces them."""
+    if request.head:
         return _check_head(model, record, logits, comparison)
-    if not asked.logits:
+    if not request.logits:
         return None
     try:
         return _check_head(model, record, logits, comparison)
     except torch.OutOfMemoryError:
-        raise  # says nothing of the head, and which way logits are made must not hang on it
+        raise  # says nothing about the head; how logits are computed must not depend on memory
     except (IncompatibleError, RuntimeError, ValueError) as error:
-        logger.info("logits are the model's own, all tokens at once: %s", error)
+        logger.info("logits come from the full model, all tokens at once: %s", error)
         return None
 
 
@@ -288,7 +294,7 @@ def _check_head(
     spec = read_head_spec(model)
     weight, bias = head_parameters(model)
     given = record.head_input
-    assert given is not None  # the tap was asked for it
+    assert given is not None  # the tap recorded it
     rebuilt = apply_head(given, weight.to(given), None if bias is None else bias.to(given), spec)
     remedy = "leave the head out and keep its logits in another form"
     comparison.require_equal(f"logits rebuilt with {spec}", rebuilt, logits, remedy)
@@ -298,7 +304,7 @@ def _check_head(
 def _check_below(
     model: PreTrainedModel, record: Record, layers: Collection[int], comparison: Comparison
 ) -> None:
-    """Rebuild query and key as a reader of the store will, here from the exact hidden state."""
+    """Rebuild query and key as a store reader does, but from the exact hidden state."""
     for layer in sorted(layers):
         remedy = "capture this layer's attention in form qk"
         try:
@@ -320,16 +326,17 @@ def _check_below(
 def _is_causal(
     model: PreTrainedModel, anatomy: Anatomy, inputs: Mapping[str, Tensor], comparison: Comparison
 ) -> bool:
-    """See whether each row's last token, hidden behind the mask or not, leaves all before it alone.
+    """Tell whether masking each row's last token changes no position before it.
 
-    Only asked of models that claim it: in half precision the bound alone could not tell.
+    Only models that declare themselves causal are tested: in half precision the bound alone could
+    not decide.
     """
     lengths = comparison.live.sum(1, keepdim=True)
     position = torch.arange(comparison.live.shape[1], device=lengths.device)
     before = position < lengths - 1
     if not anatomy.is_causal or not before.any() or "attention_mask" not in inputs:
         return anatomy.is_causal
-    # A row of one token keeps it: attention over nothing is undefined.
+    # A row of one token keeps it: attention over no keys is undefined.
     mask = (before | (position == 0)).to(inputs["attention_mask"].dtype)
     batch = dict(inputs) | {"attention_mask": mask}
     with_mask = run_base(model, batch)
@@ -337,18 +344,40 @@ def _is_causal(
     return comparison.difference(without, with_mask, before) <= comparison.bound
 
 
+def _check_padding(
+    model: PreTrainedModel, inputs: Mapping[str, Tensor], comparison: Comparison
+) -> None:
+    """Refuse a model whose live positions change with the ids at padding.
+
+    A model that ignores the mask (FNet) computes different states for a row in every batch, so its
+    features can be neither stored nor compared.
+    """
+    ids, live = inputs["input_ids"], comparison.live
+    if live.all():
+        return
+    # An id from the row itself is not a special one.
+    changed = dict(inputs) | {"input_ids": torch.where(live, ids, ids[:, :1])}
+    difference = comparison.difference(run_base(model, changed), run_base(model, inputs))
+    if not difference <= comparison.bound:
+        raise IncompatibleError(
+            f"{comparison.model_class}: states of a row differ by {difference:.2g} with other ids "
+            f"in its padding, expected at most {comparison.bound:g}; it ignores the attention "
+            "mask, choose another model"
+        )
+
+
 def _sizes(record: Record, anatomy: Anatomy, map_heads: set[int]) -> tuple[int, int, int]:
-    """Heads, key heads and head width, which one store keeps for all layers."""
-    found = {
+    """Return heads, key heads and head width, which must be the same in all layers of a store."""
+    shapes = {
         (query.shape[1], record.key[layer].shape[1], query.shape[3])
         for layer, query in record.query.items()
     }
-    if len(found) > 1:
+    if len(shapes) > 1:
         raise IncompatibleError(
-            f"{anatomy.model_class} has attention layers of the shapes {sorted(found)} (heads, key "
-            "heads, width), expected one; ask for layers of one shape"
+            f"{anatomy.model_class} has attention layers of the shapes {sorted(shapes)} (heads, "
+            "key heads, width), expected one; choose layers of one shape"
         )
-    sizes = found.pop() if found else (anatomy.heads, anatomy.kv_heads, anatomy.head_dim)
+    sizes = shapes.pop() if shapes else (anatomy.heads, anatomy.kv_heads, anatomy.head_dim)
     if map_heads - {sizes[0]}:
         raise IncompatibleError(
             f"{anatomy.model_class} has attention maps of {sorted(map_heads)} heads, expected "
@@ -358,18 +387,18 @@ def _sizes(record: Record, anatomy: Anatomy, map_heads: set[int]) -> tuple[int, 
 
 
 def _value_width(record: Record, anatomy: Anatomy, kv_heads: int) -> int:
-    """Width of a value's heads, which are as many as the keys'."""
-    found = {(value.shape[1], value.shape[3]) for value in record.value.values()}
-    if len(found) > 1 or any(heads != kv_heads for heads, _ in found):
+    """Return the width of a value head; there must be as many value heads as key heads."""
+    shapes = {(value.shape[1], value.shape[3]) for value in record.value.values()}
+    if len(shapes) > 1 or any(heads != kv_heads for heads, _ in shapes):
         raise IncompatibleError(
-            f"{anatomy.model_class} has values of the shapes {sorted(found)} (heads, width), "
+            f"{anatomy.model_class} has values of the shapes {sorted(shapes)} (heads, width), "
             f"expected one shape of {kv_heads} heads; leave value out for the layers that differ"
         )
-    return found.pop()[1] if found else 0
+    return shapes.pop()[1] if shapes else 0
 
 
 def _live_positions(attention_mask: Tensor) -> Bool[Tensor, "batch seq"]:
-    """Turn the mask into booleans; taps and store know right padding only."""
+    """Return the mask as booleans; taps and store support right padding only."""
     live = attention_mask.bool()
     if not torch.equal(live, live.cumprod(1).bool()) or not live[:, 0].all():
         raise ValueError("attention_mask has gaps, left padding or an empty row; pad on the right")

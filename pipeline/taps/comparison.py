@@ -1,4 +1,4 @@
-"""What counts as equal when a tap is held against the model, and the words of a refusal."""
+"""Compare tapped tensors with the model's own within a tolerance, and word the refusal."""
 
 from dataclasses import dataclass
 
@@ -11,22 +11,22 @@ from pipeline.errors import IncompatibleError
 
 FLOAT32_BOUND = 1e-4
 BOUNDS = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""Largest allowed difference by dtype: absolute for values up to 1, else relative."""
+"""Largest allowed difference by dtype: absolute for values up to 1, relative above."""
 PACKED_BOUNDS = {"is_loaded_in_8bit": 0.1, "is_loaded_in_4bit": 5e-2}
-"""At least so much of quantised weights, by the model's attribute: with eight bits, what a matrix
-reads is rounded to eight too, and a last bit before that moves a whole step; of four bits a CPU may
-take products in bfloat16."""
+"""Minimum tolerance for quantised weights, by the model's attribute. With 8-bit weights the input
+activations are quantised too, where a difference in the last bit can move a full quantisation step;
+with 4-bit weights a CPU may multiply in bfloat16."""
 
 
 def bound_of(model: PreTrainedModel) -> float:
-    """Return how far two ways to compute the same may differ in a model."""
+    """Return the largest allowed difference between two computations of one value in a model."""
     packed = [bound for name, bound in PACKED_BOUNDS.items() if getattr(model, name, False)]
     return max([BOUNDS.get(model.dtype, FLOAT32_BOUND), *packed])
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Compares tensors of one right-padded batch at its live positions, within a bound."""
+    """Compares tensors of a right-padded batch at its live positions, within a bound."""
 
     model_class: str
     live: Bool[Tensor, "batch seq"]
@@ -38,11 +38,11 @@ class Comparison:
         theirs: Shaped[Tensor, "batch ..."],
         live: Bool[Tensor, "batch seq"] | None = None,
     ) -> float:
-        """Return the largest difference over live positions in units of the largest value, or of 1.
+        """Return the largest difference over live positions, divided by max(1, max |theirs|).
 
-        Tensors of two dimensions belong to examples, and all of them counts.
+        Tensors with two dimensions are per example and compared completely.
         """
-        # Blocks of a large model may lie on different devices.
+        # Blocks of a large model may be on different devices.
         ours, theirs = ours.float(), theirs.to(ours.device).float()
         if ours.ndim > 2:
             live = (self.live if live is None else live).to(ours.device)
@@ -50,15 +50,15 @@ class Comparison:
         return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1.0))
 
     def require_equal(self, what: str, ours: Tensor, theirs: Tensor, remedy: str) -> None:
-        """Refuse `what` where it differs; NaN differs from everything.
+        """Refuse `what` if it differs by more than the bound; NaN differs from everything.
 
         Raises:
             IncompatibleError: With the difference, the bound, and `remedy`.
         """
         if ours.shape != theirs.shape:
-            found = f"has shape {list(ours.shape)}, expected {list(theirs.shape)}"
+            problem = f"has shape {list(ours.shape)}, expected {list(theirs.shape)}"
         elif not (difference := self.difference(ours, theirs)) <= self.bound:
-            found = f"differs by {difference:.2g} from the model, expected at most {self.bound:g}"
+            problem = f"differs by {difference:.2g} from the model, expected at most {self.bound:g}"
         else:
             return
-        raise IncompatibleError(f"{self.model_class}: {what} {found}; {remedy}")
+        raise IncompatibleError(f"{self.model_class}: {what} {problem}; {remedy}")

@@ -1,7 +1,7 @@
-"""Configurations of Hugging Face models: their families, their keys and their text part.
+"""Configurations of transformers models: family, keys, sizes and text part.
 
-Teachers that are built here and students take the same keys; what a class would keep as an
-attribute that nobody reads is refused by name.
+Students and teachers trained from scratch take the same keys. A key that the configuration class
+would store without using it is refused by name.
 """
 
 import dataclasses
@@ -29,13 +29,13 @@ NOT_ARCHITECTURE = frozenset(
         *("id2label", "label2id", "output_hidden_states", "output_attentions", "return_dict"),
     }
 )
-"""Keys of a `config.json` that describe a file, a task or a call instead of an architecture."""
+"""Keys of a `config.json` that describe a file, a task or a call, not the architecture."""
 ROPE_KEYS = ("rope_theta", "rope_scaling", "partial_rotary_factor")
-"""Keys that older configurations name one by one and newer ones gather in `rope_parameters`."""
+"""Separate keys of older configurations that newer ones group in `rope_parameters`."""
 
 
 def auto_class(task: str) -> Any:
-    """Return the library's class with the head of a task."""
+    """Return the transformers auto class with the head of a task."""
     return AutoModelForCausalLM if models_language(task) else AutoModelForSequenceClassification
 
 
@@ -58,7 +58,7 @@ def require_head(config: PreTrainedConfig, task: str, where: str) -> None:
 
 
 def family_of(model_type: Any, where: str = "model") -> type[PreTrainedConfig]:
-    """Return the configuration class of a family; code from outside transformers is not looked for.
+    """Return the configuration class of a family; only transformers' own families are supported.
 
     Raises:
         IncompatibleError: If the installed transformers does not have it.
@@ -66,16 +66,16 @@ def family_of(model_type: Any, where: str = "model") -> type[PreTrainedConfig]:
     if model_type not in CONFIG_MAPPING:
         raise IncompatibleError(
             f"{where}: model_type is {model_type!r}, which the installed transformers does not "
-            "have; use a version that has it, or choose one that needs no code of its own"
+            "have; use a version that has it, or choose a model that needs no code of its own"
         )
     return CONFIG_MAPPING[model_type]
 
 
 def plain_values(value: Any) -> Any:
-    """Return the values of a `config.json`, where infinity is `{"__float__": "Infinity"}`.
+    """Return the values of a `config.json` with `{"__float__": "Infinity"}` decoded to a float.
 
     Raises:
-        ValueError: If what it holds is no number.
+        ValueError: If a `__float__` is not a number.
     """
     if isinstance(value, Mapping):
         if set(value) == {"__float__"}:
@@ -87,7 +87,7 @@ def plain_values(value: Any) -> Any:
 def make_configuration(
     family: type[PreTrainedConfig], values: Mapping[str, Any], where: str
 ) -> PreTrainedConfig:
-    """Build a configuration; what its class refuses becomes one line.
+    """Build a configuration; an error of its class becomes a one-line ConfigError.
 
     Raises:
         ConfigError: If the class refuses a value.
@@ -103,21 +103,21 @@ def make_configuration(
 def text_part(config: PreTrainedConfig) -> PreTrainedConfig:
     """Return the part of a configuration that describes the language model.
 
-    A model that also reads images or sound keeps it in a configuration of its own; all others
-    are returned as they are.
+    A multimodal model has a separate text configuration; any other configuration is returned
+    unchanged.
     """
     try:
-        part = config.get_text_config()
-    except ValueError:  # two text parts: an encoder and a decoder
+        text = config.get_text_config()
+    except ValueError:  # two text configurations: an encoder and a decoder
         return config
-    return part if part.model_type in CONFIG_MAPPING else config
+    return text if text.model_type in CONFIG_MAPPING else config
 
 
 def size_of(config: PreTrainedConfig, key: str) -> int:
-    """Return a size that is one whole number; 0 where the family has none of this name."""
+    """Return a size that is a positive integer; 0 if the family has no such key."""
     try:
         value = getattr(config, key, None)
-    except RuntimeError:  # Gemma-4: another one in every kind of layer
+    except RuntimeError:  # Gemma-4: differs between kinds of layers
         return 0
     return value if isinstance(value, int) and value > 0 else 0
 
@@ -125,7 +125,7 @@ def size_of(config: PreTrainedConfig, key: str) -> int:
 def key_heads(config: PreTrainedConfig) -> int:
     """Return the number of key heads of an attention layer; 0 without attention heads."""
     heads = size_of(config, "num_attention_heads")
-    # Falcon's number counts only in its newer architecture.
+    # Falcon uses its number of key heads only in the new decoder architecture.
     if getattr(config, "multi_query", False) and not getattr(
         config, "new_decoder_architecture", False
     ):
@@ -134,36 +134,36 @@ def key_heads(config: PreTrainedConfig) -> int:
 
 
 def head_width(config: PreTrainedConfig) -> int:
-    """Return the channels of an attention head; 0 without attention heads."""
+    """Return the width of an attention head in channels; 0 without attention heads."""
     heads = size_of(config, "num_attention_heads")
     return size_of(config, "head_dim") or (size_of(config, "hidden_size") // heads if heads else 0)
 
 
 def settable_keys(family: type[PreTrainedConfig]) -> set[str]:
-    """Return the keys of an architecture that may be set: fields, and common names for them.
+    """Return the architecture keys that can be set: fields of the class and their aliases.
 
-    What a class computes from other keys (Falcon's `head_dim`) is no field and not among them.
+    Values that a class computes from other keys (Falcon's `head_dim`) are not fields.
     """
-    known = {field.name for field in dataclasses.fields(family)} | set(family.attribute_map)
-    if "rope_parameters" in known:
-        known |= set(ROPE_KEYS)
-    return known - NOT_ARCHITECTURE
+    keys = {field.name for field in dataclasses.fields(family)} | set(family.attribute_map)
+    if "rope_parameters" in keys:
+        keys |= set(ROPE_KEYS)
+    return keys - NOT_ARCHITECTURE
 
 
 def check_keys(family: type[PreTrainedConfig], keys: Iterable[str], where: str) -> None:
-    """Refuse keys that the class would keep as an attribute nobody reads, or that are given twice.
+    """Refuse keys that the class would store without using them, and keys given under two names.
 
     Args:
         family: The configuration class.
-        keys: What is given; `model_type` may be among them.
+        keys: The given keys; `model_type` is allowed.
         where: The parameter that holds the keys, for the message.
 
     Raises:
         ConfigError: Naming the key.
     """
-    given, known = set(keys), settable_keys(family)
-    for key in sorted(given - known - {"model_type"}):
-        close = difflib.get_close_matches(key, known, n=1)
+    given, settable = set(keys), settable_keys(family)
+    for key in sorted(given - settable - {"model_type"}):
+        close = difflib.get_close_matches(key, settable, n=1)
         advice = f"did you mean {close[0]!r}?" if close else "remove it"
         raise ConfigError(
             f"{where}.{key}: no key of an architecture in {family.__name__}; {advice}"
@@ -177,14 +177,14 @@ def check_keys(family: type[PreTrainedConfig], keys: Iterable[str], where: str) 
 
 
 def set_rope(values: dict[str, Any], given: dict[str, Any]) -> None:
-    """Move rotary keys out of `given` into the `rope_parameters` that `values` inherited.
+    """Move rotary keys from `given` into the inherited `rope_parameters` of `values`, in place.
 
-    Classes read the older spelling only where the newer one is missing.
+    Configuration classes read the older separate keys only if `rope_parameters` is missing.
     """
     parameters = values.get("rope_parameters")
     if not isinstance(parameters, dict) or "rope_parameters" in given:
         return
-    # Gemma-3 has parameters for each kind of layer, and its own keys for them.
+    # Gemma-3 has separate parameters, with its own keys, for each kind of layer.
     if any(isinstance(value, dict) for value in parameters.values()):
         return
     scaling = given.pop("rope_scaling", None)

@@ -1,8 +1,8 @@
-"""A model's own attention maps, for layers whose map is more than its query and key.
+"""A model's own attention maps, for layers whose maps do not follow from query and key alone.
 
-Eager attention is slow and makes one seq × seq matrix a head, so nothing of it stays but what is
-asked of a layer, taken while the pass goes on. A model outside transformers' AttentionInterface
-hands out the maps of all its layers or of none, and keeps them all until its pass ends.
+Eager attention is slow and computes one seq × seq matrix per head, so each layer's map is reduced
+to the requested part during the pass. A model outside transformers' AttentionInterface returns the
+maps of all layers or of none, and holds them all until its pass ends.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -25,18 +25,18 @@ def eager_maps(
     layers: Collection[int],
     take: Callable[[int, Tensor], Tensor] = lambda _, attention: attention,
 ) -> tuple[dict[int, Tensor], Float[Tensor, "batch seq d"]]:
-    """Run a model under eager attention; return the maps of layers 1..L and the base's output.
+    """Run a model under eager attention; return attention maps by layer and the base's output.
 
-    The model keeps the attention implementation it has.
+    Afterwards the model has its previous attention implementation.
 
     Args:
         model: The model.
-        inputs: What it is called with.
-        layers: Whose maps, [batch, heads, seq, seq], are wanted.
-        take: Given a layer and its map as soon as it is made, returns what to keep of it.
+        inputs: Its keyword arguments.
+        layers: The layers, of 1..L, whose maps [batch, heads, seq, seq] to return.
+        take: Called with a layer and its map as soon as it is computed; returns what to keep.
 
     Raises:
-        IncompatibleError: If a layer does not exist or shows no map.
+        IncompatibleError: If a layer does not exist or returns no attention map.
     """
     anatomy = find_anatomy(model)
     anatomy.require_layers(attention=layers)
@@ -44,7 +44,7 @@ def eager_maps(
 
     def hook(layer: int) -> Any:
         def keep(module: nn.Module, args: Any, output: Any) -> None:
-            # The innermost module with a map ends first; those around it pass the same one on.
+            # The innermost module with a map ends first; modules around it return the same map.
             if layer not in maps and _has_map(output):
                 maps[layer] = take(layer, output[1])
 
@@ -55,27 +55,27 @@ def eager_maps(
         for layer in layers
         for part in anatomy.blocks[layer - 1].modules()
     ]
-    is_free = model._can_set_attn_implementation()
+    is_settable = model._can_set_attn_implementation()
     original = model.config._attn_implementation
     try:
-        if is_free:
+        if is_settable:
             model.set_attn_implementation(EAGER)
-        output = run_base(model, inputs if is_free else {**inputs, "output_attentions": True})
+        output = run_base(model, inputs if is_settable else {**inputs, "output_attentions": True})
     finally:
         for handle in handles:
             handle.remove()
-        if is_free and original is not None:
+        if is_settable and original is not None:
             model.set_attn_implementation(original)
     if missing := sorted(set(layers) - maps.keys()):
         raise IncompatibleError(
-            f"{anatomy.model_class}: layers {missing} give no map under eager attention, expected "
-            "one a layer; leave attention out for these layers"
+            f"{anatomy.model_class}: layers {missing} return no attention map under eager "
+            "attention, expected one per layer; leave attention out for these layers"
         )
     return dict(sorted(maps.items())), output
 
 
 def _has_map(output: Any) -> bool:
-    """Tell whether a module's output is a state and, beside it, weights over its positions."""
+    """Tell whether a module's output is a hidden state followed by attention weights."""
     if not (isinstance(output, tuple) and len(output) > 1):
         return False
     state, weights = output[:2]

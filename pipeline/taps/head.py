@@ -1,6 +1,6 @@
-"""The output head as numbers: one matrix, a bias, a scale and a soft cap, applied by one function.
+"""The output head as a matrix, a bias, a scale and a soft cap, applied by one function.
 
-With it the whole vocabulary's logits follow from the head's input alone, without the model.
+With these the logits of the full vocabulary follow from the head's input, without the model.
 """
 
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ from pipeline.taps.weights import plain_weights
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """What a head does beside its matrix: logits = cap(scale · (x Wᵀ + bias)).
+    """A head's operations in addition to its matrix: logits = cap(scale · (x Wᵀ + bias)).
 
-    With a soft cap c, cap(z) = c · tanh(z / c); without, cap(z) = z.
+    With a soft cap c, cap(z) = c · tanh(z / c); without one, cap(z) = z.
     """
 
     bias: bool
@@ -31,13 +31,13 @@ def linear_head(model: PreTrainedModel) -> nn.Linear:
     """Return the model's output embedding.
 
     Raises:
-        IncompatibleError: If it has none that is linear.
+        IncompatibleError: If it has none, or one that is not linear.
     """
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):
-        found = "no output embedding" if head is None else f"a {type(head).__name__} as its head"
+        actual = "no output embedding" if head is None else f"a {type(head).__name__} as its head"
         raise IncompatibleError(
-            f"{type(model).__name__} has {found}, expected a linear lm_head; leave the head out "
+            f"{type(model).__name__} has {actual}, expected a linear lm_head; leave the head out "
             "and keep its logits in another form"
         )
     return head
@@ -46,17 +46,19 @@ def linear_head(model: PreTrainedModel) -> nn.Linear:
 def head_parameters(
     model: PreTrainedModel,
 ) -> tuple[Float[Tensor, "vocab d"], Float[Tensor, " vocab"] | None]:
-    """Return weight and bias of the model's output embedding; copied only if it was offloaded.
+    """Return weight and bias of the model's output embedding; copied only if offloaded.
 
     Raises:
         IncompatibleError: If the model has no linear output embedding.
     """
-    found = plain_weights(linear_head(model))
-    return found["weight"], found.get("bias")
+    weights = plain_weights(linear_head(model))
+    return weights["weight"], weights.get("bias")
 
 
 def read_head_spec(model: PreTrainedModel) -> HeadSpec:
-    """Read bias, scale and soft cap of a model's head: by name, so `check_taps` proves them.
+    """Read bias, scale and soft cap of a model's head from its configuration.
+
+    They are found by key name, so `check_taps` verifies the result by value.
 
     Raises:
         IncompatibleError: If the model has no linear output embedding.
@@ -78,14 +80,14 @@ def apply_head(
     bias: Float[Tensor, " vocab"] | None,
     spec: HeadSpec,
 ) -> Float[Tensor, "*tokens vocab"]:
-    """Return the logits the model computes from `head_input`; differentiable in every tensor."""
+    """Return the model's logits for `head_input`; differentiable in every tensor."""
     return finish_logits(F.linear(head_input, weight, bias), spec)
 
 
 def run_head(
     model: PreTrainedModel, head_input: Float[Tensor, "*tokens d"], spec: HeadSpec
 ) -> Float[Tensor, "*tokens vocab"]:
-    """Return the logits of some rows by the model's own head, wherever it has its weight.
+    """Return the logits that the model's own head computes, on whatever device its weight is.
 
     Raises:
         IncompatibleError: If the model has no linear output embedding.
@@ -96,7 +98,7 @@ def run_head(
 def finish_logits(
     logits: Float[Tensor, "*tokens vocab"], spec: HeadSpec
 ) -> Float[Tensor, "*tokens vocab"]:
-    """Return logits from what the head's matrix and bias give: its scale, then its soft cap."""
+    """Apply a head's scale and soft cap to the output of its matrix and bias."""
     if spec.scale != 1.0:
         logits = logits * spec.scale
     if spec.softcap is not None:

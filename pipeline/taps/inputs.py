@@ -1,7 +1,7 @@
-"""What a model is given: no mask where a causal model needs none, and no key-value cache.
+"""Build a model's inputs: no attention mask for causal models, and no key-value cache.
 
-Behind a causal mask no live row can see the padding on its right, so the mask may be left out;
-attention then takes the fused causal kernels, which refuse explicit masks.
+In a causal model no live token can see the padding on its right, so the mask can be left out.
+Attention can then use the fused causal kernels, which do not accept explicit masks.
 """
 
 import inspect
@@ -15,14 +15,14 @@ from transformers import PreTrainedModel
 from pipeline.taps.configuration import text_part
 
 COLUMNS = ("input_ids", "attention_mask", "token_type_ids")
-"""Everything of a batch that a model may be given."""
+"""The columns of a batch that a model may take."""
 
 
 def model_columns(model: PreTrainedModel, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return those columns of a batch that the model's `forward` names.
+    """Return the columns of a batch that the model's `forward` has a parameter for.
 
-    A tokenizer may make more than a model takes: DistilBERT and Llama know no segments, RoBERTa
-    has one, and a student of another family than its teacher shares the teacher's rows.
+    A tokenizer may produce more columns than a model takes: DistilBERT and Llama have no token
+    types, RoBERTa has only one, and a student can have a different family than its teacher.
     """
     taken = set(inspect.signature(model.forward).parameters) & set(batch)
     if getattr(text_part(model.config), "type_vocab_size", None) in (0, 1):
@@ -33,8 +33,9 @@ def model_columns(model: PreTrainedModel, batch: Mapping[str, Any]) -> dict[str,
 def model_inputs(batch: Mapping[str, Tensor], *, is_causal: bool) -> dict[str, Any]:
     """Return the keyword arguments for a right-padded batch with its `attention_mask`.
 
-    Live positions come out as with the mask; what stands at padding is undefined. `is_causal` must
-    be the measured one of a tap report, or a model whose padding shows would be read wrongly.
+    Results at live positions are the same as with the mask; at padding they are undefined. Take
+    `is_causal` from a tap report, where it was measured: for a model that is not causal, padding
+    would otherwise change the results.
     """
     if not is_causal:
         return dict(batch)
@@ -45,8 +46,8 @@ def model_inputs(batch: Mapping[str, Tensor], *, is_causal: bool) -> dict[str, A
 
 
 def run_base(model: PreTrainedModel, inputs: Mapping[str, Any]) -> Float[Tensor, "batch seq d"]:
-    """Run all below the head: no logits are computed, and taps on `model` record as ever.
+    """Run the model without its head; taps on `model` still record.
 
-    Returns the base model's output, which is what the head reads.
+    Returns the base model's output, which is the head's input.
     """
     return model.base_model(**inputs)[0]

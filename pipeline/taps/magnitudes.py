@@ -1,7 +1,7 @@
-"""How large what a block's matrices read is: with a weight's own size, how much it matters.
+"""RMS of the input to each weight matrix of a block, for pruning the width of students.
 
-Of a weight, |W| · ‖x‖ tells better than |W| alone what a model can do without (Wanda,
-arXiv 2306.11695).
+Multiplied by |W| it gives the Wanda importance score of a weight (arXiv 2306.11695), which predicts
+better than |W| alone what a model can do without.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -18,22 +18,22 @@ from pipeline.taps.anatomy import find_anatomy
 from pipeline.taps.inputs import model_columns, model_inputs, run_base
 
 PREFIX = "input_rms:"
-"""What stands before a weight's name where its input's magnitudes are kept beside it."""
+"""Prefix of a weight's name under which the store keeps its input's RMS."""
 
 
 @torch.inference_mode()
 def input_magnitudes(
     model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]], *, is_causal: bool
 ) -> dict[str, Float[Tensor, " inputs"]]:
-    """Return, by weight, the root mean square of each feature that a block's matrix reads.
+    """Return, by weight name, the root mean square of each input feature of a block's matrices.
 
     Args:
         model: The model, in evaluation mode.
         batches: Right-padded batches with `attention_mask`; padding does not count.
-        is_causal: As in a tap report: whether the mask may be left out.
+        is_causal: From the tap report: whether the mask can be left out.
 
     Raises:
-        IntegrityError: If they are not finite in any row.
+        IntegrityError: If no token gives finite inputs to a matrix.
     """
     anatomy = find_anatomy(model)
     sums: dict[str, tuple[int, Tensor]] = {}
@@ -41,14 +41,14 @@ def input_magnitudes(
 
     def listener(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def listen(module: nn.Module, args: tuple[Any, ...]) -> None:
-            given = args[0]
-            # What experts read is no longer told apart by token.
-            if given.shape[:-1] == live.shape:
-                rows = given[live.to(given.device)].double()
-                # As with the channels' statistics: an example that is skipped has no say.
-                rows = rows[rows.isfinite().all(-1)]
+            inputs = args[0]
+            # Inputs of experts are regrouped and no longer match the batch's tokens.
+            if inputs.shape[:-1] == live.shape:
+                tokens = inputs[live.to(inputs.device)].double()
+                # As in the channel statistics, tokens that are not finite do not count.
+                tokens = tokens[tokens.isfinite().all(-1)]
                 count, total = sums.get(name, (0, torch.zeros(())))
-                sums[name] = (count + len(rows), total.to(rows) + rows.square().sum(0))
+                sums[name] = (count + len(tokens), total.to(tokens) + tokens.square().sum(0))
 
         return listen
 
@@ -64,10 +64,10 @@ def input_magnitudes(
     finally:
         for handle in handles:
             handle.remove()
-    found = {
+    magnitudes = {
         f"{name}.weight": (total / count).sqrt().float() for name, (count, total) in sums.items()
     }
-    for name, magnitudes in found.items():
-        if not magnitudes.isfinite().all():
-            raise IntegrityError(f"{name}: reads values that are not finite; check the teacher")
-    return found
+    for name, rms in magnitudes.items():
+        if not rms.isfinite().all():
+            raise IntegrityError(f"{name}: its inputs are not finite; check the teacher")
+    return magnitudes

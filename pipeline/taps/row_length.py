@@ -1,4 +1,4 @@
-"""How many tokens a row may have: one rule, which every stage that runs a model asks."""
+"""The longest row that a model can take, for every stage that runs a model."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ from pipeline.taps.configuration import text_part
 
 
 def longest_row(model: PreTrainedModel) -> int | None:
-    """Return the number of tokens that the longest row of a model may have; None: no limit.
+    """Return the maximum number of tokens in a row; None if there is no limit.
 
-    It is the number of positions in the configuration. RoBERTa and its relatives count positions
-    from behind the padding id, so that a table of N rows holds N - pad - 1 tokens; such a table is
-    recognised by its `padding_idx`. XLNet writes -1 where there is no limit.
+    It is the number of positions in the configuration. RoBERTa and its relatives start positions
+    after the padding id, so an embedding table of N positions takes N - pad - 1 tokens; such a
+    table is recognised by its `padding_idx`. XLNet has -1 for no limit.
 
     Args:
         model: The model; its weights are not read, so it may be on the meta device.
@@ -22,12 +22,12 @@ def longest_row(model: PreTrainedModel) -> int | None:
     positions = getattr(text_part(model.config), "max_position_embeddings", None)
     if not isinstance(positions, int) or positions <= 0:
         return None
-    room = [_room(part) for name, part in model.named_modules() if _is_position_table(name, part)]
-    return min([positions, *room])
+    limits = [_limit(part) for name, part in model.named_modules() if _is_offset_table(name, part)]
+    return min([positions, *limits])
 
 
 def require_room(model: PreTrainedModel, max_length: int, where: str) -> None:
-    """Refuse a corpus with rows that are longer than a model takes.
+    """Refuse a corpus with rows that are longer than the model's context.
 
     Args:
         model: The model.
@@ -37,16 +37,16 @@ def require_room(model: PreTrainedModel, max_length: int, where: str) -> None:
     Raises:
         IncompatibleError: With both numbers.
     """
-    room = longest_row(model)
-    if room is not None and room < max_length:
+    limit = longest_row(model)
+    if limit is not None and limit < max_length:
         raise IncompatibleError(
-            f"{where}: rows may have {max_length} tokens, {type(model).__name__} takes {room}; "
+            f"{where}: rows may have {max_length} tokens, {type(model).__name__} takes {limit}; "
             "lower the teacher's tokens.max_length, or raise max_position_embeddings of a new model"
         )
 
 
-def _is_position_table(name: str, part: nn.Module) -> bool:
-    """Tell whether a module is a table of positions that starts behind the padding id."""
+def _is_offset_table(name: str, part: nn.Module) -> bool:
+    """Tell whether a module is a position embedding whose positions start after the padding id."""
     leaf = name.rpartition(".")[2]
     return (
         "position" in leaf
@@ -55,5 +55,5 @@ def _is_position_table(name: str, part: nn.Module) -> bool:
     )
 
 
-def _room(table: Any) -> int:
+def _limit(table: Any) -> int:
     return int(table.weight.shape[0]) - table.padding_idx - 1

@@ -1,7 +1,7 @@
-"""Attention rebuilt from query and key: log-softmax in float32 over the keys a row may see.
+"""Rebuild attention from query and key: log-softmax in float32 over the visible keys.
 
-Costs one seq × seq matrix a head, so it runs for the layers a loss or a check asks for and no
-others; query rows are independent of each other, so a loss may ask for a few of them at a time.
+Costs one seq × seq matrix per head, so only layers that a loss or a check needs are rebuilt.
+Queries are independent of each other, so a loss can rebuild a few of them at a time.
 """
 
 from collections.abc import Callable
@@ -16,20 +16,21 @@ Rule = Literal["causal", "full"]
 ALL = slice(None)
 
 MapRows = Callable[[slice, slice, Bool[Tensor, "some 1 rows keys"]], Tensor]
-"""Takes examples, query rows and what these see of the first keys, beyond which they see none;
-returns the log of that part of a layer's maps, [some, heads, rows, keys]."""
+"""Function of a slice of examples, a slice of queries, and their visibility mask over the first
+keys (they see no later ones); returns that part of a layer's log attention maps,
+[some, heads, rows, keys]."""
 
 INVISIBLE = -1e4
-"""Log-probability of a key a row may not see: exp of it is exactly 0, and it fits half."""
+"""Log-probability of an invisible key: its exp is exactly 0, and it is in float16's range."""
 
 
 def visible_keys(
     lengths: Int[Tensor, " batch"], seq: int, rule: Rule, rows: slice = ALL
 ) -> Bool[Tensor, "batch 1 rows seq"]:
-    """Say which keys each query row, or each of some, of a right-padded batch may see.
+    """Return which keys each query (of `rows`) in a right-padded batch can see.
 
-    A padding row sees nothing and nothing sees a padding key, so `visible.any(-1)` marks the live
-    rows.
+    A padding query sees no key and no query sees a padding key, so `visible.any(-1)` marks the live
+    queries.
     """
     position = torch.arange(seq, device=lengths.device)
     live = position < lengths[:, None]
@@ -45,18 +46,18 @@ def attention_log_probs(
     scaling: float,
     visible: Bool[Tensor, "batch 1 rows keys"],
 ) -> Float[Tensor, "batch heads rows keys"]:
-    """Log of softmax(QKᵀ · scaling) over visible keys, in float32 also under autocast.
+    """Return the log of softmax(QKᵀ · scaling) over visible keys, in float32 even under autocast.
 
     Each key head serves `heads / kv_heads` consecutive query heads. Invisible entries are
-    `INVISIBLE` and get no gradient; a row that sees nothing is `INVISIBLE` throughout, and neither
-    pass makes a NaN of it.
+    `INVISIBLE` and get no gradient. A query that sees no key is `INVISIBLE` throughout, and gives
+    no NaN in either pass.
     """
     batch, heads, rows, _ = query.shape
     grouped = query.float().unflatten(1, (key.shape[1], -1))
     with torch.autocast(query.device.type, enabled=False):
         scores = grouped @ key.float().unsqueeze(2).transpose(-1, -2)
     scores = scores.reshape(batch, heads, rows, key.shape[2]) * scaling
-    # Half of the smallest float: subtracting a row's maximum from it must not overflow to -inf.
+    # Half of the lowest float: subtracting a query's maximum from it must not overflow to -inf.
     lowest = torch.finfo(scores.dtype).min / 2
     log_probs = scores.masked_fill(~visible, lowest).log_softmax(-1)
     return log_probs.masked_fill(~visible, INVISIBLE)
@@ -67,21 +68,21 @@ def rows_of_vectors(
     key: Float[Tensor, "batch kv_heads seq d_head"],
     scaling: float,
 ) -> MapRows:
-    """Return what gives rows of the maps of query and key."""
+    """Return a function that rebuilds parts of a layer's log attention maps from query and key."""
 
     def rows(
         examples: slice, queries: slice, visible: Bool[Tensor, "some 1 rows keys"]
     ) -> Float[Tensor, "some heads rows keys"]:
-        seen = key[examples, :, : visible.shape[-1]]
-        return attention_log_probs(query[examples, :, queries], seen, scaling, visible)
+        first_keys = key[examples, :, : visible.shape[-1]]
+        return attention_log_probs(query[examples, :, queries], first_keys, scaling, visible)
 
     return rows
 
 
 def first_pairs(lengths: Int[Tensor, " batch"], seq: int, rule: Rule) -> Int[Tensor, "batch seq"]:
-    """Return where each query row begins among visible pairs by example, then query, then key.
+    """Return the index of each query's first visible pair, ordered by example, query, then key.
 
-    Its pairs stand together, for a row sees the first keys, however many.
+    A query's pairs are contiguous, because it sees the first n keys for some n.
     """
     position = torch.arange(seq, device=lengths.device)
     counts = position + 1 if rule == "causal" else lengths[:, None]
@@ -92,7 +93,7 @@ def first_pairs(lengths: Int[Tensor, " batch"], seq: int, rule: Rule) -> Int[Ten
 def probabilities_to_log(
     maps: Float[Tensor, "batch heads rows keys"],
 ) -> Float[Tensor, "batch heads rows keys"]:
-    """Log of maps whose rows are made to sum to 1; a key of no probability is `INVISIBLE`."""
+    """Normalise attention maps to sum to 1 per query and return their log; zero is `INVISIBLE`."""
     sums = maps.sum(-1, keepdim=True)
     log_probs = maps.log() - torch.where(sums > 0, sums, 1.0).log()
     return log_probs.masked_fill(maps <= 0, INVISIBLE)

@@ -1,8 +1,9 @@
-"""Listening to a model at full speed: hidden states by hooks, attention by its own function.
+"""Record hidden states, query, key and value during a model's ordinary forward pass.
 
-The registered attention function is SDPA that first hands query (after rotary), key and value
-(before head repetition) to whoever taps the calling module. Recorded tensors belong to the model's
-own graph, so gradients flow through them.
+Hidden states come from module hooks. Query, key and value come from an attention function that is
+registered with transformers: it is SDPA, but first passes query (after rotary embedding), key and
+value (before head repetition) to the tap of the calling module. Recorded tensors are part of the
+model's autograd graph, so gradients flow through them.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -19,28 +20,28 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from pipeline.errors import IncompatibleError
-from pipeline.taps.anatomy import Anatomy, find_anatomy
+from pipeline.taps.anatomy import find_anatomy
 
 IMPLEMENTATION = "decant_tap"
-"""Name of our attention function among transformers' implementations."""
+"""Name under which our attention function is registered with transformers."""
 
 SCORE_CHANGERS = {
     "softcap": "a soft cap",
     "s_aux": "attention sinks",
     "position_bias": "a position bias",
 }
-"""Arguments that change scores beyond scaling and mask; SDPA drops some without a word."""
+"""Attention arguments that change scores beyond scaling and mask; SDPA silently ignores some."""
 
 REMEDY = (
     "leave attention out for this model (hidden states and logits can be tapped, and a teacher's "
-    "own maps be captured with `form: map`)"
+    "own attention maps be captured with `form: map`)"
 )
-"""What helps where attention is more than query and key."""
+"""Advice where attention does not follow from query and key alone."""
 
 
 @dataclass
 class Record:
-    """What the latest forward pass left, by layer; each pass replaces it."""
+    """The tensors of the latest forward pass, by layer; each pass replaces them."""
 
     hidden: dict[int, Float[Tensor, "batch seq d"]] = field(default_factory=dict)
     query: dict[int, Float[Tensor, "batch heads seq d_head"]] = field(default_factory=dict)
@@ -52,7 +53,7 @@ class Record:
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """One call of the attention function, as the layer check wants to see it."""
+    """One call of the attention function: the calling module and its mask."""
 
     module: nn.Module
     mask: Tensor | None
@@ -62,14 +63,14 @@ Watch = Callable[[int, AttentionCall], None]
 
 
 def prepare_attention(model: PreTrainedModel) -> None:
-    """Make `model` compute attention through our function, which gives what SDPA gives.
+    """Make `model` compute attention through our function, with the same results as SDPA.
 
     Raises:
-        IncompatibleError: If the model computes attention in its own way.
+        IncompatibleError: If the model does not use transformers' AttentionInterface.
     """
     if model.config._attn_implementation == IMPLEMENTATION:
         return
-    # Asked before setting: transformers only logs a warning and leaves the model as it was.
+    # Check first: where it cannot set one, transformers only logs a warning and changes nothing.
     if model._can_set_attn_implementation():
         model.set_attn_implementation(IMPLEMENTATION)
     if model.config._attn_implementation != IMPLEMENTATION:
@@ -89,24 +90,25 @@ def tap(
     head: bool = False,
     watch: Watch | None = None,
 ) -> Iterator[Record]:
-    """Record the asked layers of each forward pass of `model` or of its base model.
+    """Record the requested layers in each forward pass of `model` or of its base model.
 
-    Passes count, not calls: what gradient checkpointing recomputes in the backward pass is not
-    recorded again. Taps of different models may run in different threads; one model has one tap at
-    a time. Tapping attention leaves the model with our attention implementation.
+    Gradient checkpointing's recomputation in the backward pass is not recorded again. Different
+    models can be tapped in different threads; a model can have one tap at a time. Tapping
+    attention leaves the model with our attention implementation.
 
     Args:
-        model: The model; with checkpointing, the non-reentrant kind.
+        model: The model; gradient checkpointing must be non-reentrant.
         hidden: Layers 0..L; 0 is the input of the first block, L the raw output of the last, before
             any final norm.
-        attention: Layers 1..L whose query, key and scaling are wanted.
-        values: Layers 1..L whose value is wanted, the tensor that attention takes its mean of.
-        head: Keep the input of the head, which is the base model's output, also when no logits are
+        attention: Layers 1..L whose query, key and scaling to record.
+        values: Layers 1..L whose value to record, the tensor that attention averages.
+        head: Record the input of the head, which is the base model's output, even if no logits are
             computed.
         watch: Called with each tapped layer's attention call, for checks.
 
     Raises:
-        IncompatibleError: If a layer does not exist, or the model does not hand its attention over.
+        IncompatibleError: If a layer does not exist, or the model computes attention outside
+            transformers' AttentionInterface.
     """
     anatomy = find_anatomy(model)
     anatomy.require_layers(hidden=hidden, attention={*attention, *values})
@@ -114,9 +116,10 @@ def tap(
         prepare_attention(model)
     record = Record()
     recorder = _Recorder(
-        anatomy, record, frozenset(hidden), frozenset(attention), frozenset(values), head, watch
+        *(anatomy.model_class, record, frozenset(hidden), frozenset(attention), frozenset(values)),
+        *(head, watch),
     )
-    # The module that holds the blocks, because some heads (OPT's) call it past the base model.
+    # Hook the module that holds the blocks: some models with a head (OPT) call it directly.
     handles = [
         anatomy.owner.register_forward_pre_hook(recorder.begin),
         anatomy.owner.register_forward_hook(recorder.end, always_call=True),
@@ -130,48 +133,39 @@ def tap(
         anatomy.blocks[layer - 1].register_forward_hook(recorder.block_output(layer))
         for layer in set(hidden) - {0}
     ]
-    listened = [
-        (part, _Listener(recorder, layer))
+    listeners = [
+        (module, _Listener(recorder, layer))
         for layer in {*attention, *values}
-        for part in anatomy.blocks[layer - 1].modules()
+        for module in anatomy.blocks[layer - 1].modules()
     ]
     try:
-        for part, listener in listened:
-            if part in _LISTENERS:
+        for module, listener in listeners:
+            if module in _LISTENERS:
                 raise RuntimeError(f"{anatomy.model_class} is tapped already; end that tap first")
-            _LISTENERS[part] = listener
+            _LISTENERS[module] = listener
         yield record
     finally:
         for handle in handles:
             handle.remove()
-        for part, listener in listened:
-            if _LISTENERS.get(part) is listener:
-                del _LISTENERS[part]
+        for module, listener in listeners:
+            if _LISTENERS.get(module) is listener:
+                del _LISTENERS[module]
 
 
+@dataclass(eq=False)
 class _Recorder:
-    """State of one tap: whether a forward pass is under way, and where its tensors go."""
+    """State of one tap: what to record, where, and whether a forward pass is running."""
 
-    def __init__(
-        self,
-        anatomy: Anatomy,
-        record: Record,
-        hidden: frozenset[int],
-        attention: frozenset[int],
-        values: frozenset[int],
-        head: bool,
-        watch: Watch | None,
-    ) -> None:
-        self.model_class = anatomy.model_class
-        self.record = record
-        self.hidden = hidden
-        self.attention = attention
-        self.values = values
-        self.head = head
-        self.watch = watch
-        self.is_open = False
-        self.has_gradients = False
-        self.versions: dict[int, int] = {}
+    model_class: str
+    record: Record
+    hidden: frozenset[int]
+    attention: frozenset[int]
+    values: frozenset[int]
+    head: bool
+    watch: Watch | None
+    is_open: bool = False
+    has_gradients: bool = False
+    versions: dict[int, int] = field(default_factory=dict)
 
     def begin(self, module: nn.Module, args: Any) -> None:
         self.record.hidden, self.record.query, self.record.key = {}, {}, {}
@@ -181,7 +175,7 @@ class _Recorder:
 
     def end(self, module: nn.Module, args: Any, output: Any) -> None:
         self.is_open = False
-        if output is None:  # the pass failed; its own error is on the way
+        if output is None:  # the pass failed and its error is propagating
             return
         if self.head:
             self.record.head_input = _first(output)
@@ -195,18 +189,18 @@ class _Recorder:
             )
         if silent := sorted(self.hidden - self.record.hidden.keys()):
             raise IncompatibleError(
-                f"{self.model_class} runs its blocks past their hooks (layers {silent}), expected "
-                "modules that are called; leave hidden states out for this model"
+                f"{self.model_class} runs blocks without calling their hooks (layers {silent}), "
+                "expected blocks called as modules; leave hidden states out for this model"
             )
         for layer, version in self.versions.items():
             if self.record.hidden[layer]._version != version:
                 raise IncompatibleError(
                     f"{self.model_class} changes hidden layer {layer} in place after its block, "
-                    "expected it to stay; leave that layer out"
+                    "expected it to stay unchanged; leave that layer out"
                 )
 
     def end_of_base(self, module: nn.Module, args: Any, output: Any) -> None:
-        """What the head reads, where the base model goes on after its blocks."""
+        """Record the head's input where the base model has more modules after its blocks."""
         if self.head:
             self.record.head_input = _first(output)
 
@@ -225,7 +219,7 @@ class _Recorder:
 
 @dataclass(frozen=True)
 class _Listener:
-    """Ties an attention module to the tap and the layer it belongs to."""
+    """Connects an attention module to its tap and its layer number."""
 
     recorder: _Recorder
     layer: int
@@ -251,8 +245,8 @@ class _Listener:
             )
         if recorder.has_gradients and not torch.is_grad_enabled():
             raise IncompatibleError(
-                f"{where} runs without gradients inside reentrant checkpointing, which would cut "
-                'them; expected the non-reentrant kind, checkpoint with {"use_reentrant": False}'
+                f"{where} runs under reentrant gradient checkpointing, whose recorded tensors have "
+                'no gradient; expected non-reentrant, checkpoint with {"use_reentrant": False}'
             )
         if layer in recorder.values:
             recorder.record.value[layer] = value
@@ -262,7 +256,7 @@ class _Listener:
             raise IncompatibleError(
                 f"{where} attends through a sliding window of {window} tokens, found a row of "
                 f"{key.shape[2]}; leave attention out for this layer, tokenize with max_length "
-                "within the window, or capture a teacher's own map with `form: map`"
+                "within the window, or capture a teacher's own attention maps with `form: map`"
             )
         recorder.record.query[layer], recorder.record.key[layer] = query, key
         recorder.record.scaling[layer] = (
@@ -284,13 +278,13 @@ def _attend(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """SDPA that can be overheard. Refuses what SDPA would leave out, in any layer."""
-    for name, what in SCORE_CHANGERS.items():
-        if kwargs.get(name) is not None:
+    """SDPA that first passes its inputs to the module's tap; refuses what SDPA would ignore."""
+    for argument, what in SCORE_CHANGERS.items():
+        if kwargs.get(argument) is not None:
             number = getattr(module, "layer_idx", None)
-            place = type(module).__name__ + ("" if number is None else f" (layer {number + 1})")
+            name = type(module).__name__ + ("" if number is None else f" (layer {number + 1})")
             raise IncompatibleError(
-                f"{place} uses {what}, expected softmax of scaled query-key products and a mask; "
+                f"{name} uses {what}, expected softmax of scaled query-key products and a mask; "
                 f"{REMEDY}"
             )
     listener = _LISTENERS.get(module)
@@ -304,7 +298,7 @@ def _attend(
 
 
 def _first(output: Any) -> Tensor:
-    """Blocks and base models return a tensor or a sequence that the hidden state leads."""
+    """Return the hidden state of a module's output: a tensor, or the first item of a sequence."""
     return output if isinstance(output, Tensor) else output[0]
 
 

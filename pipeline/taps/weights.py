@@ -1,7 +1,8 @@
-"""A module's weights as the numbers it computes with, wherever they lie, however they are packed.
+"""Read a module's weights as plain tensors, even if they are offloaded or quantised.
 
-Of a teacher that is larger than its device, some weights wait on the CPU or on disk and the module
-holds none (accelerate); packed in eight or four bits, it holds codes of them (bitsandbytes).
+Weights of a teacher that is larger than its device may be on the CPU or on disk, and its modules
+then hold empty tensors (accelerate). Weights quantised to 8 or 4 bits are stored as codes
+(bitsandbytes).
 """
 
 from collections.abc import Callable
@@ -12,63 +13,63 @@ from torch import Tensor, nn
 
 from pipeline.errors import IncompatibleError
 
-PACKED = ("Int8Params", "Params4bit")
-"""How bitsandbytes calls its parameters; the package is no dependency."""
+QUANTIZED = ("Int8Params", "Params4bit")
+"""Class names of quantised bitsandbytes parameters; the package is not a dependency."""
 
 
 def plain_weights(
     module: nn.Module, wanted: Callable[[str], bool] = lambda name: True
 ) -> dict[str, Tensor]:
-    """Return parameters and persistent buffers by name, as `state_dict` names and orders them.
+    """Return parameters and persistent buffers by name, with `state_dict`'s names and order.
 
-    What is on a device already is not copied; what was offloaded is read into CPU memory.
+    Tensors on a device are not copied; offloaded ones are read into CPU memory.
 
     Args:
-        module: A model or a part of it.
-        wanted: Tells by its name whether a tensor is wanted; no other is read.
+        module: A model or a submodule.
+        wanted: Selects tensors by name; only these are read.
 
     Raises:
-        IncompatibleError: If a parameter is packed in a way that is not known here.
+        IncompatibleError: If a parameter is quantised in an unsupported way.
     """
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     for path, part in module.named_modules(remove_duplicate=False):
         prefix = f"{path}." if path else ""
         own = (*part._parameters, *part._buffers)
-        passing = part._non_persistent_buffers_set
-        names = {n: prefix + n for n in own if n not in passing and wanted(prefix + n)}
+        transient = part._non_persistent_buffers_set
+        names = {n: prefix + n for n in own if n not in transient and wanted(prefix + n)}
         if not names:
             continue
-        elsewhere = torch.device("cpu") if has_offloaded_params(part) else None
-        with align_module_device(part, elsewhere):
+        device = torch.device("cpu") if has_offloaded_params(part) else None
+        with align_module_device(part, device):
             for name, full in names.items():
                 value = getattr(part, name)
                 if value is not None:
-                    found[full] = _unpacked(part, full, value)
-    return found
+                    weights[full] = _dequantized(part, full, value)
+    return weights
 
 
-def _unpacked(module: nn.Module, name: str, value: Tensor) -> Tensor:
-    if type(value).__name__ in PACKED:
+def _dequantized(module: nn.Module, name: str, value: Tensor) -> Tensor:
+    if type(value).__name__ in QUANTIZED:
         from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 
         if getattr(getattr(value, "quant_state", None), "packing_format_for_cpu", False):
-            return _asked(module)
+            return _from_products(module)
         return dequantize_bnb_weight(value, getattr(module, "state", None))  # pyright: ignore[reportArgumentType]
     if isinstance(value, nn.Parameter) and not value.is_floating_point():
         raise IncompatibleError(
-            f"{name}: packed as {value.dtype}, expected floating-point numbers; leave blocks, the "
+            f"{name}: stored as {value.dtype}, expected floating-point numbers; leave blocks, the "
             "head and attention in form below out for this teacher, or use its unquantised weights"
         )
     return value
 
 
 @torch.no_grad()
-def _asked(module: nn.Module) -> Tensor:
-    """Return a linear module's matrix by its products with the unit vectors.
+def _from_products(module: nn.Module) -> Tensor:
+    """Return a linear module's matrix by multiplying it with the identity.
 
-    Some CPUs want four bits in an order of their own from the first product on, which bitsandbytes
-    0.50 takes back wrongly for rows of more than one block of 64.
+    On some CPUs bitsandbytes reorders 4-bit weights at the first product, and its version 0.50
+    dequantises that order wrongly for matrix rows of more than one block of 64.
     """
     assert isinstance(module, nn.Linear)
-    found = module(torch.eye(module.in_features))
-    return (found if module.bias is None else found - module.bias).T
+    product = module(torch.eye(module.in_features))
+    return (product if module.bias is None else product - module.bias).T

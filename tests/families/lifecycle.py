@@ -18,9 +18,9 @@ from pipeline.student.align.needs import select_signals
 from pipeline.student.align.objective import Alignment, Objective
 from pipeline.student.loop.train import train_student
 from pipeline.student.model.origin import StudentModel
-from pipeline.taps.check_miniature import check_in_miniature
+from pipeline.taps.check import TapRequest
 from pipeline.taps.configuration import NOT_ARCHITECTURE, auto_class, settable_keys
-from pipeline.taps.miniature import MOST_PARAMETERS
+from pipeline.taps.miniature import MOST_PARAMETERS, check_in_miniature
 from pipeline.teacher.source.reference import TeacherReference
 from pipeline.training.options import TrainOptions
 from stages.miniatures import check_student_model, check_teacher_model
@@ -79,7 +79,7 @@ def live(family: str, task: str, root: Path, teachers: Callable[[str], Captured]
         return life
     if config.is_encoder_decoder:
         try:
-            check_in_miniature(config, task, where=family, max_length=ROW)
+            check_in_miniature(config, task, TapRequest(), where=family, max_length=ROW)
         except DecantError as error:
             life.reason = str(error).removeprefix(f"{family}: ")
             return life

@@ -21,7 +21,7 @@ UNLIKE = [
     ("bart", "causal-lm"),  # encoder-decoder
     ("roberta", "classification"),  # positions behind the padding id
     ("albert", "classification"),  # one block for all layers
-    ("fnet", "classification"),  # does not heed the mask
+    ("fnet", "classification"),  # ignores the attention mask
     ("deberta-v2", "classification"),  # attention of its own
     ("squeezebert", "classification"),  # blocks that no hook sees
 ]

@@ -7,9 +7,9 @@ from transformers import AutoModelForCausalLM, OPTConfig, OPTForCausalLM
 
 from pipeline.errors import IncompatibleError
 from pipeline.taps import check as check_module
-from pipeline.taps import maps as maps_module
+from pipeline.taps import check_attention as check_attention_module
 from pipeline.taps import tap as tap_module
-from pipeline.taps.check import check_taps
+from pipeline.taps.check import TapRequest, check_taps
 from pipeline.taps.head import HeadSpec, apply_head, head_parameters
 from pipeline.taps.tap import IMPLEMENTATION, tap
 from tests.tiny import CAUSAL, tiny_batch, tiny_model
@@ -25,7 +25,9 @@ from tests.tiny import CAUSAL, tiny_batch, tiny_model
 def test_proved_architectures_pass_with_all_layers(kind):
     model, batch = tiny_model(kind), tiny_batch([7, 5, 1])
     causal = kind in CAUSAL
-    report = check_taps(model, batch, hidden=[0, 1, 2], attention=[1, 2], head=causal, max_length=8)
+    report = check_taps(
+        model, batch, TapRequest(hidden=[0, 1, 2], attention=[1, 2], head=causal), max_length=8
+    )
     rule = "causal" if causal else "full"
     assert report.rule == {1: rule, 2: rule}
     assert report.causal is causal
@@ -58,7 +60,7 @@ def test_what_cannot_be_rebuilt_is_refused_by_name(kind, reason):
     model = tiny_model(kind)
     original = model.config._attn_implementation
     with pytest.raises(IncompatibleError, match=reason) as caught:
-        check_taps(model, tiny_batch([12, 5]), hidden=[1], attention=[1, 2])
+        check_taps(model, tiny_batch([12, 5]), TapRequest(hidden=[1], attention=[1, 2]))
     assert "\n" not in str(caught.value)
     assert model.config._attn_implementation == original
 
@@ -68,7 +70,9 @@ def test_their_hidden_states_and_heads_are_still_served(kind):
     model = tiny_model(kind)
     original = model.config._attn_implementation
     head = kind in CAUSAL
-    report = check_taps(model, tiny_batch([12, 5]), hidden=[0, 1, 2], head=head, max_length=12)
+    report = check_taps(
+        model, tiny_batch([12, 5]), TapRequest(hidden=[0, 1, 2], head=head), max_length=12
+    )
     assert report.rule == {}
     assert model.config._attn_implementation == original
     assert report.causal is head
@@ -79,7 +83,7 @@ def test_their_hidden_states_and_heads_are_still_served(kind):
 )
 def test_query_and_key_follow_from_the_hidden_state_below(kind):
     model = tiny_model(kind)
-    report = check_taps(model, tiny_batch([7, 5]), below=[1, 2])
+    report = check_taps(model, tiny_batch([7, 5]), TapRequest(below=[1, 2]))
     assert sorted(report.scaling) == sorted(report.rule) == [1, 2]
     assert report.heads == 4
 
@@ -98,7 +102,7 @@ def test_a_block_that_does_not_rebuild_is_named(wrong, monkeypatch):
     with pytest.raises(
         IncompatibleError, match=r"Llama.*: query of layer 2 rebuilt from hidden layer 1 differs by"
     ):
-        check_taps(tiny_model("llama"), tiny_batch([7, 5]), below=[2])
+        check_taps(tiny_model("llama"), tiny_batch([7, 5]), TapRequest(below=[2]))
 
 
 def test_a_block_that_does_not_run_alone_is_named(monkeypatch):
@@ -109,7 +113,7 @@ def test_a_block_that_does_not_run_alone_is_named(monkeypatch):
     with pytest.raises(
         IncompatibleError, match=r"block 2 does not run by itself \(mat1 and mat2 shapes\).*form qk"
     ):
-        check_taps(tiny_model("llama"), tiny_batch([7, 5]), below=[2])
+        check_taps(tiny_model("llama"), tiny_batch([7, 5]), TapRequest(below=[2]))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +124,9 @@ def test_a_block_that_does_not_run_alone_is_named(monkeypatch):
 def test_own_maps_are_served_where_query_and_key_say_less(kind, rule):
     model = tiny_model(kind)
     original = model.config._attn_implementation
-    report = check_taps(model, tiny_batch([12, 5]), hidden=[1], maps=[1, 2], max_length=20)
+    report = check_taps(
+        model, tiny_batch([12, 5]), TapRequest(hidden=[1], maps=[1, 2]), max_length=20
+    )
     assert report.rule == {1: rule, 2: rule}
     assert report.scaling == {}
     assert report.heads == 4
@@ -132,32 +138,34 @@ def test_sinks_are_refused_as_maps_too():
     with pytest.raises(
         IncompatibleError, match=r"GptOss.*sum over the keys of attention layer 1 differs by"
     ):
-        check_taps(tiny_model("gpt_oss"), tiny_batch([12, 5]), maps=[1])
+        check_taps(tiny_model("gpt_oss"), tiny_batch([12, 5]), TapRequest(maps=[1]))
 
 
 def test_maps_of_a_model_that_eager_attention_changes_are_refused(monkeypatch):
-    plain = maps_module.eager_maps
+    plain = check_attention_module.eager_maps
 
     def changed(*args):
         maps, output = plain(*args)
         return maps, output * 1.01
 
-    monkeypatch.setattr(maps_module, "eager_maps", changed)
+    monkeypatch.setattr(check_attention_module, "eager_maps", changed)
     with pytest.raises(IncompatibleError, match=r"Llama.*output under eager attention differs by"):
-        check_taps(tiny_model("llama"), tiny_batch([7, 5]), maps=[2])
+        check_taps(tiny_model("llama"), tiny_batch([7, 5]), TapRequest(maps=[2]))
 
 
 def test_values_are_of_one_shape_beside_query_and_key():
-    report = check_taps(tiny_model("llama"), tiny_batch([7, 5]), values=[2])
+    report = check_taps(tiny_model("llama"), tiny_batch([7, 5]), TapRequest(values=[2]))
     assert (report.kv_heads, report.d_value, report.rule) == (2, 8, {2: "causal"})
-    assert check_taps(tiny_model("llama"), tiny_batch([7, 5]), attention=[2]).d_value == 0
+    assert (
+        check_taps(tiny_model("llama"), tiny_batch([7, 5]), TapRequest(attention=[2])).d_value == 0
+    )
 
 
 def test_a_window_longer_than_the_batch_is_seen_at_the_greatest_length():
     model, batch = tiny_model("mistral", sliding_window=16), tiny_batch([12, 5])
-    assert check_taps(model, batch, attention=[1], max_length=16).rule == {1: "causal"}
+    assert check_taps(model, batch, TapRequest(attention=[1]), max_length=16).rule == {1: "causal"}
     with pytest.raises(IncompatibleError, match="window of 16 tokens, found a row of 20"):
-        check_taps(model, batch, attention=[1], max_length=20)
+        check_taps(model, batch, TapRequest(attention=[1]), max_length=20)
 
 
 def test_a_window_nobody_announces_is_seen_in_the_mask(monkeypatch):
@@ -166,10 +174,10 @@ def test_a_window_nobody_announces_is_seen_in_the_mask(monkeypatch):
     monkeypatch.setattr(
         tap_module._Listener, "hear", lambda self, *args: hear(self, *args[:-1], None)
     )
-    with pytest.raises(IncompatibleError, match="layer 1 masks a row of 20 tokens otherwise"):
-        check_taps(model, batch, attention=[1], max_length=20)
+    with pytest.raises(IncompatibleError, match="layer 1 does not mask a row of 20 tokens by"):
+        check_taps(model, batch, TapRequest(attention=[1]), max_length=20)
     with pytest.raises(IncompatibleError, match="attention of layer 1 differs by"):
-        check_taps(model, tiny_batch([20, 4]), attention=[1])
+        check_taps(model, tiny_batch([20, 4]), TapRequest(attention=[1]))
 
 
 def test_sinks_that_hide_their_name_are_refused_by_value(monkeypatch):
@@ -178,7 +186,7 @@ def test_sinks_that_hide_their_name_are_refused_by_value(monkeypatch):
     with pytest.raises(
         IncompatibleError, match=r"GptOssForCausalLM: .*differs by .* at most 0.0001"
     ):
-        check_taps(model, tiny_batch([7, 5]), attention=[1])
+        check_taps(model, tiny_batch([7, 5]), TapRequest(attention=[1]))
 
 
 @pytest.mark.parametrize("kind", ["llama", "bert"])
@@ -194,7 +202,7 @@ def test_a_layer_that_rescales_its_scores_is_named(kind, monkeypatch):
     with pytest.raises(
         IncompatibleError, match=r"attention of layer 2 differs by .*expected at most"
     ):
-        check_taps(model, tiny_batch([7, 5]), attention=[1, 2])
+        check_taps(model, tiny_batch([7, 5]), TapRequest(attention=[1, 2]))
 
 
 def test_a_wrong_hidden_state_is_named(monkeypatch):
@@ -203,7 +211,7 @@ def test_a_wrong_hidden_state_is_named(monkeypatch):
         tap_module._Recorder, "keep", lambda self, layer, state: keep(self, layer, state * 1.001)
     )
     with pytest.raises(IncompatibleError, match=r"BertForSequenceClassification: hidden layer 0"):
-        check_taps(tiny_model("bert"), tiny_batch([7, 5]), hidden=[0])
+        check_taps(tiny_model("bert"), tiny_batch([7, 5]), TapRequest(hidden=[0]))
 
 
 @pytest.mark.parametrize(
@@ -217,7 +225,7 @@ def test_a_wrong_hidden_state_is_named(monkeypatch):
 )
 def test_head_spec_rebuilds_the_logits(kind, options, expected):
     model, batch = tiny_model(kind, **options), tiny_batch([6, 4])
-    report = check_taps(model, batch, head=True)
+    report = check_taps(model, batch, TapRequest(head=True))
     assert report.head is not None
     assert report.head.scale == pytest.approx(expected.scale)
     assert (report.head.bias, report.head.softcap) == (expected.bias, expected.softcap)
@@ -231,23 +239,23 @@ def test_head_spec_rebuilds_the_logits(kind, options, expected):
 def test_head_bias_is_found_and_a_secret_scale_refused():
     model = tiny_model("llama")
     model.lm_head.bias = nn.Parameter(torch.randn(64))
-    report = check_taps(model, tiny_batch([6, 4]), head=True)
+    report = check_taps(model, tiny_batch([6, 4]), TapRequest(head=True))
     assert report.head == HeadSpec(bias=True)
     model.lm_head.register_forward_hook(lambda module, args, output: output * 1.5)
     with pytest.raises(IncompatibleError, match=r"logits rebuilt with HeadSpec.*keep its logits"):
-        check_taps(model, tiny_batch([6, 4]), head=True)
+        check_taps(model, tiny_batch([6, 4]), TapRequest(head=True))
 
 
 def test_a_classifier_has_no_head_to_store():
     with pytest.raises(
         IncompatibleError, match="BertForSequenceClassification has no output embedding"
     ):
-        check_taps(tiny_model("bert"), tiny_batch([6, 4]), head=True)
+        check_taps(tiny_model("bert"), tiny_batch([6, 4]), TapRequest(head=True))
 
 
 def test_a_decoder_may_classify():
     model = tiny_model("gpt2", task="classification", num_labels=3)
-    report = check_taps(model, tiny_batch([6, 4]), hidden=[2], attention=[1])
+    report = check_taps(model, tiny_batch([6, 4]), TapRequest(hidden=[2], attention=[1]))
     assert report.causal
 
 
@@ -255,21 +263,21 @@ def test_a_causal_claim_is_verified(monkeypatch):
     model = tiny_model("llama")
     for block in model.model.layers:
         block.self_attn.is_causal = False  # SDPA then attends to everything when no mask is given
-    assert not check_taps(model, tiny_batch([6, 4]), hidden=[1]).causal
+    assert not check_taps(model, tiny_batch([6, 4]), TapRequest(hidden=[1])).causal
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", ["llama", "bert"])
 def test_half_precision_passes(kind, dtype):
     model = tiny_model(kind).to(dtype)
-    report = check_taps(model, tiny_batch([7, 5]), hidden=[0, 1, 2], attention=[1, 2])
+    report = check_taps(model, tiny_batch([7, 5]), TapRequest(hidden=[0, 1, 2], attention=[1, 2]))
     assert sorted(report.rule) == [1, 2]
 
 
 def test_checking_twice_and_training_mode():
     model, batch = tiny_model("llama").train(), tiny_batch([7, 5])
-    first = check_taps(model, batch, hidden=[1], attention=[1])
-    assert check_taps(model, batch, hidden=[1], attention=[1]) == first
+    first = check_taps(model, batch, TapRequest(hidden=[1], attention=[1]))
+    assert check_taps(model, batch, TapRequest(hidden=[1], attention=[1])) == first
     assert model.training
 
 
@@ -277,18 +285,18 @@ def test_left_padding_is_refused():
     batch = tiny_batch([5, 3])
     batch["attention_mask"] = batch["attention_mask"].flip(1)
     with pytest.raises(ValueError, match="pad on the right"):
-        check_taps(tiny_model("llama"), batch, hidden=[1])
+        check_taps(tiny_model("llama"), batch, TapRequest(hidden=[1]))
 
 
 def test_layers_are_refused_before_anything_runs():
     model = tiny_model("llama")
     with pytest.raises(IncompatibleError, match=r"layer 3 asked for, LlamaForCausalLM has 0\.\.2"):
-        check_taps(model, {"attention_mask": torch.ones(1, 2)}, hidden=[3])
+        check_taps(model, {"attention_mask": torch.ones(1, 2)}, TapRequest(hidden=[3]))
 
 
 def test_rows_of_one_token_prove_nothing():
     with pytest.raises(ValueError, match="longer row"):
-        check_taps(tiny_model("bert"), tiny_batch([1, 1]), attention=[1])
+        check_taps(tiny_model("bert"), tiny_batch([1, 1]), TapRequest(attention=[1]))
 
 
 @pytest.fixture
@@ -304,7 +312,10 @@ def test_a_trained_model_passes_whole(stories260k):
     batch = tiny_batch([40, 9, 2], vocab=stories260k.config.vocab_size)
     layers = range(1, depth + 1)
     report = check_taps(
-        stories260k, batch, hidden=range(depth + 1), attention=layers, head=True, max_length=128
+        stories260k,
+        batch,
+        TapRequest(hidden=range(depth + 1), attention=layers, head=True),
+        max_length=128,
     )
     assert report.causal
     assert set(report.rule.values()) == {"causal"}
@@ -322,7 +333,7 @@ def test_a_head_that_calls_the_blocks_past_the_base_model_is_tapped_all_the_same
     )
     model = OPTForCausalLM(config).eval()
     inputs = tiny_batch([7, 5, 1])
-    report = check_taps(model, inputs, hidden=[0, 1, 2], attention=[1, 2], head=True)
+    report = check_taps(model, inputs, TapRequest(hidden=[0, 1, 2], attention=[1, 2], head=True))
     assert report.head is not None
     with torch.no_grad(), tap(model, hidden=[2], attention=[2], head=True) as record:
         model(**inputs)

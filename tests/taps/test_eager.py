@@ -1,4 +1,4 @@
-"""A model's own maps: those of the layers asked for, and the model as it was afterwards."""
+"""A model's own attention maps, and the model's attention implementation afterwards."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def test_the_model_is_left_as_it_was_when_its_pass_fails(monkeypatch):
 
 def test_a_layer_without_a_map_is_named(monkeypatch):
     monkeypatch.setattr("pipeline.taps.eager.EAGER", "sdpa")
-    with pytest.raises(IncompatibleError, match=r"Llama.*layers \[1, 2\] give no map"):
+    with pytest.raises(IncompatibleError, match=r"Llama.*layers \[1, 2\] return no attention map"):
         eager_maps(tiny_model("llama"), tiny_batch([5]), [1, 2])
     with pytest.raises(IncompatibleError, match=r"attention layer 3 .* has 1\.\.2"):
         eager_maps(tiny_model("llama"), tiny_batch([5]), [3])

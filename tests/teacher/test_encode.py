@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from pipeline.store.forms.form import Channels
 from pipeline.store.signals import Signal
 from pipeline.taps import check
-from pipeline.taps.check import TapReport, check_taps
+from pipeline.taps.check import TapReport, TapRequest, check_taps
 from pipeline.taps.head import linear_head
 from pipeline.teacher.capture import forward
 from pipeline.teacher.capture.device_copy import Arrivals
@@ -44,9 +44,11 @@ def batch_of(lengths: Sequence[int]) -> Batch:
     return Batch(np.arange(len(lengths)), np.arange(count), inputs, places)
 
 
-def report_of(model: PreTrainedModel, **asked: Any) -> TapReport:
+def report_of(model: PreTrainedModel, **taps: Any) -> TapReport:
     return check_taps(
-        model, tiny_batch([9, 5]), hidden=[1], attention=[2], values=[2], logits=True, **asked
+        model,
+        tiny_batch([9, 5]),
+        TapRequest(hidden=[1], attention=[2], values=[2], logits=True, **taps),
     )
 
 
@@ -91,7 +93,7 @@ def test_padding_between_rows_is_left_out():
 @pytest.mark.parametrize("kind", ["llama", "granite", "cohere", "gpt2"])
 def test_logits_in_pieces_are_the_models_own(kind, monkeypatch):
     model, batch = tiny_model(kind), batch_of([9, 4, 6])
-    report = check_taps(model, tiny_batch([9, 5]), logits=True)
+    report = check_taps(model, tiny_batch([9, 5]), TapRequest(logits=True))
     assert report.head is not None
     monkeypatch.setattr(forward, "LOGITS", {"cpu": 5 * VOCAB})
     teacher = TappedTeacher(model, report, [TOPK])
@@ -143,14 +145,14 @@ import weakref
 
 import torch
 
-from pipeline.taps.check import check_taps
+from pipeline.taps.check import TapRequest, check_taps
 from pipeline.teacher.capture.forward import TappedTeacher
 from tests.captured import signal
 from tests.teacher.test_encode import batch_of
 from tests.tiny import tiny_batch, tiny_model
 
 model = tiny_model("llama", layers=4)
-report = check_taps(model, tiny_batch([9, 5]), hidden=[1, 3], attention=[2])
+report = check_taps(model, tiny_batch([9, 5]), TapRequest(hidden=[1, 3], attention=[2]))
 chosen = [*(signal("hidden", n, "int8") for n in (1, 3)), signal("attention", 2, "qk")]
 states = {}
 

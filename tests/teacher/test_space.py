@@ -6,7 +6,7 @@ from collections import namedtuple
 import pytest
 
 from pipeline.errors import ResourceError
-from pipeline.taps.check import check_taps
+from pipeline.taps.check import TapRequest, check_taps
 from pipeline.teacher.capture.disk_space import (
     DISK_RESERVE_BYTES,
     configured_sizes,
@@ -34,9 +34,10 @@ def test_the_configuration_says_the_sizes_that_the_teacher_has(kind):
     is_classifier = kind in ("bert", "distilbert")
     signals = SIGNALS + ([signal("logits", None, "dense")] if is_classifier else LOGITS)
     report = check_taps(
-        model, tiny_batch([5, 3]), hidden=[1], attention=[1], values=[1], maps=[1],
-        head=not is_classifier,
-    )  # fmt: skip
+        model,
+        tiny_batch([5, 3]),
+        TapRequest(hidden=[1], attention=[1], values=[1], maps=[1], head=not is_classifier),
+    )
     task = "classification" if is_classifier else "causal-lm"
     told = configured_sizes(model.config.to_dict(), signals, task=task)
     found = measured_sizes(model, report)

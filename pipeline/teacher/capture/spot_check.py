@@ -104,8 +104,8 @@ def spot_check(
     report = check_taps(
         model,
         _check_batch(model, reader, device),
+        taps_of(signals),
         max_length=reader.plan["max_length"],
-        **taps_of(signals),
     )
     teacher = TappedTeacher(model, report, signals)
     worst: dict[str, SpotCheck] = {}

@@ -18,8 +18,8 @@ from transformers import (
 )
 
 from pipeline.errors import IncompatibleError
-from pipeline.taps.check_miniature import check_in_miniature
-from pipeline.taps.miniature import build_miniature, miniature
+from pipeline.taps.check import TapRequest
+from pipeline.taps.miniature import build_miniature, check_in_miniature, miniature
 from tests.tiny import tiny_config
 
 LARGE = [
@@ -64,8 +64,13 @@ def test_the_random_state_is_left_alone():
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def check(config, task="causal-lm", max_length=16, **asked):
-    return check_in_miniature(config, task, where="teachers.main", max_length=max_length, **asked)
+def check(config, task="causal-lm", max_length=16, blocks=False, **taps):
+    return check_in_miniature(
+        *(config, task, TapRequest(**taps)),
+        where="teachers.main",
+        max_length=max_length,
+        blocks=blocks,
+    )
 
 
 def test_what_can_be_had_passes():
@@ -140,18 +145,18 @@ def broken_miniature(config, task):
 
 def test_a_miniature_that_does_not_run_says_nothing_of_the_model(monkeypatch):
     config = LlamaConfig(num_hidden_layers=2)
-    monkeypatch.setattr("pipeline.taps.check_miniature.build_miniature", broken_miniature)
+    monkeypatch.setattr("pipeline.taps.miniature.build_miniature", broken_miniature)
     assert check(config, hidden=[1]) is None
     with pytest.raises(IncompatibleError, match="rows may have 4000 tokens"):
         check(config, max_length=4000)
-    monkeypatch.setattr("pipeline.taps.check_miniature.run_base", broken)
+    monkeypatch.setattr("pipeline.taps.miniature.run_base", broken)
     match = r"does not run on rows of text \(the sizes do not fit\)"
     with pytest.raises(IncompatibleError, match=match):
         check(config)
 
 
 def test_a_model_that_runs_and_cannot_be_tapped_is_refused(monkeypatch):
-    monkeypatch.setattr("pipeline.taps.check_miniature.check_taps", broken)
-    match = r"LlamaForCausalLM runs, but not as it is asked here \(the sizes do not fit\)"
+    monkeypatch.setattr("pipeline.taps.miniature.check_taps", broken)
+    match = r"LlamaForCausalLM runs, but not with what is captured from it \(the sizes do not fit\)"
     with pytest.raises(IncompatibleError, match=match):
         check(LlamaConfig(num_hidden_layers=2))

@@ -1,7 +1,7 @@
-"""Proof that softmax(QKᵀ · scaling) over a rule's keys is the attention the model computes.
+"""Check that softmax(QKᵀ · scaling) over the visible keys equals the model's attention.
 
-The reference is the model's own eager attention. Each layer's map is compared as it is made and
-then dropped, so the cost is one seq × seq matrix a head, whatever the depth.
+The reference is the model's own eager attention. Each layer's attention map is compared as soon as
+it is computed and then dropped, so memory holds one seq × seq matrix per head at any depth.
 """
 
 from collections.abc import Collection, Mapping
@@ -20,24 +20,24 @@ from pipeline.taps.scores import Rule, attention_log_probs, visible_keys
 from pipeline.taps.tap import AttentionCall, Record, prepare_attention, tap
 
 
-def check_maps(
+def check_attention(
     model: PreTrainedModel,
     inputs: Mapping[str, Tensor],
     record: Record,
     modules: Mapping[int, nn.Module],
     comparison: Comparison,
 ) -> dict[int, Rule]:
-    """Compare rebuilt attention with eager maps and return each layer's rule, read off its map.
+    """Compare rebuilt attention with eager attention maps and return each layer's masking rule.
 
     Args:
-        model: The model; it ends with our attention implementation.
+        model: The model; afterwards it has our attention implementation.
         inputs: The batch that `record` was taken from.
         record: Query, key and scaling of the layers in `modules`.
         modules: The attention module of each layer.
         comparison: The batch's live positions and the bound.
 
     Raises:
-        IncompatibleError: If a layer's rebuilt attention differs, or it shows no map.
+        IncompatibleError: If a layer's rebuilt attention differs, or it returns no attention map.
     """
     rules: dict[int, Rule] = {}
 
@@ -46,8 +46,8 @@ def check_maps(
         remedy = "capture attention with `form: map`, or leave it out for this layer"
         if not (isinstance(output, tuple) and len(output) > 1 and isinstance(output[1], Tensor)):
             raise IncompatibleError(
-                f"{comparison.model_class}: {where} gives no map under eager attention, expected "
-                f"one to verify query and key; {remedy}"
+                f"{comparison.model_class}: {where} returns no attention map under eager "
+                f"attention, expected one to verify query and key; {remedy}"
             )
         theirs = output[1].float()
         live = comparison.live.to(theirs.device)
@@ -78,21 +78,21 @@ def check_own_maps(
     layers: Collection[int],
     comparison: Comparison,
 ) -> tuple[dict[int, Rule], set[int]]:
-    """See that a model is itself under eager attention and its maps are whole.
+    """Check a model's own attention maps: complete, and without effect on the model's output.
 
-    Windows and chunks are zeros in a map, so they need no rule of their own.
+    Attention windows and chunks are zeros in a map, so they need no masking rule of their own.
 
     Returns:
-        Each layer's rule, read off its map, and the numbers of heads found.
+        Each layer's masking rule, read from its map, and the numbers of heads that occur.
 
     Raises:
-        IncompatibleError: If a layer shows no map, a map's rows do not sum to 1 over the keys of
-            its rule (attention sinks), or eager attention changes what the model computes.
+        IncompatibleError: If a layer returns no map, a query's probabilities do not sum to 1 over
+            the visible keys (attention sinks), or eager attention changes the model's output.
     """
     expected = run_base(model, inputs)
-    maps, found = eager_maps(model, inputs, layers)
+    maps, output = eager_maps(model, inputs, layers)
     remedy = "leave attention out for this model"
-    comparison.require_equal("output under eager attention", found, expected, remedy)
+    comparison.require_equal("output under eager attention", output, expected, remedy)
     rules: dict[int, Rule] = {}
     for layer, theirs in maps.items():
         live = comparison.live.to(theirs.device)
@@ -109,7 +109,7 @@ def check_own_maps(
 
 
 def _rule(attention: Tensor, live: Tensor) -> Rule:
-    """Read off a map whether any live query sees a key after it."""
+    """Return "full" if any live query attends to a later key, else "causal"."""
     return "full" if attention.triu(1).transpose(1, 2)[live].any() else "causal"
 
 
@@ -122,10 +122,10 @@ def check_masks(
     *,
     is_causal: bool,
 ) -> None:
-    """Run one row of `max_length` tokens and see that every layer still masks by its rule.
+    """Check on a row of `max_length` tokens that every layer still masks by its rule.
 
-    A window or a chunk leaves shorter rows alone, so the batch may not have shown it. The row is
-    the longest of `inputs`, repeated.
+    Attention windows and chunks have no effect on shorter rows, so the batch may not show them. The
+    row repeats the longest one of `inputs`.
 
     Raises:
         IncompatibleError: If a layer hides keys that its rule shows, or shows keys that it hides.
@@ -148,9 +148,9 @@ def check_masks(
         row_length = torch.tensor([max_length], device=seen.device)
         if not (seen == visible_keys(row_length, max_length, rules[layer])).all():
             raise IncompatibleError(
-                f"{type(model).__name__} layer {layer} masks a row of {max_length} tokens "
-                f"otherwise than by its {rules[layer]} rule (a window?), expected the rule at "
-                "every length; capture this layer's attention with `form: map`, leave it out, or "
+                f"{type(model).__name__} layer {layer} does not mask a row of {max_length} tokens "
+                f"by its {rules[layer]} rule (a window?), expected the same rule at every length; "
+                "capture this layer's attention with `form: map`, leave it out, or "
                 "tokenize with a smaller max_length"
             )
 
