@@ -142,9 +142,9 @@ def large_vocabulary(rows: int = 256, *, vocab: int = LARGE_VOCAB) -> list[dict[
     found = []
     for name, given in LOGITS[1:]:
         form = build_form("logits", name, given)
-        parts = form.encode({"logits": logits}, None)
-        assert parts.keys() == form.parts(Geometry(vocab=vocab)).keys()
-        each = sum(len(encode_shard(np.asarray(part), rows)) for part in parts.values()) / rows
+        arrays = form.encode({"logits": logits}, None)
+        assert arrays.keys() == form.arrays(Geometry(vocab=vocab)).keys()
+        each = sum(len(encode_shard(np.asarray(array), rows)) for array in arrays.values()) / rows
         shown = named(Signal(form, None))
         found.append(
             {

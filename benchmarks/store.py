@@ -115,7 +115,7 @@ class MemoryMaps:
         for name in signals:
             declared = reader.signal(name).declaration
             assert declared.axis == Axis.TOKEN
-            for part_name, part in declared.parts().items():
+            for part_name, part in declared.arrays().items():
                 path = directory / f"{len(self._maps)}.bin"
                 shape = ((max(numbers) + 1) * capacity, *part.row_shape)
                 written = np.memmap(path, dtype=part.dtype, mode="w+", shape=shape)

@@ -18,7 +18,7 @@ from pipeline.axes import SPLITS, Axis
 from pipeline.errors import IncompatibleError
 from pipeline.store.codec import CRC, encode_shard, most_bytes
 from pipeline.store.extent import Extent, example_rows, segment_extent
-from pipeline.store.forms.form import Part, Tap
+from pipeline.store.forms.form import ArrayType, Tap
 from pipeline.store.plan import Plan
 from pipeline.store.planner import EXAMPLE_DTYPES, ROW_DIGEST_BYTES, TOKEN_DTYPES
 from pipeline.store.signals import Signal
@@ -126,8 +126,8 @@ def estimate_signal(
     raw = int(rows.sum()) * size
     found = form.ratio if ratio is None else ratio
     bounds = [
-        _part_bytes(part, rows, extent.shard_rows, extent.chunk_rows)
-        for part in form.parts(geometry).values()
+        _array_bytes(array, rows, extent.shard_rows, extent.chunk_rows)
+        for array in form.arrays(geometry).values()
     ]
     most = sum(bound for bound, _ in bounds)
     fixed = sum(empty for _, empty in bounds)
@@ -145,21 +145,21 @@ def estimate_signal(
     )
 
 
-def _part_bytes(
-    part: Part, rows: NDArray[np.int64], shard_rows: int, chunk_rows: int
+def _array_bytes(
+    array: ArrayType, rows: NDArray[np.int64], shard_rows: int, chunk_rows: int
 ) -> tuple[int, int]:
     """Return the bound on an array's files, and what its chunks without a row take of it."""
     filled = int((-(-rows // chunk_rows)).sum())
     empty = len(rows) * (shard_rows // chunk_rows) - filled
-    fixed = empty * _empty_chunk(part, chunk_rows) + len(rows) * CRC.size
-    chunk = chunk_rows * int(np.prod(part.row_shape)) * np.dtype(part.dtype).itemsize
+    fixed = empty * _empty_chunk(array, chunk_rows) + len(rows) * CRC.size
+    chunk = chunk_rows * int(np.prod(array.row_shape)) * np.dtype(array.dtype).itemsize
     return filled * (most_bytes(chunk, 1) - CRC.size) + fixed, fixed
 
 
 @cache
-def _empty_chunk(part: Part, chunk_rows: int) -> int:
+def _empty_chunk(array: ArrayType, chunk_rows: int) -> int:
     """Return what a chunk of zeros takes, its entry in the shard's index included."""
-    zeros = np.zeros((chunk_rows, *part.row_shape), part.dtype)
+    zeros = np.zeros((chunk_rows, *array.row_shape), array.dtype)
     return len(encode_shard(zeros, chunk_rows)) - CRC.size
 
 

@@ -23,7 +23,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from pipeline.axes import Axis
 from pipeline.store.codec import CRC, decode_shard, encode_shard
 from pipeline.store.extent import PAIR_CHUNK_ROWS, example_rows, first_rows
-from pipeline.store.forms.form import Channels, Part
+from pipeline.store.forms.form import ArrayType, Channels
 from pipeline.store.reader import Segment
 from pipeline.store.signals import Signal
 from pipeline.taps.check import TapReport
@@ -96,7 +96,7 @@ def probe(
     """
     checked = checked_batch(model, segment, CHECK_EXAMPLES, pad_id, device)
     report = check_signals(model, checked, signals, max_length=max_length)
-    stored = [s for s in signals if s.form.parts(geometry_of(s, model, report))]
+    stored = [s for s in signals if s.form.arrays(geometry_of(s, model, report))]
     batches = list(segment_batches(segment, batch_tokens, pad_id, device))
     channels = _channels(model, report, stored, batches)
     encoder = BatchEncoder(model, report, stored, channels)
@@ -118,7 +118,7 @@ def probe(
                     _bare(model, batch, report, has_logits)
                 with _timed(device) as encoding:
                     for name, encoded in encoder(batch).items():
-                        shards[name].put(batch, encoded.parts)
+                        shards[name].put(batch, encoded.arrays)
                 # The least of several: what else a machine does only adds.
                 forward[place] = min(forward[place], bare.seconds)
                 capture[place] = min(capture[place], encoding.seconds)
@@ -232,20 +232,20 @@ class _Shards:
             Axis.PAIR: PAIR_CHUNK_ROWS,
         }[form.axis]
         self._room = -(-self._rows // self._chunk) * self._chunk
-        self._parts: dict[str, Part] = form.parts(geometry_of(signal, model, report))
+        self._types: dict[str, ArrayType] = form.arrays(geometry_of(signal, model, report))
         self._values = {
-            name: np.zeros((self._room, *part.row_shape), part.dtype)
-            for name, part in self._parts.items()
+            name: np.zeros((self._room, *array.row_shape), array.dtype)
+            for name, array in self._types.items()
         }
         self._shards: dict[str, bytes] = {}
 
-    def put(self, batch: Batch, parts: Any) -> None:
+    def put(self, batch: Batch, arrays: Any) -> None:
         """Put a batch's rows where its examples are."""
         members = batch.members
         counts = self._counts[members]
         owners = np.repeat(np.arange(len(members)), counts)
         rows = self._first[members][owners] + np.arange(len(owners)) - first_rows(counts)[owners]
-        for name, value in parts.items():
+        for name, value in arrays.items():
             self._values[name][rows] = value.cpu().numpy()
 
     def compress(self) -> None:
@@ -259,7 +259,7 @@ class _Shards:
         decoded: dict[str, NDArray[Any]] = {
             name: decode_shard(
                 data,
-                self._parts[name],
+                self._types[name],
                 shard_rows=self._room,
                 chunk_rows=self._chunk,
                 name=self._name,
@@ -275,8 +275,8 @@ class _Shards:
     def ratio(self) -> float:
         """Bytes of the shards over those of the rows."""
         row = sum(
-            int(np.prod(part.row_shape)) * np.dtype(part.dtype).itemsize
-            for part in self._parts.values()
+            int(np.prod(array.row_shape)) * np.dtype(array.dtype).itemsize
+            for array in self._types.values()
         )
         found = sum(len(data) - CRC.size for data in self._shards.values())
         return found / max(1, row * self._rows)

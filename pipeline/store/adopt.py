@@ -68,8 +68,8 @@ class Adoption:
         self._is_alike = extent == Extent(writer.shard_rows, writer.chunk_rows)
         rows = len(reader.plan["segments"]) * extent.shard_rows
         self._specs = {
-            part: ArraySpec(found, rows, extent.shard_rows, extent.chunk_rows, declared.axis)
-            for part, found in declared.parts().items()
+            array: ArraySpec(array_type, rows, extent.shard_rows, extent.chunk_rows, declared.axis)
+            for array, array_type in declared.arrays().items()
         }
 
     def take(self, segment: int, receipt: Receipt) -> bool:
@@ -99,7 +99,7 @@ class Adoption:
         return True
 
     def _files(self, receipt: Receipt) -> dict[str, str]:
-        """Return the name of each part's shard in the other store."""
+        """Return the name of each array's shard in the other store."""
         found = self._writer.shards(receipt.segment)
         if set(receipt.files) != set(found.values()):
             raise IntegrityError(f"its receipt names other files than {', '.join(found.values())}")
@@ -109,9 +109,9 @@ class Adoption:
         """Stage the shards as they are."""
         files: dict[str, dict[str, int]] = {}
         theirs = self._files(receipt)
-        for part, name in self._writer.shards(segment).items():
-            entry = files[name] = receipt.files[theirs[part]]
-            self._stage(theirs[part], name, entry)
+        for array, name in self._writer.shards(segment).items():
+            entry = files[name] = receipt.files[theirs[array]]
+            self._stage(theirs[array], name, entry)
         return replace(receipt, segment=segment, files=files)
 
     def _stage(self, theirs: str, name: str, entry: dict[str, int]) -> None:
@@ -141,13 +141,13 @@ class Adoption:
         theirs = self._files(receipt)
         buffers = writer.buffers()
         live = int(writer.example_rows(segment).sum())
-        for part, spec in self._specs.items():
-            array = reader.layout.features / writer.declared.name / part
-            entry = receipt.files[theirs[part]]
+        for array, spec in self._specs.items():
+            path = reader.layout.features / writer.declared.name / array
+            entry = receipt.files[theirs[array]]
             if live > spec.shard_rows:
                 raise IntegrityError(f"it has {spec.shard_rows} rows, its examples have {live}")
-            values = read_shard(array, reader.layout.root, spec, receipt.segment, entry)
-            buffers[part][:live] = values[:live]
+            values = read_shard(path, reader.layout.root, spec, receipt.segment, entry)
+            buffers[array][:live] = values[:live]
         found = writer.stage_segment(
             segment, buffers, rows=receipt.rows, skipped=receipt.skipped, attempt=WITHIN
         )

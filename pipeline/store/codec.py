@@ -18,7 +18,7 @@ from numcodecs import blosc  # pyright: ignore[reportAttributeAccessIssue]
 from numpy.typing import NDArray
 
 from pipeline.errors import IntegrityError
-from pipeline.store.forms.form import Part
+from pipeline.store.forms.form import ArrayType
 
 # As Zarr sets it: Blosc's own pool does not survive a fork and gains nothing on small chunks.
 blosc.use_threads = False
@@ -41,20 +41,25 @@ def group_metadata() -> bytes:
 
 @lru_cache(maxsize=1024)
 def array_metadata(
-    part: Part, *, rows: int, shard_rows: int, chunk_rows: int, axes: tuple[str, ...] = ()
+    array_type: ArrayType,
+    *,
+    rows: int,
+    shard_rows: int,
+    chunk_rows: int,
+    axes: tuple[str, ...] = (),
 ) -> bytes:
     """Return the `zarr.json` of an array; equal arguments give equal bytes.
 
     Args:
-        part: Dtype and shape of a row.
+        array_type: Dtype and shape of a row.
         rows: Rows of the array.
         shard_rows: Rows of a shard.
         chunk_rows: Rows of a chunk.
         axes: What a row is and what its axes are; empty as in stores of the first release.
     """
-    unnamed = ["row", *(f"axis_{i + 1}" for i in range(len(part.row_shape)))]
+    unnamed = ["row", *(f"axis_{i + 1}" for i in range(len(array_type.row_shape)))]
     little = {"name": "bytes", "configuration": {"endian": "little"}}
-    item_bytes = np.dtype(part.dtype).itemsize
+    item_bytes = np.dtype(array_type.dtype).itemsize
     crc32c = {"name": "crc32c"}
     compressor = {
         "name": "blosc",
@@ -69,22 +74,22 @@ def array_metadata(
     sharding = {
         "name": "sharding_indexed",
         "configuration": {
-            "chunk_shape": [chunk_rows, *part.row_shape],
+            "chunk_shape": [chunk_rows, *array_type.row_shape],
             "codecs": [little if item_bytes > 1 else {"name": "bytes"}, compressor, crc32c],
             "index_codecs": [little, crc32c],
             "index_location": "end",
         },
     }
-    grid = {"chunk_shape": [shard_rows, *part.row_shape]}
+    grid = {"chunk_shape": [shard_rows, *array_type.row_shape]}
     return _json(
         {
             "zarr_format": 3,
             "node_type": "array",
-            "shape": [rows, *part.row_shape],
-            "data_type": part.dtype,
+            "shape": [rows, *array_type.row_shape],
+            "data_type": array_type.dtype,
             "chunk_grid": {"name": "regular", "configuration": grid},
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-            "fill_value": 0.0 if part.dtype.startswith("float") else 0,
+            "fill_value": 0.0 if array_type.dtype.startswith("float") else 0,
             "codecs": [sharding],
             "dimension_names": list(axes) or unnamed,
             "attributes": {},
@@ -130,7 +135,7 @@ def most_bytes(decoded: int, chunks: int) -> int:
 
 
 def decode_shard(
-    data: bytes, part: Part, *, shard_rows: int, chunk_rows: int, name: str
+    data: bytes, array_type: ArrayType, *, shard_rows: int, chunk_rows: int, name: str
 ) -> NDArray[Any]:
     """Return the values of a shard whose checksum the caller has compared.
 
@@ -138,7 +143,7 @@ def decode_shard(
 
     Args:
         data: The whole shard.
-        part: Dtype and row shape that the manifest states.
+        array_type: Dtype and row shape that the manifest states.
         shard_rows: Rows of the shard.
         chunk_rows: Rows of a chunk.
         name: What to call the shard in errors.
@@ -151,8 +156,8 @@ def decode_shard(
     if len(data) < footer_bytes:
         raise IntegrityError(f"{name}: {len(data)} bytes, expected {footer_bytes} at least")
     index = np.frombuffer(data, INDEX_ENTRY, chunks, offset=len(data) - footer_bytes)
-    dtype = np.dtype(part.dtype)
-    chunk_bytes = chunk_rows * math.prod(part.row_shape) * dtype.itemsize
+    dtype = np.dtype(array_type.dtype)
+    chunk_bytes = chunk_rows * math.prod(array_type.row_shape) * dtype.itemsize
     for number, (offset, size) in enumerate(index.tolist()):
         # A missing chunk has 2^64 - 1 for both, so it lies outside as well.
         if size <= BLOSC_HEADER.size or offset + size > len(data) - footer_bytes:
@@ -163,7 +168,7 @@ def decode_shard(
                 f"{name}: chunk {number} claims {decoded} bytes decoded from {encoded}, expected "
                 f"{chunk_bytes} from {size - CRC.size}"
             )
-    values = np.empty((shard_rows, *part.row_shape), dtype.newbyteorder("<"))
+    values = np.empty((shard_rows, *array_type.row_shape), dtype.newbyteorder("<"))
     view = memoryview(data)
     for number, (offset, size) in enumerate(index.tolist()):
         chunk = values[number * chunk_rows : (number + 1) * chunk_rows]

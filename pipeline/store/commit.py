@@ -35,11 +35,11 @@ WITHIN = "holder"
 """The attempt of the process that holds the store's lock, where it stages shards itself."""
 
 
-def content_digest(parts: Mapping[str, NDArray[Any]], live_rows: int) -> str:
+def content_digest(arrays: Mapping[str, NDArray[Any]], live_rows: int) -> str:
     """Digest of the stored values of a segment in token order, free of padding and compression."""
     digest = hashlib.blake2b(digest_size=32)
-    for name in sorted(parts):
-        live = np.ascontiguousarray(parts[name][:live_rows])
+    for name in sorted(arrays):
+        live = np.ascontiguousarray(arrays[name][:live_rows])
         digest.update(f"{name}:{live.dtype}:{live.shape};".encode())
         digest.update(live.data)
     return digest.hexdigest()
@@ -71,13 +71,13 @@ class SignalWriter:
         self.shard_rows, self.chunk_rows = extent.shard_rows, extent.chunk_rows
         self._specs = {
             f"{declared.name}/{name}": ArraySpec(
-                part,
+                array_type,
                 plan.segments * self.shard_rows,
                 self.shard_rows,
                 self.chunk_rows,
                 declared.axis,
             )
-            for name, part in declared.parts().items()
+            for name, array_type in declared.arrays().items()
         }
         for name, spec in self._specs.items():
             spec.check_size(layout.features / name, 0)
@@ -122,17 +122,17 @@ class SignalWriter:
             create_array(self.layout.features, name, spec)
 
     def buffers(self) -> dict[str, NDArray[Any]]:
-        """Return zeroed arrays for one segment, a part each."""
+        """Return the signal's arrays for one segment, zeroed."""
         return {
-            name: np.zeros((self.shard_rows, *part.row_shape), dtype=part.dtype)
-            for name, part in self.declared.parts().items()
+            name: np.zeros((self.shard_rows, *array_type.row_shape), dtype=array_type.dtype)
+            for name, array_type in self.declared.arrays().items()
         }
 
     def shards(self, segment: int) -> dict[str, str]:
-        """Return the shard of each part of a segment, as a path within the store."""
+        """Return the shard of each array of a segment, as a path within the store."""
         return {
             name.rpartition("/")[2]: f"{self.layout.features.name}/{name}/"
-            f"{shard_name(segment, spec.part)}"
+            f"{shard_name(segment, spec.array_type)}"
             for name, spec in self._specs.items()
         }
 
@@ -155,8 +155,8 @@ class SignalWriter:
         """
         examples = self._plan.in_segment(segment)
         files = {
-            name: stage_shard(self.layout, name, buffers[part], self.chunk_rows, attempt=attempt)
-            for part, name in self.shards(segment).items()
+            name: stage_shard(self.layout, name, buffers[array], self.chunk_rows, attempt=attempt)
+            for array, name in self.shards(segment).items()
         }
         return Receipt(
             segment=segment,

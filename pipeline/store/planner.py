@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.axes import SPLITS, Axis
 from pipeline.errors import IntegrityError
 from pipeline.provenance import sync_what_is_there
-from pipeline.store.forms.form import Part
+from pipeline.store.forms.form import ArrayType
 from pipeline.store.index import ensure_index
 from pipeline.store.layout import Layout
 from pipeline.store.plan import Plan
@@ -48,26 +48,26 @@ EXAMPLE_DTYPES = {
     "piece": "int32",
     "label": "int64",
 }
-EXAMPLE_PARTS = {name: Part(dtype, ()) for name, dtype in EXAMPLE_DTYPES.items()} | {
-    "digest": Part("uint8", (ROW_DIGEST_BYTES,), ("byte",))
+EXAMPLE_TYPES = {name: ArrayType(dtype, ()) for name, dtype in EXAMPLE_DTYPES.items()} | {
+    "digest": ArrayType("uint8", (ROW_DIGEST_BYTES,), ("byte",))
 }
 """The columns of the example table; `targets` come to them where rows have numbers."""
 
 
-def target_part(outputs: int) -> Part:
+def target_type(outputs: int) -> ArrayType:
     """Return the column of the example table that holds each row's numbers."""
-    return Part("float32", (outputs,), ("output",))
+    return ArrayType("float32", (outputs,), ("output",))
 
 
-def example_array(part: Part, examples: int) -> ArraySpec:
+def example_array(array_type: ArrayType, examples: int) -> ArraySpec:
     """Return a column of the example table, which is one shard."""
-    return ArraySpec(part, examples, examples, examples, Axis.EXAMPLE)
+    return ArraySpec(array_type, examples, examples, examples, Axis.EXAMPLE)
 
 
 def token_array(column: str, segments: int, segment_tokens: int, chunk_tokens: int) -> ArraySpec:
     """Return a column of `tokens/`, a shard a segment."""
-    part, rows = Part(TOKEN_DTYPES[column], ()), segments * segment_tokens
-    return ArraySpec(part, rows, segment_tokens, chunk_tokens, Axis.TOKEN)
+    array_type, rows = ArrayType(TOKEN_DTYPES[column], ()), segments * segment_tokens
+    return ArraySpec(array_type, rows, segment_tokens, chunk_tokens, Axis.TOKEN)
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def write_plan(layout: Layout, plan: Plan, rows: Rows, description: dict[str, An
     for array, spec, shards in arrays:
         create_array(layout.features, array, spec)
         for segment, values in enumerate(shards):
-            name = f"{layout.features.name}/{array}/{shard_name(segment, spec.part)}"
+            name = f"{layout.features.name}/{array}/{shard_name(segment, spec.array_type)}"
             if name in known and matches(layout.root / name, layout.root, known[name], verify=True):
                 files[name] = known[name]
             else:
@@ -243,9 +243,9 @@ def _example_arrays(plan: Plan, rows: Rows) -> Iterator[Shards]:
     count = len(plan.row)
     for name, dtype in EXAMPLE_DTYPES.items():
         values = getattr(rows if name in {"source_row", "piece", "label"} else plan, name)
-        spec = example_array(EXAMPLE_PARTS[name], count)
+        spec = example_array(EXAMPLE_TYPES[name], count)
         yield f"examples/{name}", spec, [values.astype(dtype)]
-    yield "examples/digest", example_array(EXAMPLE_PARTS["digest"], count), [rows.digests]
+    yield "examples/digest", example_array(EXAMPLE_TYPES["digest"], count), [rows.digests]
     if rows.targets is not None:
-        part = target_part(rows.targets.shape[1])
-        yield "examples/targets", example_array(part, count), [rows.targets]
+        array_type = target_type(rows.targets.shape[1])
+        yield "examples/targets", example_array(array_type, count), [rows.targets]

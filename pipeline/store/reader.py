@@ -21,10 +21,10 @@ from pipeline.store.forms.form import Channels
 from pipeline.store.index import read_index
 from pipeline.store.layout import Layout
 from pipeline.store.planner import (
-    EXAMPLE_PARTS,
+    EXAMPLE_TYPES,
     example_array,
     rows_digest,
-    target_part,
+    target_type,
     token_array,
 )
 from pipeline.store.records import Declaration, StoredSignal, of_manifest, signal_digest
@@ -40,7 +40,7 @@ class Segment:
 
     `examples` are positions in the reader's example table whose features are usable; `offset` is
     the first row of each of them within the segment's token rows, `slot` its row in example-axis
-    arrays. `features` maps a signal's name to its parts, each over the whole segment; `spans` to
+    arrays. `features` maps a signal's name to its arrays, each over the whole segment; `spans` to
     the first row of each example in them and the row after its last.
     """
 
@@ -194,8 +194,10 @@ class StoreReader:
         """
         count = self.plan["examples"]
         table = {
-            name: self._read(f"examples/{name}", example_array(part, count), 0, self.plan["files"])
-            for name, part in EXAMPLE_PARTS.items()
+            name: self._read(
+                f"examples/{name}", example_array(array_type, count), 0, self.plan["files"]
+            )
+            for name, array_type in EXAMPLE_TYPES.items()
         }
         check_table(table, self.plan, self.layout.features / "examples")
         return table
@@ -207,7 +209,7 @@ class StoreReader:
         if not outputs:
             return None
         count = self.plan["examples"]
-        spec = example_array(target_part(outputs), count)
+        spec = example_array(target_type(outputs), count)
         return self._read("examples/targets", spec, 0, self.plan["files"])
 
     @cached_property
@@ -243,7 +245,7 @@ class StoreReader:
         self, array: str, spec: ArraySpec, segment: int, files: Mapping[str, dict[str, int]]
     ) -> NDArray[Any]:
         path = self.layout.features / array
-        name = f"{self.layout.features.name}/{array}/{shard_name(segment, spec.part)}"
+        name = f"{self.layout.features.name}/{array}/{shard_name(segment, spec.array_type)}"
         expected = files.get(name)
         if expected is None:
             raise IntegrityError(f"{path}: segment {segment} is in no receipt; capture it again")
@@ -294,8 +296,8 @@ class StoreReader:
                 )
             declared = stored.declaration
             features[name] = {
-                part_name: self._read(f"{name}/{part_name}", spec, segment, receipt.files)
-                for part_name, spec in self._arrays(declared).items()
+                array: self._read(f"{name}/{array}", spec, segment, receipt.files)
+                for array, spec in self._arrays(declared).items()
             }
             rows = example_rows(declared.axis, length, declared.rule)
             spans[name] = np.stack([first_rows(rows), np.cumsum(rows)], axis=-1)
@@ -326,13 +328,13 @@ class StoreReader:
             )
             self._specs[declared.name] = {
                 name: ArraySpec(
-                    part,
+                    array_type,
                     count * extent.shard_rows,
                     extent.shard_rows,
                     extent.chunk_rows,
                     declared.axis,
                 )
-                for name, part in declared.parts().items()
+                for name, array_type in declared.arrays().items()
             }
         return self._specs[declared.name]
 

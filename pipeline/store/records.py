@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.errors import IncompatibleError, IntegrityError
 from pipeline.provenance import fingerprint
 from pipeline.registry import Origin
-from pipeline.store.forms.form import Geometry, Part, options
+from pipeline.store.forms.form import ArrayType, Geometry, options
 from pipeline.store.forms.registry import origin_of, stored_form
 from pipeline.store.schema import check_declaration, check_manifest, check_receipt
 from pipeline.store.signals import Signal
@@ -114,9 +114,9 @@ class Declaration(Signal):
         """Return the fingerprint that ties receipts to this declaration."""
         return fingerprint(self.to_json())
 
-    def parts(self) -> dict[str, Part]:
+    def arrays(self) -> dict[str, ArrayType]:
         """Return the arrays of the signal."""
-        return self.form.parts(self.geometry)
+        return self.form.arrays(self.geometry)
 
 
 @dataclass(frozen=True)

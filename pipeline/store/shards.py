@@ -31,7 +31,7 @@ from pipeline.store.codec import (
     group_metadata,
     most_bytes,
 )
-from pipeline.store.forms.form import Part
+from pipeline.store.forms.form import ArrayType
 from pipeline.store.layout import Layout
 
 BLOCK_BYTES = 2**20
@@ -48,7 +48,7 @@ class ArraySpec:
     what a row is.
     """
 
-    part: Part
+    array_type: ArrayType
     rows: int
     shard_rows: int
     chunk_rows: int
@@ -60,13 +60,15 @@ class ArraySpec:
 
     def accepted_metadata(self) -> tuple[bytes, ...]:
         """Return what its `zarr.json` may be: as now, or as before axes had names."""
-        named = (self.axis, *self.part.row_axes) if self.axis else ()
+        named = (self.axis, *self.array_type.row_axes) if self.axis else ()
         sizes = {
             "rows": self.rows,
             "shard_rows": self.shard_rows,
             "chunk_rows": self.chunk_rows,
         }
-        return array_metadata(self.part, axes=named, **sizes), array_metadata(self.part, **sizes)
+        return array_metadata(self.array_type, axes=named, **sizes), array_metadata(
+            self.array_type, **sizes
+        )
 
     def check_size(self, array: Path, file_bytes: int) -> None:
         """Refuse, before anything is read or allocated, a shard of more bytes than it can have.
@@ -75,7 +77,7 @@ class ArraySpec:
             IncompatibleError: If its values would take more memory than any shard may.
             IntegrityError: If its file would be larger than its values encoded at the worst.
         """
-        row_bytes = math.prod(self.part.row_shape) * np.dtype(self.part.dtype).itemsize
+        row_bytes = math.prod(self.array_type.row_shape) * np.dtype(self.array_type.dtype).itemsize
         decoded = self.shard_rows * row_bytes
         if decoded > MAX_SHARD_BYTES:
             raise IncompatibleError(
@@ -122,9 +124,9 @@ def check_metadata(path: Path, root: Path, accepted: tuple[bytes, ...]) -> None:
         )
 
 
-def shard_name(segment: int, part: Part) -> str:
+def shard_name(segment: int, array_type: ArrayType) -> str:
     """Return the name, within its array, of one segment's shard."""
-    return "/".join(("c", str(segment), *["0"] * len(part.row_shape)))
+    return "/".join(("c", str(segment), *["0"] * len(array_type.row_shape)))
 
 
 def write_shard(layout: Layout, name: str, values: NDArray[Any], chunk_rows: int) -> dict[str, int]:
@@ -265,10 +267,10 @@ def read_shard(
     """
     spec.check_size(array, expected["bytes"])
     check_metadata(array / METADATA, root, spec.accepted_metadata())
-    path = array / shard_name(segment, spec.part)
+    path = array / shard_name(segment, spec.array_type)
     return decode_shard(
         check_file(path, root, expected),
-        spec.part,
+        spec.array_type,
         shard_rows=spec.shard_rows,
         chunk_rows=spec.chunk_rows,
         name=str(path),

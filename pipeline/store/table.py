@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.axes import SPLITS
 from pipeline.errors import IntegrityError
 from pipeline.store.layout import Layout
-from pipeline.store.planner import EXAMPLE_PARTS, ROW_DIGEST_BYTES, example_array, row_digest
+from pipeline.store.planner import EXAMPLE_TYPES, ROW_DIGEST_BYTES, example_array, row_digest
 from pipeline.store.schema import check_plan
 from pipeline.store.sealed import read_record
 from pipeline.store.shards import read_shard, shard_name
@@ -140,8 +140,8 @@ def planned_digests(layout: Layout) -> NDArray[np.uint8] | None:
         plan = read_record(layout.plan, layout.root)
         check_plan(plan, layout.plan)
         array, count = layout.features / "examples" / "digest", plan["examples"]
-        spec = example_array(EXAMPLE_PARTS["digest"], count)
-        name = (array / shard_name(0, spec.part)).relative_to(layout.root).as_posix()
+        spec = example_array(EXAMPLE_TYPES["digest"], count)
+        name = (array / shard_name(0, spec.array_type)).relative_to(layout.root).as_posix()
         return read_shard(array, layout.root, spec, 0, plan["files"][name])
     except (IntegrityError, KeyError):
         return None

@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.errors import IncompatibleError, IntegrityError
 from pipeline.provenance import fingerprint
 from pipeline.store.codec import decode_shard, encode_shard
-from pipeline.store.forms.form import Part
+from pipeline.store.forms.form import ArrayType
 from pipeline.store.layout import Layout
 from pipeline.store.reader import StoreReader
 from pipeline.store.sealed import read_record, write_record
@@ -216,7 +216,7 @@ def forge_column(store: Path, column: str, change: Callable[[Any], Any]) -> None
     """Change a column of the example table, with every record that speaks of it."""
     name = f"features.zarr/examples/{column}/c/0"
     dtype = json.loads((store / f"features.zarr/examples/{column}/zarr.json").read_text())
-    part, count = Part(dtype["data_type"], ()), len(plan().row)
+    part, count = ArrayType(dtype["data_type"], ()), len(plan().row)
     values = decode_shard(
         (store / name).read_bytes(), part, shard_rows=count, chunk_rows=count, name=""
     )

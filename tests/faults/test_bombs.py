@@ -14,7 +14,7 @@ from safetensors.numpy import save
 
 from pipeline.errors import IntegrityError
 from pipeline.store.codec import CRC, INDEX_ENTRY, decode_shard, encode_shard
-from pipeline.store.forms.form import Part
+from pipeline.store.forms.form import ArrayType
 from pipeline.store.shards import bytes_digest
 from tests.faults.damage import (
     INT8,
@@ -168,7 +168,7 @@ def decode_lies(count: int, result: Path) -> None:
         data[where] = int(random.integers(256))
         try:
             shape = {"shard_rows": 8, "chunk_rows": 4, "name": "shard"}
-            decoded = decode_shard(bytes(data), Part("float16", (6,)), **shape)
+            decoded = decode_shard(bytes(data), ArrayType("float16", (6,)), **shape)
             assert decoded.shape == (8, 6)
         except IntegrityError:
             refused += 1

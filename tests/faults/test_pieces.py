@@ -12,7 +12,7 @@ import zarr
 from pipeline.errors import IncompatibleError, IntegrityError
 from pipeline.store.codec import decode_shard
 from pipeline.store.commit import trusted_receipt
-from pipeline.store.forms.form import Part
+from pipeline.store.forms.form import ArrayType
 from pipeline.store.layout import Layout
 from pipeline.store.planner import write_plan
 from pipeline.store.reader import StoreReader
@@ -275,7 +275,7 @@ def test_what_zarr_writes_in_our_place_is_decoded_or_refused(store, whole_store,
     array[:SEGMENT_TOKENS] = values[::-1]
     data = shard(store, INT8, "levels").read_bytes()
     shape = {"shard_rows": SEGMENT_TOKENS, "chunk_rows": 4, "name": "shard"}
-    part = Part("int8", values.shape[1:])
+    part = ArrayType("int8", values.shape[1:])
     is_whole = (values.reshape(4, -1) != 0).any(axis=1).all()
     if is_whole:
         np.testing.assert_array_equal(decode_shard(data, part, **shape), values[::-1], strict=True)

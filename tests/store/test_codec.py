@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from pipeline.errors import IntegrityError
 from pipeline.store.codec import CRC, INDEX_ENTRY, decode_shard, encode_shard
-from pipeline.store.forms.form import Part
+from pipeline.store.forms.form import ArrayType
 from pipeline.store.shards import ArraySpec, create_array, shard_name
 
 DTYPES = ["int8", "uint8", "uint16", "uint32", "int32", "int64", "float16", "float32"]
@@ -25,7 +25,7 @@ ARRAYS = st.sampled_from(DTYPES).flatmap(
 
 
 def decode(data: bytes, values: np.ndarray, chunk_rows: int) -> np.ndarray:
-    part = Part(str(values.dtype), values.shape[1:])
+    part = ArrayType(str(values.dtype), values.shape[1:])
     return decode_shard(data, part, shard_rows=len(values), chunk_rows=chunk_rows, name="shard")
 
 
@@ -46,10 +46,10 @@ def test_any_zarr_reader_reads_it(tmp_path, pipeline, dtype, row_shape):
         pipeline = "zarrs.ZarrsCodecPipeline"
     values = (np.arange(16 * np.prod(row_shape, dtype=int)) % 100).astype(dtype)
     values = values.reshape(16, *row_shape)
-    spec = ArraySpec(Part(dtype, row_shape), rows=16, shard_rows=8, chunk_rows=4)
+    spec = ArraySpec(ArrayType(dtype, row_shape), rows=16, shard_rows=8, chunk_rows=4)
     create_array(tmp_path, "hidden/1/form", spec)
     for segment in range(2):
-        path = tmp_path / "hidden/1/form" / shard_name(segment, spec.part)
+        path = tmp_path / "hidden/1/form" / shard_name(segment, spec.array_type)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode_shard(values[segment * 8 : segment * 8 + 8], 4))
     with zarr.config.set({"codec_pipeline.path": pipeline}):
@@ -60,7 +60,7 @@ def test_any_zarr_reader_reads_it(tmp_path, pipeline, dtype, row_shape):
 
 def test_the_metadata_is_what_zarr_itself_writes(tmp_path):
     """So it keeps its meaning should Zarr change what it takes for granted."""
-    spec = ArraySpec(Part("float16", (3,)), rows=16, shard_rows=8, chunk_rows=4)
+    spec = ArraySpec(ArrayType("float16", (3,)), rows=16, shard_rows=8, chunk_rows=4)
     create_array(tmp_path / "ours", "a", spec)
     zarr.create_array(
         store=tmp_path / "theirs",
@@ -155,7 +155,7 @@ def test_a_forged_shard_is_refused_before_it_is_decoded(data, match):
 
 
 def test_metadata_is_mended_and_left_alone_when_right(tmp_path: Path):
-    spec = ArraySpec(Part("int8", ()), rows=4, shard_rows=4, chunk_rows=4)
+    spec = ArraySpec(ArrayType("int8", ()), rows=4, shard_rows=4, chunk_rows=4)
     create_array(tmp_path, "a", spec)
     path = tmp_path / "a" / "zarr.json"
     before = path.stat().st_mtime_ns

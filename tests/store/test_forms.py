@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError, IncompatibleError
 from pipeline.store.forms.bfloat16 import BFloat16
 from pipeline.store.forms.dense import Dense
 from pipeline.store.forms.float16 import Float16
-from pipeline.store.forms.form import Channels, Form, Geometry, Part, options
+from pipeline.store.forms.form import ArrayType, Channels, Form, Geometry, options
 from pipeline.store.forms.head import Head
 from pipeline.store.forms.int8 import Int8, quantise_rows, widen_rows
 from pipeline.store.forms.map import Map
@@ -201,7 +201,7 @@ def test_standardised_values_are_those_decoded_without_the_way_back(name, hidden
 
 def test_below_stores_nothing():
     form = build_form("attention", "below", {})
-    assert form.parts(Geometry(heads=4, kv_heads=2, d_head=6)) == {}
+    assert form.arrays(Geometry(heads=4, kv_heads=2, d_head=6)) == {}
     assert form.encode({}, None) == form.decode({}, None) == {}
 
 
@@ -236,8 +236,8 @@ def test_parts_are_what_encode_gives(kind, name):
     encoded = form.encode(
         {key: value.astype(np.float32) for key, value in values.items()}, statistics()
     )
-    found = {key: Part(str(value.dtype), value.shape[1:]) for key, value in encoded.items()}
-    assert found == form.parts(geometry)
+    found = {key: ArrayType(str(value.dtype), value.shape[1:]) for key, value in encoded.items()}
+    assert found == form.arrays(geometry)
     assert form.kind == kind
     assert form.name == name
 
@@ -306,4 +306,4 @@ def test_integer_temperatures_are_numbers_too():
 
 def test_topk_of_the_whole_vocabulary_is_refused():
     with pytest.raises(IncompatibleError, match="k is 50, the teacher's vocabulary 50"):
-        TopK(k=50).parts(Geometry(vocab=50))
+        TopK(k=50).arrays(Geometry(vocab=50))

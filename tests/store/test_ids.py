@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pipeline.store.codec import encode_shard
-from pipeline.store.forms.form import Geometry, Part
-from pipeline.store.forms.ids import GAPS, IDS, gap_part, gaps_of, ids_of
+from pipeline.store.forms.form import ArrayType, Geometry
+from pipeline.store.forms.ids import GAPS, IDS, gap_type, gaps_of, ids_of
 from pipeline.store.forms.registry import build_form
 
 FEW = settings(max_examples=40, deadline=None)
@@ -26,7 +26,7 @@ GEOMETRY = Geometry(vocab=300)
 def test_gaps_are_their_ids(vocab, ids):
     ids = np.sort(ids, axis=-1)
     gaps = gaps_of(ids, vocab)
-    assert Part(str(gaps.dtype), gaps.shape[1:]) == gap_part(vocab, ids.shape[1])
+    assert ArrayType(str(gaps.dtype), gaps.shape[1:]) == gap_type(vocab, ids.shape[1])
     by_torch = gaps_of(torch.from_numpy(ids), vocab)
     np.testing.assert_array_equal(gaps, by_torch.numpy(), strict=True)
     np.testing.assert_array_equal(ids_of({GAPS: gaps}), ids, strict=True)
@@ -47,8 +47,8 @@ def test_version_1_decodes_to_the_same(name, library):
     gaps = stored.pop(GAPS)
     ids = np.cumsum(np.asarray(gaps).astype(np.int64), axis=-1).astype(np.uint16)
     by_id = {IDS: library(ids), **stored}
-    found = {key: Part(str(np.asarray(x).dtype), x.shape[1:]) for key, x in by_id.items()}
-    assert found == earlier.parts(GEOMETRY)
+    found = {key: ArrayType(str(np.asarray(x).dtype), x.shape[1:]) for key, x in by_id.items()}
+    assert found == earlier.arrays(GEOMETRY)
     expected = form.decode({GAPS: gaps, **stored}, None)
     decoded = earlier.decode(by_id, None)
     assert decoded.keys() == expected.keys()

@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as hnp
 
 from pipeline.errors import ConfigError
 from pipeline.store.codec import encode_shard
-from pipeline.store.forms.form import Channels, Geometry, Part
+from pipeline.store.forms.form import ArrayType, Channels, Geometry
 from pipeline.store.forms.int4 import Int4
 from pipeline.store.forms.int8 import Int8
 from pipeline.store.forms.registry import build_form
@@ -64,12 +64,17 @@ def test_it_errs_by_half_a_step_of_the_group(hidden, group):
 )
 def test_two_levels_share_a_byte(width, group, levels, scales):
     form = Int4(group)
-    parts = form.parts(Geometry(width=width))
-    assert parts == {"levels": Part("uint8", (levels,)), "scale": Part("float16", (scales,))}
+    parts = form.arrays(Geometry(width=width))
+    assert parts == {
+        "levels": ArrayType("uint8", (levels,)),
+        "scale": ArrayType("float16", (scales,)),
+    }
     hidden = np.random.default_rng(0).standard_normal((3, width)).astype(np.float32)
     for rows in (hidden, hidden[:0]):
         encoded = form.encode({"hidden": rows}, statistics(width))
-        found = {key: Part(str(value.dtype), value.shape[1:]) for key, value in encoded.items()}
+        found = {
+            key: ArrayType(str(value.dtype), value.shape[1:]) for key, value in encoded.items()
+        }
         assert found == parts
         assert form.decode(encoded, statistics(width))["hidden"].shape == rows.shape
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pipeline.store.forms.form import Geometry, Part
+from pipeline.store.forms.form import ArrayType, Geometry
 from pipeline.store.forms.sampled import Sampled, row_offsets, systematic_counts
 
 VOCAB = 12
@@ -107,7 +107,7 @@ def test_a_row_that_is_not_finite_stops_nobody():
 
 @pytest.mark.parametrize(("vocab", "dtype"), [(2**16, "uint16"), (2**16 + 1, "uint32")])
 def test_ids_fit_their_vocabulary(vocab, dtype):
-    assert Sampled(3).parts(Geometry(vocab=vocab)) == {"id_gaps": Part(dtype, (3,))}
+    assert Sampled(3).arrays(Geometry(vocab=vocab)) == {"id_gaps": ArrayType(dtype, (3,))}
     logits = np.zeros((1, vocab), np.float32)
     logits[0, -1] = 100
     encoded = Sampled(3).encode({"logits": logits}, None)

@@ -99,7 +99,7 @@ def test_ids_of_large_vocabularies_survive(vocab, dtype, library):
     form = TopK(k=2)
     encoded = form.encode({"logits": library(logits)}, None)
     assert str(np.asarray(encoded["id_gaps"]).dtype) == dtype
-    assert form.parts(Geometry(vocab=vocab))["id_gaps"].dtype == dtype
+    assert form.arrays(Geometry(vocab=vocab))["id_gaps"].dtype == dtype
     assert np.asarray(form.decode(encoded, None)["ids"]).tolist() == [[0, vocab - 1]]
 
 

@@ -70,8 +70,8 @@ def test_rows_of_a_batch_without_padding_are_those_of_the_padded_path():
     for name, encoded in plain.items():
         assert encoded.finite.all()
         assert encoded.finite.shape == (21,)
-        for part, values in encoded.parts.items():
-            assert torch.equal(values, gathered[name].parts[part]), (name, part)
+        for part, values in encoded.arrays.items():
+            assert torch.equal(values, gathered[name].arrays[part]), (name, part)
 
 
 def test_padding_between_rows_is_left_out():
@@ -85,8 +85,8 @@ def test_padding_between_rows_is_left_out():
         None,
     )
     for name, encoded in encoder(alone).items():
-        for part, values in encoded.parts.items():
-            ours = found[name].parts[part][:9]
+        for part, values in encoded.arrays.items():
+            ours = found[name].arrays[part][:9]
             torch.testing.assert_close(ours.float(), values.float(), rtol=1e-2, atol=1.01)
 
 
@@ -127,8 +127,8 @@ def test_a_head_that_is_not_plain_leaves_logits_to_the_model(monkeypatch):
             report_of(model)
     monkeypatch.setattr(forward, "LOGITS", {"cpu": 3 * VOCAB})
     whole = BatchEncoder(model, report, [TOPK], {})(batch)[TOPK.name]
-    for part, values in whole.parts.items():
-        torch.testing.assert_close(values.float(), plain.parts[part].float(), rtol=1e-3, atol=1e-4)
+    for part, values in whole.arrays.items():
+        torch.testing.assert_close(values.float(), plain.arrays[part].float(), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("wanted", SIGNALS, ids=lambda one: one.name.split("-")[0])
@@ -136,8 +136,8 @@ def test_what_is_encoded_beside_a_signal_does_not_change_it(wanted):
     batch = batch_of([9, 4])
     beside = encoder_of(tiny_model("llama"), head=True)(batch)[wanted.name]
     alone = encoder_of(tiny_model("llama"), [wanted], head=wanted is HEAD)(batch)[wanted.name]
-    for part, values in alone.parts.items():
-        assert torch.equal(values, beside.parts[part])
+    for part, values in alone.arrays.items():
+        assert torch.equal(values, beside.arrays[part])
 
 
 LAYERS_THAT_STAY = """

@@ -12,7 +12,7 @@ from pipeline.errors import IncompatibleError
 from pipeline.provenance import fingerprint
 from pipeline.store.codec import decode_shard, encode_shard
 from pipeline.store.commit import content_digest
-from pipeline.store.forms.form import Part
+from pipeline.store.forms.form import ArrayType
 from pipeline.store.reader import StoreReader
 from pipeline.store.sealed import read_record, write_record
 from pipeline.store.shards import bytes_digest
@@ -51,12 +51,12 @@ def forge(store: Path, name: str, part: str, change) -> None:
     """Write other values, and every record so that all digests agree with them."""
     reader = StoreReader(store)
     layout, stored = reader.layout, reader.signal(name)
-    shape = stored.declaration.parts()[part]
+    shape = stored.declaration.arrays()[part]
     file = f"features.zarr/{name}/{part}/c/0" + "/0" * len(shape.row_shape)
     rows, chunk = reader.plan["segment_tokens"], reader.plan["chunk_tokens"]
     values = decode_shard(
         (store / file).read_bytes(),
-        Part(shape.dtype, shape.row_shape),
+        ArrayType(shape.dtype, shape.row_shape),
         shard_rows=rows,
         chunk_rows=chunk,
         name=file,
@@ -81,7 +81,7 @@ def forge(store: Path, name: str, part: str, change) -> None:
 
 def reader_parts(reader: StoreReader, name: str) -> dict[str, np.ndarray]:
     found = {}
-    for part, shape in reader.signal(name).declaration.parts().items():
+    for part, shape in reader.signal(name).declaration.arrays().items():
         file = reader.layout.features / name / part / "c" / "0"
         for _ in shape.row_shape:
             file = file / "0"

@@ -11,12 +11,12 @@ from typing import ClassVar
 
 from pipeline.store.forms.form import (
     Array,
+    ArrayType,
     Channels,
     Content,
     Error,
     Form,
     Geometry,
-    Part,
     Tap,
 )
 
@@ -40,7 +40,7 @@ class Below(Form):
         """The parameters that run before the block's attention."""
         return (f"attention-{layer}",)
 
-    def parts(self, geometry: Geometry) -> dict[str, Part]:
+    def arrays(self, geometry: Geometry) -> dict[str, ArrayType]:
         """No arrays: the declaration names the hidden state and the asset."""
         return {}
 
@@ -48,7 +48,7 @@ class Below(Form):
         """Store nothing."""
         return {}
 
-    def decode(self, parts: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
+    def decode(self, arrays: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
         """Return nothing: whoever has the hidden state rebuilds query and key from it."""
         return {}
 

@@ -11,12 +11,12 @@ from array_api_compat import array_namespace
 
 from pipeline.store.forms.form import (
     Array,
+    ArrayType,
     Channels,
     Content,
     Error,
     Form,
     Geometry,
-    Part,
     Tap,
 )
 
@@ -32,9 +32,9 @@ class BFloat16(Form):
     rank: ClassVar[int] = 20
     ratio: ClassVar[float] = 0.8
 
-    def parts(self, geometry: Geometry) -> dict[str, Part]:
+    def arrays(self, geometry: Geometry) -> dict[str, ArrayType]:
         """One uint16 array of `width` channels."""
-        return {"values_bits": Part("uint16", (geometry.width,), ("channel",))}
+        return {"values_bits": ArrayType("uint16", (geometry.width,), ("channel",))}
 
     def encode(self, values: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
         """Round to nearest even by integer arithmetic on the float32 bits."""
@@ -43,10 +43,10 @@ class BFloat16(Form):
         rounded = bits + 0x7FFF + ((bits >> 16) & 1)
         return {"values_bits": xp.astype((rounded >> 16) & 0xFFFF, xp.uint16)}
 
-    def decode(self, parts: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
+    def decode(self, arrays: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
         """Widen to float32, exactly."""
-        xp = array_namespace(parts["values_bits"])
-        return {"hidden": (xp.astype(parts["values_bits"], xp.int32) << 16).view(xp.float32)}
+        xp = array_namespace(arrays["values_bits"])
+        return {"hidden": (xp.astype(arrays["values_bits"], xp.int32) << 16).view(xp.float32)}
 
     def errors(
         self, values: Mapping[str, Array], decoded: Mapping[str, Array], channels: Channels | None

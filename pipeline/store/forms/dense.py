@@ -9,12 +9,12 @@ from array_api_compat import array_namespace
 from pipeline.axes import Axis
 from pipeline.store.forms.form import (
     Array,
+    ArrayType,
     Channels,
     Content,
     Error,
     Form,
     Geometry,
-    Part,
     Tap,
 )
 
@@ -32,18 +32,18 @@ class Dense(Form):
     axis: ClassVar[Axis] = Axis.EXAMPLE
     shows_nonfinite: ClassVar[bool] = True
 
-    def parts(self, geometry: Geometry) -> dict[str, Part]:
+    def arrays(self, geometry: Geometry) -> dict[str, ArrayType]:
         """One float32 row of `vocab` (here: classes) logits an example."""
-        return {"logits": Part("float32", (geometry.vocab,), ("output",))}
+        return {"logits": ArrayType("float32", (geometry.vocab,), ("output",))}
 
     def encode(self, values: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
         """Store `logits` (examples, classes) as they are."""
         xp = array_namespace(values["logits"])
         return {"logits": xp.astype(values["logits"], xp.float32)}
 
-    def decode(self, parts: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
+    def decode(self, arrays: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
         """Return `logits` in float32."""
-        return {"logits": parts["logits"]}
+        return {"logits": arrays["logits"]}
 
     def errors(
         self, values: Mapping[str, Array], decoded: Mapping[str, Array], channels: Channels | None

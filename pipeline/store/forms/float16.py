@@ -13,12 +13,12 @@ from array_api_compat import array_namespace
 
 from pipeline.store.forms.form import (
     Array,
+    ArrayType,
     Channels,
     Content,
     Error,
     Form,
     Geometry,
-    Part,
     Tap,
 )
 
@@ -35,9 +35,9 @@ class Float16(Form):
     ratio: ClassVar[float] = 0.94
     shows_nonfinite: ClassVar[bool] = True
 
-    def parts(self, geometry: Geometry) -> dict[str, Part]:
+    def arrays(self, geometry: Geometry) -> dict[str, ArrayType]:
         """One float16 array of `width` channels."""
-        return {"values": Part("float16", (geometry.width,), ("channel",))}
+        return {"values": ArrayType("float16", (geometry.width,), ("channel",))}
 
     def encode(self, values: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
         """Round to nearest even; overflow gives infinities, which the capture refuses."""
@@ -45,10 +45,10 @@ class Float16(Form):
         with np.errstate(over="ignore"):
             return {"values": xp.astype(values["hidden"], xp.float16)}
 
-    def decode(self, parts: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
+    def decode(self, arrays: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
         """Widen to float32, exactly."""
-        xp = array_namespace(parts["values"])
-        return {"hidden": xp.astype(parts["values"], xp.float32)}
+        xp = array_namespace(arrays["values"])
+        return {"hidden": xp.astype(arrays["values"], xp.float32)}
 
     def errors(
         self, values: Mapping[str, Array], decoded: Mapping[str, Array], channels: Channels | None

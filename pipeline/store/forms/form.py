@@ -64,7 +64,7 @@ class Channels:
 
 
 @dataclass(frozen=True)
-class Part:
+class ArrayType:
     """One stored array: its dtype, the shape of one row, and what the axes of a row are called.
 
     Arrays of one Zarr group that share an axis's name have the same size there. Names are for
@@ -155,7 +155,7 @@ class Form(ABC):
     shows_nonfinite: ClassVar[bool] = False
 
     @abstractmethod
-    def parts(self, geometry: Geometry) -> dict[str, Part]:
+    def arrays(self, geometry: Geometry) -> dict[str, ArrayType]:
         """Return the arrays that the form stores for a signal of these sizes."""
 
     @abstractmethod
@@ -166,12 +166,12 @@ class Form(ABC):
         """
 
     @abstractmethod
-    def decode(self, parts: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
+    def decode(self, arrays: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
         """Turn stored arrays into the float32 values that `content` names."""
 
-    def decode_standardised(self, parts: Mapping[str, Array], channels: Channels) -> Array:
+    def decode_standardised(self, arrays: Mapping[str, Array], channels: Channels) -> Array:
         """Return hidden states in deviations from each channel's mean, as the feature loss uses."""
-        return channels.standardise(self.decode(parts, channels)["hidden"])
+        return channels.standardise(self.decode(arrays, channels)["hidden"])
 
     @abstractmethod
     def errors(
@@ -214,13 +214,13 @@ class StandardisedForm(Form):
     needs_channels: ClassVar[bool] = True
 
     @abstractmethod
-    def decode_standardised(self, parts: Mapping[str, Array], channels: Channels) -> Array:
+    def decode_standardised(self, arrays: Mapping[str, Array], channels: Channels) -> Array:
         """Return the standardised values in float32."""
 
-    def decode(self, parts: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
+    def decode(self, arrays: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
         """Return raw hidden states in float32."""
         assert channels is not None
-        return {"hidden": channels.restore(self.decode_standardised(parts, channels))}
+        return {"hidden": channels.restore(self.decode_standardised(arrays, channels))}
 
 
 def options(form: Form) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from pipeline.store.forms.form import (
     Array,
+    ArrayType,
     Channels,
     Error,
     Geometry,
-    Part,
     StandardisedForm,
     row_blocks,
 )
@@ -77,11 +77,11 @@ class Float8(StandardisedForm):
     ratio: ClassVar[float] = 0.82
     shows_nonfinite: ClassVar[bool] = True
 
-    def parts(self, geometry: Geometry) -> dict[str, Part]:
+    def arrays(self, geometry: Geometry) -> dict[str, ArrayType]:
         """A byte for each of `width` channels and one scale a token."""
         return {
-            "values_bits": Part("uint8", (geometry.width,), ("channel",)),
-            "scale": Part("float16", ()),
+            "values_bits": ArrayType("uint8", (geometry.width,), ("channel",)),
+            "scale": ArrayType("float16", ()),
         }
 
     def encode(self, values: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
@@ -107,11 +107,11 @@ class Float8(StandardisedForm):
                 codes[block] = to_e4m3(rows / xp.astype(step, xp.float32)[..., None])
         return {"values_bits": codes, "scale": scale}
 
-    def decode_standardised(self, parts: Mapping[str, Array], channels: Channels) -> Array:
+    def decode_standardised(self, arrays: Mapping[str, Array], channels: Channels) -> Array:
         """Return the bytes' values times the tokens' scales."""
-        xp = array_namespace(parts["scale"])
-        scale = xp.astype(parts["scale"], xp.float32)[..., None]
-        return of_e4m3(parts["values_bits"]) * scale
+        xp = array_namespace(arrays["scale"])
+        scale = xp.astype(arrays["scale"], xp.float32)[..., None]
+        return of_e4m3(arrays["values_bits"]) * scale
 
     def errors(
         self, values: Mapping[str, Array], decoded: Mapping[str, Array], channels: Channels | None

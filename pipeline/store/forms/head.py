@@ -13,12 +13,12 @@ from pipeline.store.forms.bfloat16 import BFloat16
 from pipeline.store.forms.float16 import Float16
 from pipeline.store.forms.form import (
     Array,
+    ArrayType,
     Channels,
     Content,
     Error,
     Form,
     Geometry,
-    Part,
     Tap,
 )
 from pipeline.store.forms.int8 import Int8
@@ -59,17 +59,17 @@ class Head(Form):
         """The head, with which readers rebuild the logits."""
         return (HEAD,)
 
-    def parts(self, geometry: Geometry) -> dict[str, Part]:
+    def arrays(self, geometry: Geometry) -> dict[str, ArrayType]:
         """The arrays of the inner form."""
-        return INNER[self.values]().parts(geometry)
+        return INNER[self.values]().arrays(geometry)
 
     def encode(self, values: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
         """Encode `head_input` (tokens, width)."""
         return INNER[self.values]().encode({"hidden": values["head_input"]}, channels)
 
-    def decode(self, parts: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
+    def decode(self, arrays: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
         """Return `head_input` in float32."""
-        return {"head_input": INNER[self.values]().decode(parts, channels)["hidden"]}
+        return {"head_input": INNER[self.values]().decode(arrays, channels)["hidden"]}
 
     def errors(
         self, values: Mapping[str, Array], decoded: Mapping[str, Array], channels: Channels | None

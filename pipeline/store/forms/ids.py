@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from array_api_compat import array_namespace
 
-from pipeline.store.forms.form import Array, Part
+from pipeline.store.forms.form import Array, ArrayType
 
 GAPS, IDS = "id_gaps", "ids"
 """The array that holds gaps, and the one that held ids in version 1 of a form."""
@@ -16,9 +16,9 @@ LARGEST_SHORT = 2**16
 """The largest vocabulary whose ids and gaps fit 16 bits."""
 
 
-def gap_part(vocab: int, n: int) -> Part:
+def gap_type(vocab: int, n: int) -> ArrayType:
     """Return the array that holds `n` gaps, or ids, of a vocabulary."""
-    return Part("uint16" if vocab <= LARGEST_SHORT else "uint32", (n,), ("id",))
+    return ArrayType("uint16" if vocab <= LARGEST_SHORT else "uint32", (n,), ("id",))
 
 
 def gaps_of(ids: Array, vocab: int) -> Array:
@@ -33,11 +33,11 @@ def gaps_of(ids: Array, vocab: int) -> Array:
     return xp.astype(gaps, xp.uint16 if vocab <= LARGEST_SHORT else xp.uint32)
 
 
-def ids_of(parts: Mapping[str, Array]) -> Array:
+def ids_of(arrays: Mapping[str, Array]) -> Array:
     """Return the ids (int64) whose gaps are stored, or which are stored themselves: version 1."""
-    if (ids := parts.get(IDS)) is not None:
+    if (ids := arrays.get(IDS)) is not None:
         xp = array_namespace(ids)
         return xp.astype(ids, xp.int64)
-    gaps = parts[GAPS]
+    gaps = arrays[GAPS]
     xp = array_namespace(gaps)
     return xp.cumulative_sum(xp.astype(gaps, xp.int64), axis=-1)

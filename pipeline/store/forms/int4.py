@@ -17,10 +17,10 @@ from array_api_compat import array_namespace
 
 from pipeline.store.forms.form import (
     Array,
+    ArrayType,
     Channels,
     Error,
     Geometry,
-    Part,
     StandardisedForm,
     row_blocks,
 )
@@ -46,12 +46,12 @@ class Int4(StandardisedForm):
         size = min(self.group, width + width % 2)
         return -(-width // size), size
 
-    def parts(self, geometry: Geometry) -> dict[str, Part]:
+    def arrays(self, geometry: Geometry) -> dict[str, ArrayType]:
         """Two levels a byte, the first one in its upper half, and a scale a group."""
         groups, size = self._groups(geometry.width)
         return {
-            "levels": Part("uint8", (groups * size // 2,), ("channel_pair",)),
-            "scale": Part("float16", (groups,), ("group",)),
+            "levels": ArrayType("uint8", (groups * size // 2,), ("channel_pair",)),
+            "scale": ArrayType("float16", (groups,), ("group",)),
         }
 
     def _grouped(self, rows: Array) -> Array:
@@ -89,9 +89,9 @@ class Int4(StandardisedForm):
                 packed[block] = xp.reshape(pairs, (rows.shape[0], groups * size // 2))
         return {"levels": packed, "scale": scale}
 
-    def decode_standardised(self, parts: Mapping[str, Array], channels: Channels) -> Array:
+    def decode_standardised(self, arrays: Mapping[str, Array], channels: Channels) -> Array:
         """Return the middles of the levels times the groups' scales."""
-        packed, scale = parts["levels"], parts["scale"]
+        packed, scale = arrays["levels"], arrays["scale"]
         xp = array_namespace(packed)
         rows, width = packed.shape[0], channels.mean.shape[0]
         levels = xp.stack([packed >> 4, packed & 15], axis=-1)

@@ -15,10 +15,10 @@ from array_api_compat import array_namespace
 
 from pipeline.store.forms.form import (
     Array,
+    ArrayType,
     Channels,
     Error,
     Geometry,
-    Part,
     StandardisedForm,
     row_blocks,
 )
@@ -77,11 +77,11 @@ class Int8(StandardisedForm):
     ratio: ClassVar[float] = 0.97
     shows_nonfinite: ClassVar[bool] = True
 
-    def parts(self, geometry: Geometry) -> dict[str, Part]:
+    def arrays(self, geometry: Geometry) -> dict[str, ArrayType]:
         """Levels of `width` channels and one scale a token."""
         return {
-            "levels": Part("int8", (geometry.width,), ("channel",)),
-            "scale": Part("float16", ()),
+            "levels": ArrayType("int8", (geometry.width,), ("channel",)),
+            "scale": ArrayType("float16", ()),
         }
 
     def encode(self, values: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
@@ -90,9 +90,9 @@ class Int8(StandardisedForm):
         levels, scale = quantise_rows(values["hidden"], channels)
         return {"levels": levels, "scale": scale}
 
-    def decode_standardised(self, parts: Mapping[str, Array], channels: Channels) -> Array:
+    def decode_standardised(self, arrays: Mapping[str, Array], channels: Channels) -> Array:
         """Return levels times scales."""
-        return widen_rows(parts["levels"], parts["scale"])
+        return widen_rows(arrays["levels"], arrays["scale"])
 
     def errors(
         self, values: Mapping[str, Array], decoded: Mapping[str, Array], channels: Channels | None

@@ -16,12 +16,12 @@ from array_api_compat import array_namespace
 from pipeline.axes import Axis
 from pipeline.store.forms.form import (
     Array,
+    ArrayType,
     Channels,
     Content,
     Error,
     Form,
     Geometry,
-    Part,
     Tap,
 )
 
@@ -40,9 +40,9 @@ class Map(Form):
     ratio: ClassVar[float] = 0.68
     axis: ClassVar[Axis] = Axis.PAIR
 
-    def parts(self, geometry: Geometry) -> dict[str, Part]:
+    def arrays(self, geometry: Geometry) -> dict[str, ArrayType]:
         """One level a head."""
-        return {"levels": Part("uint8", (geometry.heads,), ("head",))}
+        return {"levels": ArrayType("uint8", (geometry.heads,), ("head",))}
 
     def encode(self, values: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
         """Encode `probability` (pairs, heads), all in 0..1."""
@@ -50,10 +50,10 @@ class Map(Form):
         levels = xp.round(xp.sqrt(xp.astype(values["probability"], xp.float32)) * LEVELS)
         return {"levels": xp.astype(xp.clip(levels, 0, LEVELS), xp.uint8)}
 
-    def decode(self, parts: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
+    def decode(self, arrays: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
         """Return `probability` in float32; a query's sum to 1 only nearly."""
-        xp = array_namespace(parts["levels"])
-        return {"probability": (xp.astype(parts["levels"], xp.float32) / LEVELS) ** 2}
+        xp = array_namespace(arrays["levels"])
+        return {"probability": (xp.astype(arrays["levels"], xp.float32) / LEVELS) ** 2}
 
     def errors(
         self, values: Mapping[str, Array], decoded: Mapping[str, Array], channels: Channels | None

@@ -14,12 +14,12 @@ from array_api_compat import array_namespace
 
 from pipeline.store.forms.form import (
     Array,
+    ArrayType,
     Channels,
     Content,
     Error,
     Form,
     Geometry,
-    Part,
     Tap,
 )
 from pipeline.store.forms.int8 import largest_error, quantise_rows, widen_rows
@@ -37,13 +37,13 @@ class QueryKey(Form):
     ratio: ClassVar[float] = 0.95
     shows_nonfinite: ClassVar[bool] = True
 
-    def parts(self, geometry: Geometry) -> dict[str, Part]:
+    def arrays(self, geometry: Geometry) -> dict[str, ArrayType]:
         """Levels and one scale a head, for queries and for (possibly fewer) keys."""
         return {
-            "query": Part("int8", (geometry.heads, geometry.d_head), ("head", "channel")),
-            "query_scale": Part("float16", (geometry.heads,), ("head",)),
-            "key": Part("int8", (geometry.kv_heads, geometry.d_head), ("kv_head", "channel")),
-            "key_scale": Part("float16", (geometry.kv_heads,), ("kv_head",)),
+            "query": ArrayType("int8", (geometry.heads, geometry.d_head), ("head", "channel")),
+            "query_scale": ArrayType("float16", (geometry.heads,), ("head",)),
+            "key": ArrayType("int8", (geometry.kv_heads, geometry.d_head), ("kv_head", "channel")),
+            "key_scale": ArrayType("float16", (geometry.kv_heads,), ("kv_head",)),
         }
 
     def encode(self, values: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
@@ -52,11 +52,11 @@ class QueryKey(Form):
         key, key_scale = quantise_rows(values["key"])
         return {"query": query, "query_scale": query_scale, "key": key, "key_scale": key_scale}
 
-    def decode(self, parts: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
+    def decode(self, arrays: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
         """Return `query` and `key` in float32."""
         return {
-            "query": widen_rows(parts["query"], parts["query_scale"]),
-            "key": widen_rows(parts["key"], parts["key_scale"]),
+            "query": widen_rows(arrays["query"], arrays["query_scale"]),
+            "key": widen_rows(arrays["key"], arrays["key_scale"]),
         }
 
     def errors(

@@ -20,15 +20,15 @@ from pydantic import Field
 
 from pipeline.store.forms.form import (
     Array,
+    ArrayType,
     Channels,
     Content,
     Error,
     Form,
     Geometry,
-    Part,
     Tap,
 )
-from pipeline.store.forms.ids import GAPS, IDS, gap_part, gaps_of, ids_of
+from pipeline.store.forms.ids import GAPS, IDS, gap_type, gaps_of, ids_of
 from pipeline.store.forms.topk import log_softmax
 
 CHUNK_LOGITS = 2**22
@@ -103,9 +103,9 @@ class Sampled(Form):
         """Return this form, or the one that reads version 1."""
         return Sampled1(self.n) if version == 1 else super().as_written_by(version)
 
-    def parts(self, geometry: Geometry) -> dict[str, Part]:
+    def arrays(self, geometry: Geometry) -> dict[str, ArrayType]:
         """The ids drawn, one as often as it was, as the gaps between them."""
-        return {self.ids_array: gap_part(geometry.vocab, self.n)}
+        return {self.ids_array: gap_type(geometry.vocab, self.n)}
 
     def encode(self, values: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
         """Draw from `logits` (tokens, vocab); a row that is not finite gives ids of no meaning."""
@@ -119,9 +119,9 @@ class Sampled(Form):
         drawn = xp.concat([draw(piece, self.n) for piece in pieces or [logits]], axis=0)
         return {GAPS: gaps_of(drawn, logits.shape[-1])}
 
-    def decode(self, parts: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
+    def decode(self, arrays: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
         """Return `samples` (int64)."""
-        return {"samples": ids_of(parts)}
+        return {"samples": ids_of(arrays)}
 
     def errors(
         self, values: Mapping[str, Array], decoded: Mapping[str, Array], channels: Channels | None

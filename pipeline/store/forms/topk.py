@@ -19,16 +19,16 @@ from pydantic import Field
 from pipeline.errors import IncompatibleError
 from pipeline.store.forms.form import (
     Array,
+    ArrayType,
     Channels,
     Content,
     Error,
     Form,
     Geometry,
-    Part,
     Tap,
     row_blocks,
 )
-from pipeline.store.forms.ids import GAPS, IDS, gap_part, gaps_of, ids_of
+from pipeline.store.forms.ids import GAPS, IDS, gap_type, gaps_of, ids_of
 
 GROUP = 16
 """Columns that are first looked at by their largest alone."""
@@ -114,7 +114,7 @@ class TopK(Form):
         """Return this form, or the one that reads version 1."""
         return TopK1(self.k, self.temperatures) if version == 1 else super().as_written_by(version)
 
-    def parts(self, geometry: Geometry) -> dict[str, Part]:
+    def arrays(self, geometry: Geometry) -> dict[str, ArrayType]:
         """Ids and log-probabilities of `k` tokens, and a normaliser for every temperature."""
         if not 0 < self.k < geometry.vocab:
             raise IncompatibleError(
@@ -122,9 +122,9 @@ class TopK(Form):
                 "choose 0 < k < vocabulary, or the form head, which keeps all of it"
             )
         return {
-            self.ids_array: gap_part(geometry.vocab, self.k),
-            "log_probs": Part("float16", (self.k,), ("id",)),
-            "log_normalizer": Part("float32", (len(self.temperatures),), ("temperature",)),
+            self.ids_array: gap_type(geometry.vocab, self.k),
+            "log_probs": ArrayType("float16", (self.k,), ("id",)),
+            "log_normalizer": ArrayType("float32", (len(self.temperatures),), ("temperature",)),
         }
 
     def encode(self, values: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
@@ -180,13 +180,13 @@ class TopK(Form):
             pieces.append(piece)
         return [list(column) for column in zip(*pieces, strict=True)]
 
-    def decode(self, parts: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
+    def decode(self, arrays: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
         """Return `ids` (int64), `log_probs` at temperature 1 and `log_normalizer` a temperature."""
-        xp = array_namespace(parts["log_probs"])
+        xp = array_namespace(arrays["log_probs"])
         return {
-            "ids": ids_of(parts),
-            "log_probs": xp.astype(parts["log_probs"], xp.float32),
-            "log_normalizer": parts["log_normalizer"],
+            "ids": ids_of(arrays),
+            "log_probs": xp.astype(arrays["log_probs"], xp.float32),
+            "log_normalizer": arrays["log_normalizer"],
         }
 
     def errors(

@@ -12,12 +12,12 @@ from array_api_compat import array_namespace
 
 from pipeline.store.forms.form import (
     Array,
+    ArrayType,
     Channels,
     Content,
     Error,
     Form,
     Geometry,
-    Part,
     Tap,
 )
 from pipeline.store.forms.int8 import largest_error, quantise_rows, widen_rows
@@ -35,11 +35,13 @@ class ValueInt8(Form):
     ratio: ClassVar[float] = 0.97
     shows_nonfinite: ClassVar[bool] = True
 
-    def parts(self, geometry: Geometry) -> dict[str, Part]:
+    def arrays(self, geometry: Geometry) -> dict[str, ArrayType]:
         """Levels and one scale a key head."""
         return {
-            "value": Part("int8", (geometry.kv_heads, geometry.d_head), ("kv_head", "channel")),
-            "value_scale": Part("float16", (geometry.kv_heads,), ("kv_head",)),
+            "value": ArrayType(
+                "int8", (geometry.kv_heads, geometry.d_head), ("kv_head", "channel")
+            ),
+            "value_scale": ArrayType("float16", (geometry.kv_heads,), ("kv_head",)),
         }
 
     def encode(self, values: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
@@ -47,9 +49,9 @@ class ValueInt8(Form):
         levels, scale = quantise_rows(values["value"])
         return {"value": levels, "value_scale": scale}
 
-    def decode(self, parts: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
+    def decode(self, arrays: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
         """Return `value` in float32."""
-        return {"value": widen_rows(parts["value"], parts["value_scale"])}
+        return {"value": widen_rows(arrays["value"], arrays["value_scale"])}
 
     def errors(
         self, values: Mapping[str, Array], decoded: Mapping[str, Array], channels: Channels | None

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, IncompatibleError, IntegrityError
 from pipeline.store.extent import segment_extent
-from pipeline.store.planner import EXAMPLE_PARTS, example_array, target_part, token_array
+from pipeline.store.planner import EXAMPLE_TYPES, example_array, target_type, token_array
 from pipeline.store.reader import StoreReader
 from pipeline.store.records import Declaration
 from pipeline.store.shards import ArraySpec
@@ -28,11 +28,11 @@ def planned_arrays(plan: Mapping[str, Any]) -> dict[str, ArraySpec]:
         f"tokens/{column}": token_array(column, count, capacity, chunk)
         for column in plan["columns"]
     }
-    parts = dict(EXAMPLE_PARTS)
+    types = dict(EXAMPLE_TYPES)
     if plan.get("outputs", 0):
-        parts["targets"] = target_part(plan["outputs"])
-    for name, part in parts.items():
-        arrays[f"examples/{name}"] = example_array(part, plan["examples"])
+        types["targets"] = target_type(plan["outputs"])
+    for name, array_type in types.items():
+        arrays[f"examples/{name}"] = example_array(array_type, plan["examples"])
     return arrays
 
 
@@ -55,9 +55,9 @@ def signal_arrays(
     rows = len(plan["segments"]) * extent.shard_rows
     return {
         f"{declared.name}/{name}": ArraySpec(
-            part, rows, extent.shard_rows, extent.chunk_rows, declared.axis
+            array_type, rows, extent.shard_rows, extent.chunk_rows, declared.axis
         )
-        for name, part in declared.parts().items()
+        for name, array_type in declared.arrays().items()
     }
 
 

@@ -133,7 +133,7 @@ class _Verification:
             return files
         arrays = planned_arrays(plan)
         segments = {
-            f"{self.layout.features.name}/{name}/{shard_name(number, spec.part)}": number
+            f"{self.layout.features.name}/{name}/{shard_name(number, spec.array_type)}": number
             for name, spec in arrays.items()
             if name.startswith("tokens/")
             for number in range(len(plan["segments"]))
@@ -183,7 +183,7 @@ class _Verification:
         features, root = self.layout.features, self.layout.root
         columns = []
         for name in ("examples/length", "examples/segment"):
-            shard = f"{features.name}/{name}/{shard_name(0, arrays[name].part)}"
+            shard = f"{features.name}/{name}/{shard_name(0, arrays[name].array_type)}"
             expected = plan["files"].get(shard)
             try:
                 if expected is None:
@@ -313,7 +313,7 @@ class _Verification:
                 files.spoil(path, "not the asset that the index lists")
 
     def _arrays(self, declared: Declaration, files: Files) -> None:
-        if declared.parts() and self.plan is not None and self.lengths is not None:
+        if declared.arrays() and self.plan is not None and self.lengths is not None:
             length, segment = self.lengths
             arrays = signal_arrays(declared, self.plan, length=length, segment=segment)
             self._check_metadata(arrays, files)

@@ -52,8 +52,8 @@ def _difference(reader: StoreReader, stored: StoredSignal, number: int) -> str |
         return " ".join(str(error).split()).rpartition("; ")[0]
     members = reader.examples_in(number)
     counts = example_rows(declared.axis, reader.examples["length"][members], declared.rule)
-    parts, live = segment.features[name], int(counts.sum())
-    if (content := content_digest(parts, live)) != receipt.content:
+    arrays, live = segment.features[name], int(counts.sum())
+    if (content := content_digest(arrays, live)) != receipt.content:
         return f"content digest {content[:16]}, expected {receipt.content[:16]}"
     skipped = set(receipt.skipped)
     if unknown := sorted(skipped - set(range(len(members)))):
@@ -61,13 +61,13 @@ def _difference(reader: StoreReader, stored: StoredSignal, number: int) -> str |
     owners = np.repeat(np.arange(len(members)), counts)
     of_skipped = np.isin(owners, sorted(skipped))
     # A skipped example's rows were never written.
-    if any(values[:live][of_skipped].any() for values in parts.values()):
+    if any(values[:live][of_skipped].any() for values in arrays.values()):
         return f"values in rows of the skipped slots {sorted(skipped)}"
     form = declared.form
     # An infinite scale is found below, by what it makes of the values.
     with np.errstate(invalid="ignore", over="ignore"):
         decoded = form.decode(
-            {part: values[:live] for part, values in parts.items()}, reader.channels(name)
+            {array: values[:live] for array, values in arrays.items()}, reader.channels(name)
         )
     finite = np.ones(live, dtype=bool)
     for values in decoded.values():

@@ -1,4 +1,4 @@
-"""The teacher's side of a batch: stored parts widened on the device into what the losses take."""
+"""The teacher's side of a batch: stored arrays widened on the device into what the losses take."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -147,7 +147,7 @@ class TeacherFeatures(nn.Module):
         rows: slice | Tensor = slice(None),
     ) -> dict[str, Tensor]:
         declared = self.declaration(kind, layer)
-        chosen = {part: value[rows] for part, value in features[declared.name].items()}
+        chosen = {array: value[rows] for array, value in features[declared.name].items()}
         return declared.form.decode(chosen, self._channels(declared))
 
     def _channels(self, declared: Declaration) -> Channels | None:
@@ -173,7 +173,7 @@ class TeacherFeatures(nn.Module):
         declared = self.declaration("hidden", layer)
         channels = self._channels(declared)
         assert channels is not None
-        chosen = {part: value[rows] for part, value in features[declared.name].items()}
+        chosen = {array: value[rows] for array, value in features[declared.name].items()}
         return declared.form.decode_standardised(chosen, channels)
 
     def attention_rows(
@@ -195,7 +195,7 @@ class TeacherFeatures(nn.Module):
             seen = visible[:, 0]
             keys = torch.arange(seen.shape[-1], device=seen.device)
             places = torch.where(seen, first[examples, queries, None] + keys, 0)
-            chosen = {part: value[places] for part, value in features[declared.name].items()}
+            chosen = {array: value[places] for array, value in features[declared.name].items()}
             maps = declared.form.decode(chosen, None)["probability"] * seen[..., None]
             return probabilities_to_log(maps.permute(0, 3, 1, 2))
 

@@ -180,8 +180,8 @@ class StoreDataset(Dataset[dict[str, Any]]):
             batch["labels"] = torch.from_numpy(self._label[indices])
         batch["features"] = {
             name: {
-                part: self._gather(name, indices, [one.features[name][part] for one in segments])
-                for part in segments[0].features[name]
+                array: self._gather(name, indices, [one.features[name][array] for one in segments])
+                for array in segments[0].features[name]
             }
             for name in self._signals
         }

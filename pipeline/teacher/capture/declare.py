@@ -52,8 +52,8 @@ def row_bytes(signal: Signal, geometry: Geometry) -> int:
     Raises:
         IncompatibleError: If the form's options do not fit the sizes.
     """
-    parts = signal.form.parts(geometry).values()
-    return sum(np.dtype(part.dtype).itemsize * int(np.prod(part.row_shape)) for part in parts)
+    types = signal.form.arrays(geometry).values()
+    return sum(np.dtype(one.dtype).itemsize * int(np.prod(one.row_shape)) for one in types)
 
 
 def load_declaration(layout: Layout, signal: Signal) -> Declaration | None:

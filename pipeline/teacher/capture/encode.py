@@ -1,4 +1,4 @@
-"""What a batch becomes in the store, before compression: every signal's parts, still on the device.
+"""Encodes a batch: the stored arrays of every signal, before compression, still on the device.
 
 Touches no store, so that whoever asks what a batch costs in bytes, time or memory asks this.
 """
@@ -22,9 +22,9 @@ from pipeline.teacher.capture.forward import Batch, Place, TappedTeacher, Values
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """A signal's rows of a batch: its parts by name, and whether each row may be stored."""
+    """A signal's rows of a batch: its arrays by name, and whether each row may be stored."""
 
-    parts: dict[str, Tensor]
+    arrays: dict[str, Tensor]
     finite: Bool[Tensor, " rows"]
 
 
@@ -34,7 +34,7 @@ class BatchEncoder:
     Args:
         model: The teacher; its blocks may lie on several devices.
         report: What the check of its taps found.
-        signals: What to encode; those without parts are left out.
+        signals: What to encode; those without arrays are left out.
         channels: Each signal's channel statistics by its name, None where its form needs none.
     """
 
@@ -111,7 +111,7 @@ class BatchEncoder:
                 for key, value in piece.items():
                     chosen.setdefault(key, []).append(value[here.to(value.device)])
                 first += count
-            found = {key: torch.cat(parts) for key, parts in chosen.items()}
+            found = {key: torch.cat(pieces) for key, pieces in chosen.items()}
             return first_beyond(found)
         raise KeyError(name)
 
@@ -121,14 +121,14 @@ def encode_rows(form: Form, values: Values, channels: Channels | None) -> Encode
 
     Finite values may still leave the range of their form, as 65,504 in float16.
     """
-    parts = form.encode(values, channels)
-    tested = [part.float() for part in parts.values() if part.is_floating_point()]
+    arrays = form.encode(values, channels)
+    tested = [array.float() for array in arrays.values() if array.is_floating_point()]
     if not form.shows_nonfinite:
         tested += values.values()
     finite = _is_finite(tested[0])
     for rows in tested[1:]:
         finite &= _is_finite(rows)
-    return Encoded(parts, finite)
+    return Encoded(arrays, finite)
 
 
 def _is_finite(values: Tensor) -> Tensor:
@@ -142,5 +142,6 @@ def _is_finite(values: Tensor) -> Tensor:
 def _joined(pieces: Sequence[Encoded]) -> Encoded:
     if len(pieces) == 1:
         return pieces[0]
-    parts = {name: torch.cat([piece.parts[name] for piece in pieces]) for name in pieces[0].parts}
-    return Encoded(parts, torch.cat([piece.finite for piece in pieces]))
+    names = pieces[0].arrays
+    arrays = {name: torch.cat([piece.arrays[name] for piece in pieces]) for name in names}
+    return Encoded(arrays, torch.cat([piece.finite for piece in pieces]))

@@ -49,7 +49,7 @@ class SegmentJob:
 
 @dataclass(frozen=True)
 class CapturedSegment:
-    """What a store keeps of one segment, by signal: its parts, and the slots that were skipped."""
+    """What a store keeps of one segment, by signal: its arrays, and the slots that were skipped."""
 
     number: int
     rows: str
@@ -137,10 +137,10 @@ class SegmentCapture:
 
 
 def _named(encoded: Mapping[str, Encoded]) -> dict[str, Tensor]:
-    """Return all tensors of a batch by signal and part, and by signal whether rows are finite."""
+    """Return all tensors of a batch by signal and array, and by signal whether rows are finite."""
     found = {name: signal.finite for name, signal in encoded.items()}
     for name, signal in encoded.items():
-        found |= {f"{name}/{part}": value for part, value in signal.parts.items()}
+        found |= {f"{name}/{array}": value for array, value in signal.arrays.items()}
     return found
 
 
@@ -154,13 +154,13 @@ def _store(
     """Put a batch into its rows of the buffers; return the examples left out, not being finite."""
     finite = arrays[name]
     if finite.all():
-        for part, buffer in buffers.items():
-            buffer[rows] = arrays[f"{name}/{part}"]
+        for array, buffer in buffers.items():
+            buffer[rows] = arrays[f"{name}/{array}"]
         return np.empty(0, np.int64)
     bad = np.unique(owners[~finite])
     keep = ~np.isin(owners, bad)
-    for part, buffer in buffers.items():
-        buffer[rows[keep]] = arrays[f"{name}/{part}"][keep]
+    for array, buffer in buffers.items():
+        buffer[rows[keep]] = arrays[f"{name}/{array}"][keep]
     return bad
 
 

@@ -99,7 +99,7 @@ def spot_check(
     )
     device = input_device(model, device)
     declared = {name: reader.signal(name).declaration for name in names}
-    declared = {name: one for name, one in declared.items() if one.parts()}
+    declared = {name: one for name, one in declared.items() if one.arrays()}
     signals = list(declared.values())
     report = check_taps(
         model,
@@ -210,7 +210,7 @@ def _on(channels: Channels | None, device: torch.device) -> Channels | None:
 def _share(
     declared: Declaration,
     values: Mapping[str, Tensor],
-    parts: Mapping[str, np.ndarray],
+    arrays: Mapping[str, np.ndarray],
     rows: tuple[np.ndarray, np.ndarray],
     channels: Channels | None,
     bound: float,
@@ -225,7 +225,7 @@ def _share(
     true = {key: value[torch.from_numpy(in_batch).to(device)] for key, value in values.items()}
     stored = {
         key: torch.from_numpy(np.ascontiguousarray(value[in_segment])).to(device)
-        for key, value in parts.items()
+        for key, value in arrays.items()
     }
     decoded = form.decode(stored, of)
     worst = 0.0
