@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.synthetic import PAD_ID, write_corpus, write_teacher
 from benchmarks.train_arms import Widened
@@ -27,7 +27,7 @@ from pipeline.student.align.objective import Objective
 from pipeline.student.data.batch_order import BatchOrder
 from pipeline.student.data.features import TeacherFeatures
 from pipeline.student.data.stream import StoreDataset
-from pipeline.student.loop.trainer import DistillationTrainer
+from pipeline.student.loop.steps import StudentLoop
 from pipeline.taps.inputs import model_columns, model_inputs, run_base
 from pipeline.taps.tap import tap
 from pipeline.teacher.capture.capture import Runtime, capture
@@ -146,20 +146,6 @@ class Held(StoreDataset):
         return self.held
 
 
-class Clock(TrainerCallback):
-    """When each step ended."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.ends: list[float] = []
-        self._device = device
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take the time."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize()
-        self.ends.append(time.perf_counter())
-
-
 def status_bytes(key: str) -> int:
     """Return a line of /proc/self/status in bytes: VmRSS, VmHWM (its peak), VmPeak (addresses)."""
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -205,8 +191,11 @@ def student(size: Size) -> LlamaForCausalLM:
     )
 
 
-def train(arm: str, size: Size, root: Path, device: torch.device, *, is_held: bool) -> Clock:
-    """Train a student for some steps by the real trainer, without checkpoints."""
+def train(arm: str, size: Size, root: Path, device: torch.device, *, is_held: bool) -> list[float]:
+    """Train a student for some steps by the real loop; return when each step ended.
+
+    The loop has one step more, which is not taken: the last one writes a checkpoint.
+    """
     terms = {term: {"weight": 1.0} for term in LEARNT[arm]}
     objective = Objective.model_validate(terms)
     reader = StoreReader(next((root / "stores").iterdir()))
@@ -229,16 +218,19 @@ def train(arm: str, size: Size, root: Path, device: torch.device, *, is_held: bo
     order = BatchOrder(
         dataset.segment, dataset.length, batch_size=size.batch, pool_segments=4, seed=0
     )
-    options = TrainOptions(steps=size.steps, batch_size=size.batch, save_every=10**6)
+    options = TrainOptions(steps=size.steps + 1, batch_size=size.batch, save_every=10**6)
     arguments = training_arguments(options, root / "work", device.type)
-    arguments.save_strategy = type(arguments.save_strategy)("no")
-    trainer = DistillationTrainer(distiller, dataset, order, arguments, description=arm)
-    clock = Clock(device)
-    trainer.add_callback(clock)
+    steps = StudentLoop(distiller, dataset, order, arguments, description=arm).steps()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew: building had its own
-    trainer.train()
-    return clock
+    next(steps)
+    ends: list[float] = []
+    for _ in range(size.steps):
+        next(steps)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        ends.append(time.perf_counter())
+    return ends
 
 
 def child(order: Mapping[str, Any]) -> dict[str, Any]:
@@ -252,16 +244,16 @@ def child(order: Mapping[str, Any]) -> dict[str, Any]:
     elif cap:
         resource.setrlimit(resource.RLIMIT_AS, (cap, cap))
     try:
-        clock = train(order["arm"], size, Path(order["root"]), device, is_held=order["held"])
+        ends = train(order["arm"], size, Path(order["root"]), device, is_held=order["held"])
     except (DecantError, MemoryError, OSError, RuntimeError) as error:
         # What a missing allocation ends in depends on who asks.
         said = str(error).splitlines()[0].replace(f"{order['root']}/", "")
         return {"error": f"{type(error).__name__}: {said[:200]}"}
     on_gpu = device.type == "cuda"
     peak = torch.cuda.max_memory_allocated() if on_gpu else status_bytes("VmHWM")
-    steps = len(clock.ends) - 1
+    steps = len(ends) - 1
     return {
-        "tokens_a_second": steps * size.batch * size.length / (clock.ends[-1] - clock.ends[0]),
+        "tokens_a_second": steps * size.batch * size.length / (ends[-1] - ends[0]),
         "peak_bytes": peak,
         "capped_bytes": peak if on_gpu else status_bytes("VmPeak"),
         "library_bytes": 0 if on_gpu else libraries["rss"],

@@ -13,6 +13,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -24,7 +25,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from safetensors.numpy import save
-from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.results import results_option, write
 from benchmarks.synthetic import machine, quiet
@@ -47,7 +48,7 @@ from pipeline.student.data.batch_order import BatchOrder
 from pipeline.student.data.features import TeacherFeatures
 from pipeline.student.data.feed import Feed
 from pipeline.student.data.stream import StoreDataset
-from pipeline.student.loop.trainer import DistillationTrainer
+from pipeline.student.loop.steps import StudentLoop
 from pipeline.training.arguments import training_arguments
 from pipeline.training.options import TrainOptions
 
@@ -117,20 +118,6 @@ def _write_signal(layout: Layout, plan: Plan, signal: Signal, identities: list[s
     writer.commit()
 
 
-class _Clock(TrainerCallback):
-    """When each step began, its batch there, and when it ended."""
-
-    def __init__(self) -> None:
-        self.begun: list[float] = []
-        self.ended: list[float] = []
-
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self.begun.append(perf_counter())
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.ended.append(perf_counter())
-
-
 def first_step(path: Path, import_seconds: float) -> None:
     """Train a few steps from a store, read an epoch; print the figures as one JSON line.
 
@@ -138,7 +125,7 @@ def first_step(path: Path, import_seconds: float) -> None:
     """
     logging.basicConfig(level="WARNING")
     quiet()
-    begun, clock = perf_counter(), _Clock()
+    begun = perf_counter()
     index = read_index(Layout(path))["signals"]
     reader = StoreReader(path, {name: entry["digest"] for name, entry in index.items()})
     opened = perf_counter()
@@ -165,14 +152,12 @@ def first_step(path: Path, import_seconds: float) -> None:
         pool_segments=POOL_SEGMENTS,
         seed=0,
     )
-    options = TrainOptions(steps=STEPS, batch_size=BATCH_SIZE)
+    options = TrainOptions(steps=STEPS + 1, batch_size=BATCH_SIZE)
     with tempfile.TemporaryDirectory() as work:
         arguments = training_arguments(options, Path(work), "cpu")
-        trainer = DistillationTrainer(
-            distiller, dataset, order, arguments, description="first step", reports=[clock]
-        )
-        trainer.train()
-    steps = [ended - begun for begun, ended in zip(clock.begun, clock.ended, strict=True)]
+        loop = StudentLoop(distiller, dataset, order, arguments, description="first step")
+        between = [perf_counter() for _ in loop.steps()]
+    steps = [ended - begun for begun, ended in pairwise(between)]
     step = sorted(steps)[len(steps) // 2]
     read_seconds, growth = _read_epoch(dataset, order)
     segment = reader.read_segment(0, list(reader.pins))
@@ -181,7 +166,7 @@ def first_step(path: Path, import_seconds: float) -> None:
         "segments": len(reader.plan["segments"]),
         "import_seconds": import_seconds,
         "open_seconds": opened - begun,
-        "first_step_seconds": clock.ended[0] - begun - step,
+        "first_step_seconds": between[1] - begun - step,
         "step_seconds": step,
         "epoch_read_seconds": read_seconds,
         "epoch_growth_bytes": growth,

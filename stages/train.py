@@ -126,10 +126,9 @@ def _train(trainings: "Sequence[Training]") -> None:
 
         train_together(trainings)
         return
-    from pipeline.student.loop.train import StudentRun
+    from pipeline.student.loop.train import train_alone
 
-    run = StudentRun(trainings[0])
-    run.train(run.trainer())
+    train_alone(trainings[0])
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""What teaching a teacher and training a student share around `transformers.Trainer`."""
+"""What training a teacher and training a student share."""

@@ -53,3 +53,8 @@ def training_arguments(options: TrainOptions, directory: Path, device: str) -> T
     # One process, one device: DataParallel would cut flat token features by rows of the batch.
     arguments._n_gpu = min(1, arguments.n_gpu)
     return arguments
+
+
+def warmup_steps(arguments: TrainingArguments, steps: int) -> int:
+    """Return the steps of warm-up; none in a run of one step, whose rate it would make 0."""
+    return arguments.get_warmup_steps(steps) if steps > 1 else 0

@@ -1,8 +1,7 @@
-"""Checkpoints that count only when they are whole.
+"""Checkpoints that count only when they are complete.
 
-`Trainer` takes the newest checkpoint directory, written to the end or not. Here the last thing
-written, after every file is durable, is a marker, and only a checkpoint that has it is resumed
-from.
+The last file that is written, after every other one is durable, is a marker, and a run goes on only
+from a checkpoint that has it.
 """
 
 import logging
@@ -11,22 +10,13 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import torch.distributed
-from transformers import (
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
-from transformers.trainer import TRAINER_STATE_NAME
+from torch import nn
+from transformers import TrainerState
 
 from pipeline.errors import IntegrityError, ResourceError
 from pipeline.provenance import (
     fsync_directory,
-    needing_room,
     read_json,
     sync_tree,
     write_json,
@@ -39,61 +29,52 @@ KEPT = 2
 """Checkpoints of a run that stay when a newer one is written, which is one of them."""
 
 
-class CompletionMarker(TrainerCallback):
-    """Sees that there is room for checkpoints, and marks each as whole once its files are durable.
+def begin_after(directory: Path, checkpoint: Path | None) -> None:
+    """Remove what a run left beyond the checkpoint that this one goes on from.
 
-    `features`, signal to digest, is what it was trained from; it stands in the marker.
+    The checkpoints of the highest steps are kept: with those, which are not complete, this run's
+    own would be removed as soon as they are written.
     """
-
-    def __init__(self, features: Mapping[str, str] | None = None) -> None:
-        self._record = {} if features is None else {"features": dict(features)}
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Refuse to begin what the disk cannot hold: all checkpoints that will lie there at once.
-
-        Raises:
-            ResourceError: With the bytes that are free and those needed.
-        """
-        if not state.is_world_process_zero:
-            return
-        directory = Path(str(args.output_dir))
-        there = len(list(directory.glob("checkpoint-*")))
-        to_come = math.ceil((state.max_steps - state.global_step) / args.save_steps)
-        # The next one is written before the oldest one goes.
-        count = max(1, min(to_come, KEPT + 1 - there))
-        needed = count * checkpoint_bytes(kwargs["model"])
-        free = shutil.disk_usage(directory if directory.exists() else directory.parent).free
-        if needed > free:
-            raise ResourceError(
-                f"{directory}: {free:,} bytes free, {count} checkpoints need about {needed:,} "
-                "bytes; free space, train a smaller model, or fewer of its weights with lora"
-            )
-
-    def on_save(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
-        """Sync every file of the checkpoint, write the marker, then remove older checkpoints.
-
-        By their steps: `Trainer` goes by the time of writing, and where the clock was set back it
-        would remove the newest.
-        """
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()  # every rank leaves its random state there
-        if not state.is_world_process_zero:
-            return
-        assert args.output_dir is not None
-        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        sync_tree(checkpoint)
-        fsync_directory(checkpoint.parent)
-        write_json(checkpoint / MARKER, {"step": state.global_step, **self._record})
-        for path in sorted(checkpoint.parent.glob("checkpoint-*"), key=_step)[:-KEPT]:
+    last = -1 if checkpoint is None else _step(checkpoint)
+    for path in directory.glob("checkpoint-*"):
+        if _step(path) > last:
             _remove(path)
+
+
+def check_room(directory: Path, model: nn.Module, state: TrainerState) -> None:
+    """Refuse to begin what the disk cannot hold: all checkpoints that will be there at once.
+
+    Raises:
+        ResourceError: With the bytes that are free and those needed.
+    """
+    there = len(list(directory.glob("checkpoint-*")))
+    to_come = math.ceil((state.max_steps - state.global_step) / state.save_steps)
+    # The next one is written before the oldest one goes.
+    count = max(1, min(to_come, KEPT + 1 - there))
+    needed = count * checkpoint_bytes(model)
+    free = shutil.disk_usage(directory if directory.exists() else directory.parent).free
+    if needed > free:
+        raise ResourceError(
+            f"{directory}: {free:,} bytes free, {count} checkpoints need about {needed:,} "
+            "bytes; free space, train a smaller model, or fewer of its weights with lora"
+        )
+
+
+def mark_complete(checkpoint: Path, features: Mapping[str, str] | None = None) -> None:
+    """Sync every file of a checkpoint, write its marker, then remove older checkpoints.
+
+    By their steps: the time of writing would remove the newest where the clock was set back.
+
+    Args:
+        checkpoint: The checkpoint, written to its end.
+        features: Signal to digest, what it was trained from; None where nothing of a store is used.
+    """
+    sync_tree(checkpoint)
+    fsync_directory(checkpoint.parent)
+    record = {} if features is None else {"features": dict(features)}
+    write_json(checkpoint / MARKER, {"step": _step(checkpoint), **record})
+    for path in sorted(checkpoint.parent.glob("checkpoint-*"), key=_step)[:-KEPT]:
+        _remove(path)
 
 
 def last_complete_checkpoint(
@@ -131,45 +112,11 @@ def _unfit(marker: Path, features: Mapping[str, str]) -> str | None:
     return None
 
 
-def train_from(trainer: Trainer, checkpoint: str | None) -> None:
-    """Train to the end, from a checkpoint where there is one.
-
-    From a checkpoint of the last step `Trainer` would take one more: a run that was killed after it
-    would end with other weights. Here its weights and its log are loaded, and that is all.
-
-    Raises:
-        ResourceError: If there is no room for a checkpoint.
-    """
-    if checkpoint is not None:
-        state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
-        if state.global_step >= state.max_steps:
-            trainer._load_from_checkpoint(checkpoint)
-            trainer.state = state
-            return
-    directory = Path(str(trainer.args.output_dir))
-    if trainer.is_world_process_zero():
-        _remove_after(directory, checkpoint)
-    with needing_room(directory, checkpoint_bytes(trainer.model)):
-        trainer.train(resume_from_checkpoint=checkpoint)
-
-
-def checkpoint_bytes(model: Any) -> int:
+def checkpoint_bytes(model: nn.Module) -> int:
     """Return about how large a checkpoint is: weights, and two moments of those that train."""
     return sum(
         p.numel() * p.element_size() * (3 if p.requires_grad else 1) for p in model.parameters()
     )
-
-
-def _remove_after(directory: Path, checkpoint: str | None) -> None:
-    """Remove what a run left beyond the checkpoint that this one goes on from.
-
-    The checkpoints of the highest steps are kept: with those, which are not whole, this run's own
-    would be removed as soon as they are written.
-    """
-    last = -1 if checkpoint is None else _step(Path(checkpoint))
-    for path in directory.glob("checkpoint-*"):
-        if _step(path) > last:
-            _remove(path)
 
 
 def _remove(checkpoint: Path) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pipeline.errors import Interrupted
 
@@ -76,31 +75,25 @@ class _Interrupts:
 INTERRUPTS = _Interrupts()
 
 
-class StopAtInterrupt(TrainerCallback):
-    """Saves and ends a run after the step in which any of its processes was interrupted."""
+class Stop:
+    """Whether a run is to end, the same on all its processes, whichever was interrupted.
 
-    def __init__(self) -> None:
+    Args:
+        processes: How many train together.
+    """
+
+    def __init__(self, processes: int) -> None:
         self._number = 0
-        self._group: Any = None
+        # A group whose exchanges wait for no GPU.
+        self._group: Any = dist.new_group(backend="gloo") if processes > 1 else None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Make a group of processes whose exchanges wait for no GPU."""
-        if args.world_size > 1 and self._group is None:
-            self._group = dist.new_group(backend="gloo")
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Ask for a checkpoint and for the end."""
-        asked = torch.tensor(INTERRUPTS.number)
+    def is_asked(self) -> bool:
+        """Tell whether the step that just ended is the last; every process asks after each."""
+        number = torch.tensor(INTERRUPTS.number)
         if self._group is not None:
-            dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=self._group)
-        self._number = int(asked)
-        if self._number:
-            control.should_save = True
-            control.should_training_stop = True
+            dist.all_reduce(number, op=dist.ReduceOp.MAX, group=self._group)
+        self._number = int(number)
+        return self._number != 0
 
     def check(self, step: int) -> None:
         """Raise if the run was ended; every process waits until the checkpoint is written.

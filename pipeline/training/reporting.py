@@ -1,13 +1,16 @@
-"""Where a training can be watched from outside, by the names of `Trainer`'s `report_to`.
+"""Services that a training reports to, by the names of `report_to` in `transformers.Trainer`.
 
 What is written goes into a directory that is no output of DVC and in no record of it: watching a
 run changes neither the run nor what `dvc status` says of it.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import (
     INTEGRATION_TO_CALLBACK,
@@ -19,6 +22,7 @@ from transformers.integrations.integration_utils import (
 
 from pipeline.errors import ConfigError, in_short
 
+logger = logging.getLogger(__name__)
 EXTRAS = ("dvclive", "tensorboard")
 """Those that the project's own extras install."""
 
@@ -60,6 +64,52 @@ def _reporter(name: str, directory: Path, run: str) -> TrainerCallback:
             f"report_to of {run}: {name} is not to be had ({in_short(error)}); run pip install "
             f"{package}, or take it out"
         ) from error
+
+
+class Reports:
+    """The reporters of one run, which are told of it as `Trainer` would tell them.
+
+    Args:
+        reporters: See `reporters`.
+        arguments: The optimisation.
+        model: What is trained.
+    """
+
+    def __init__(
+        self, reporters: Sequence[TrainerCallback], arguments: TrainingArguments, model: nn.Module
+    ) -> None:
+        self._reporters, self._arguments, self._model = reporters, arguments, model
+
+    @contextmanager
+    def open(self, state: TrainerState) -> Iterator[None]:
+        """Begin the reports; they are closed however the run ends.
+
+        A run that stops because it diverged is the one whose curve is looked at.
+        """
+        try:
+            self.tell("on_init_end", state)
+            self.tell("on_train_begin", state)
+            yield
+        except BaseException:
+            for reporter in self._reporters:
+                try:
+                    self._tell(reporter, "on_train_end", state)
+                except Exception as error:  # noqa: BLE001 (the run's own is the one to tell)
+                    name = type(reporter).__name__
+                    logger.warning("%s: not closed (%s)", name, in_short(error))
+            raise
+        self.tell("on_train_end", state)
+
+    def tell(self, event: str, state: TrainerState, **more: Any) -> None:
+        """Call a method of `TrainerCallback` on each reporter."""
+        for reporter in self._reporters:
+            self._tell(reporter, event, state, **more)
+
+    def _tell(
+        self, reporter: TrainerCallback, event: str, state: TrainerState, **more: Any
+    ) -> None:
+        more["model"] = self._model
+        getattr(reporter, event)(self._arguments, state, TrainerControl(), **more)
 
 
 class LiveCallback(DVCLiveCallback):

@@ -11,12 +11,16 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.amp import GradScaler
 
 from pipeline.errors import IntegrityError
 
 LOSS = "loss"
 GRADIENT = "gradient"
 """The norm of the whole gradient, before it is clipped."""
+SMALLEST_SCALE = 2.0**-8
+"""Of float16's gradients: it starts at 65,536 and is halved at each gradient that is not finite, so
+one that would overflow even here has no end."""
 Found = Mapping[int, Mapping[str, float]]
 
 
@@ -74,6 +78,20 @@ def means(found: Found) -> dict[str, float]:
     names = dict.fromkeys(name for row in found.values() for name in row)
     columns = {name: [row[name] for row in found.values() if name in row] for name in names}
     return {name: math.fsum(column) / len(column) for name, column in columns.items()}
+
+
+def check_scale(scaler: GradScaler | None, what: str, step: int) -> None:
+    """Refuse to go on where float16's gradients are not finite at any scale.
+
+    Raises:
+        IntegrityError: If the scale is below the smallest.
+    """
+    if scaler is not None and scaler.get_scale() < SMALLEST_SCALE:
+        raise IntegrityError(
+            f"{what}: the gradient is not finite in float16 at any scale, at step {step}; set "
+            "precision to bfloat16 or float32, or lower learning_rate, then run the same command "
+            "again"
+        )
 
 
 def check_finite(found: Found, what: str) -> None:

@@ -4,25 +4,44 @@ It stops at the first value that is not finite, before a checkpoint of it could 
 """
 
 import logging
-import resource
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer import TRAINER_STATE_NAME
 
-from pipeline.errors import IntegrityError, in_short
-from pipeline.training.interrupts import INTERRUPTS, StopAtInterrupt
+from pipeline.provenance import needing_room
+from pipeline.training.arguments import warmup_steps
+from pipeline.training.checkpoints import (
+    begin_after,
+    check_room,
+    checkpoint_bytes,
+    mark_complete,
+)
+from pipeline.training.interrupts import INTERRUPTS, Stop
+from pipeline.training.memory import peak_memory_bytes
 from pipeline.training.progress import PACE, Progress
-from pipeline.training.values import GRADIENT, LOSS, StepValues, check_finite, means
+from pipeline.training.values import (
+    GRADIENT,
+    LOSS,
+    StepValues,
+    check_finite,
+    check_scale,
+    means,
+)
 
 logger = logging.getLogger(__name__)
-SMALLEST_SCALE = 2.0**-8
-"""Of float16's gradients: it starts at 65,536 and is halved at each gradient that is not finite, so
-one that would overflow even here has no end."""
+VALUES = "values_0.safetensors"
 
 
 class WatchedTrainer(Trainer):
@@ -32,8 +51,6 @@ class WatchedTrainer(Trainer):
         description: What is trained, for the bar and for errors.
         tokens: Tokens that this process has trained on so far.
         args: How it is trained.
-        callbacks: Called before the bar.
-        reports: Called after it, with all that is logged.
         more: Of `Trainer`.
     """
 
@@ -43,76 +60,74 @@ class WatchedTrainer(Trainer):
         description: str,
         tokens: Callable[[], int],
         args: TrainingArguments,
-        callbacks: Sequence[TrainerCallback],
-        reports: Sequence[TrainerCallback] = (),
         **more: Any,
     ) -> None:
         self._description = description
-        self._progress = Progress(description, tokens)
-        self._reports = list(reports)
+        self._progress = Progress(description)
         self._values = StepValues()
-        self._stop = StopAtInterrupt()
-        callbacks = [*callbacks, self._progress, self._stop, *self._reports]
-        super().__init__(args=args, callbacks=callbacks, **more)
+        self._stop = Stop(1)
+        super().__init__(args=args, **more)
+        self.add_callback(_Watch(self._progress, self._stop, tokens, self.check, self._values))
         self.remove_callback(PrinterCallback)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train as `Trainer` does; however it ends, bar and reports are closed.
+    def train_from(self, checkpoint: Path | None) -> None:
+        """Train to the end, from a checkpoint where there is one.
 
-        A run that stops because it diverged is the one whose curve is looked at.
+        From a checkpoint of the last step `Trainer` would take one more: a run that was killed
+        after it would end with other weights. Here its weights are loaded, and that is all.
 
         Raises:
+            IntegrityError: If a value is not finite.
             Interrupted: If a signal came; the checkpoint of the last step is written.
+            ResourceError: If there is no room for a checkpoint.
         """
+        if checkpoint is not None:
+            state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+            if state.global_step >= state.max_steps:
+                self._load_from_checkpoint(str(checkpoint))
+                self.state = state
+                return
+            self._values.load(checkpoint / VALUES, self.args.device)
+        directory = Path(str(self.args.output_dir))
+        begin_after(directory, checkpoint)
+        model: Any = self.model
         try:
-            with INTERRUPTS.heeded():
-                found = super().train(*args, **kwargs)
-        except BaseException:
-            for report in self._reports:
-                try:
-                    report.on_train_end(self.args, self.state, self.control, model=self.model)
-                except Exception as error:  # noqa: BLE001 (the run's own is the one to tell)
-                    logger.warning("%s: not closed (%s)", type(report).__name__, in_short(error))
-            raise
+            with INTERRUPTS.heeded(), needing_room(directory, checkpoint_bytes(model)):
+                self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         finally:
             self._progress.close()
         self._stop.check(self.state.global_step)
-        return found
+
+    def check(self) -> dict[int, dict[str, float]]:
+        """Return the values of the steps since the last log.
+
+        Raises:
+            IntegrityError: If one is not finite.
+        """
+        values = self._values.read(lambda value: value)
+        check_finite(values, self._description)
+        return values
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> Any:
         """Return the learning rate's schedule."""
-        if num_training_steps == 1:
-            self.args.warmup_steps = self.warmup_steps(1)
+        self.args.warmup_steps = warmup_steps(self.args, num_training_steps)
         return super().create_scheduler(num_training_steps, optimizer)
-
-    def warmup_steps(self, steps: int) -> int:
-        """Return the steps of warm-up; none in a run of one step, whose rate it would make 0."""
-        return self.args.get_warmup_steps(steps) if steps > 1 else 0
-
-    def note(self, **values: Tensor) -> None:
-        """Add values of a micro-batch to the current step's; over ranks they are summed."""
-        self._values.add(self.state.global_step + 1, values)
-
-    def over_ranks(self, value: Tensor) -> Tensor:
-        """Return the sum over all ranks, each of which must ask for it."""
-        found: Any = self.accelerator.reduce(value, reduction="sum")
-        return found
 
     def training_step(
         self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None
     ) -> Tensor:
-        """Add the gradient of a micro-batch; return its loss, times the number of ranks."""
+        """Add the gradient of a micro-batch; return its loss."""
         loss = super().training_step(model, inputs, num_items_in_batch)
-        self.note(**{LOSS: loss / self.accelerator.num_processes})
+        self._values.add(self.state.global_step + 1, {LOSS: loss})
         return loss
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        norm = super()._clip_grad_norm(model)
+        norm: Any = super()._clip_grad_norm(model)
         # In float16 a norm that is not finite is a step that the loss scaling skips.
         if not self.args.fp16:
-            self.note(**{GRADIENT: norm / self.accelerator.num_processes})
+            self._values.add(self.state.global_step + 1, {GRADIENT: norm})
         return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -122,54 +137,65 @@ class WatchedTrainer(Trainer):
             IntegrityError: If something is not finite.
         """
         if LOSS in logs:
-            found = means(self._read())
+            logs[LOSS] = means(self.check()).get(LOSS, logs[LOSS])
             self._values.clear()
-            self._check_scale()
-            found.pop(GRADIENT, None)  # `Trainer` logs that of the last step
-            logs |= found
-            logs[PACE] = self._progress.pace() * self.accelerator.num_processes
+            scaler = getattr(self.accelerator, "scaler", None)
+            check_scale(scaler, self._description, self.state.global_step)
+            logs[PACE] = self._progress.pace()
+            self._progress.show(logs[LOSS], logs[PACE])
         elif "train_runtime" in logs:
             peak = peak_memory_bytes(self.args.device)
             logs["peak_memory_bytes"] = peak
             self._progress.close()
-            if self.is_world_process_zero():
-                where = self.args.device
-                logger.info("%s: peak memory %.2f GB (%s)", self._description, peak / 1e9, where)
+            where = self.args.device
+            logger.info("%s: peak memory %.2f GB (%s)", self._description, peak / 1e9, where)
         super().log(logs, start_time)
 
-    def _read(self) -> dict[int, dict[str, float]]:
-        found = self._values.read(self.over_ranks)
-        check_finite(found, self._description)
-        return found
 
-    def _check_scale(self) -> None:
-        scaler = getattr(self.accelerator, "scaler", None)
-        if scaler is not None and scaler.get_scale() < SMALLEST_SCALE:
-            raise IntegrityError(
-                f"{self._description}: the gradient is not finite in float16 at any scale, at step "
-                f"{self.state.global_step}; set precision to bfloat16 or float32, or lower "
-                "learning_rate, then run the same command again"
-            )
+class _Watch(TrainerCallback):
+    """Shows a run, ends it at an interrupt, and sees that its checkpoints are complete and finite.
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save what is finite; what no point of the curve holds yet goes with it."""
-        self._read()
-        super()._save_checkpoint(model, trial)
-        directory = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-        self._values.save(self._values_in(directory))
+    Args:
+        progress: The bar.
+        stop: Whether the run is to end.
+        tokens: Tokens that this process has trained on so far.
+        check: Refuses values that are not finite.
+        values: What no log holds yet.
+    """
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            self._values.load(self._values_in(Path(checkpoint)), self.args.device)
+    def __init__(
+        self,
+        progress: Progress,
+        stop: Stop,
+        tokens: Callable[[], int],
+        check: Callable[[], Any],
+        values: StepValues,
+    ) -> None:
+        self._progress, self._stop, self._tokens = progress, stop, tokens
+        self._check, self._values = check, values
 
-    def _values_in(self, checkpoint: Path) -> Path:
-        return checkpoint / f"values_{self.args.process_index}.safetensors"
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look for the room that checkpoints need; open the bar."""
+        check_room(Path(str(args.output_dir)), kwargs["model"], state)
+        self._progress.open(state.global_step, state.max_steps, is_shown=True)
 
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Advance; the last step is always logged, so that a short run has a curve too."""
+        self._progress.advance(state.global_step, self._tokens())
+        control.should_log |= state.global_step >= state.max_steps
+        if self._stop.is_asked():
+            control.should_save = control.should_training_stop = True
+        if control.should_save:
+            self._check()
 
-def peak_memory_bytes(device: torch.device) -> int:
-    """Return the most memory that tensors held on a GPU, or that the process held on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Complete the checkpoint that `Trainer` has written."""
+        checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        self._values.save(checkpoint / VALUES)
+        mark_complete(checkpoint)

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.student.loop import checkpoint
 from pipeline.teacher.capture import capture as module
 from pipeline.teacher.capture.disk_space import DISK_RESERVE_BYTES
-from pipeline.training.checkpoints import CompletionMarker
 from tests.faults.forked import decant, start
 from tests.faults.small_project import SmallProject, differ, small_project
 
@@ -169,7 +169,7 @@ def test_a_full_disk_stops_a_training_and_room_completes_it(
 ):
     """In a checkpoint or in the export: what is whole is gone on from, to the same bits."""
     # Let the estimate pass.
-    monkeypatch.setattr(CompletionMarker, "on_train_begin", lambda *_, **__: None)
+    monkeypatch.setattr(checkpoint, "check_room", lambda *_: None)
     student = used_bytes(whole.student)
     draw = random.Random(8)
     for _ in range(times(1, 25)):

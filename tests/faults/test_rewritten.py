@@ -17,11 +17,10 @@ from pipeline.store.upkeep.gc import remove_store
 from pipeline.teacher.capture.spec import SegmentOptions
 from pipeline.teacher.capture.token_rows import plan_rows
 from pipeline.training.checkpoints import MARKER, last_complete_checkpoint
-from pipeline.training.progress import Progress
 from tests.captured import Captured, copied, prepared
 from tests.faults.ledger import Ledger
 from tests.store.fixtures import without_sync
-from tests.student.runs import SIGNALS, equal, train
+from tests.student.runs import SIGNALS, after_each_step, equal, train
 
 NAME = SIGNALS[1].name
 AT = 5
@@ -135,14 +134,7 @@ FAULTS: dict[str, tuple[Callable[[Captured], Any], Callable[[Captured], Any], ty
 
 def changing(monkeypatch: pytest.MonkeyPatch, change: Callable[[], Any]) -> None:
     """Call `change` when step `AT` is done."""
-    plain = Progress.on_step_end
-
-    def at(self, args, state, control, **kwargs):
-        plain(self, args, state, control, **kwargs)
-        if state.global_step == AT:
-            change()
-
-    monkeypatch.setattr(Progress, "on_step_end", at)
+    after_each_step(monkeypatch, lambda _, step: change() if step == AT else None)
 
 
 @pytest.mark.usefixtures("unsynced")

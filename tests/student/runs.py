@@ -7,7 +7,7 @@ import signal as signals
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from pipeline.student.align.needs import select_signals
 from pipeline.student.align.objective import Alignment, Objective
+from pipeline.student.loop import checkpoint
 from pipeline.student.loop.train import train_student
 from pipeline.training.options import TrainOptions
 from pipeline.training.progress import Progress
@@ -105,29 +106,47 @@ def curve(root: Path) -> list[dict[str, float]]:
     return [{key: float(value) for key, value in row.items() if value} for row in rows]
 
 
+def after_each_step(monkeypatch: pytest.MonkeyPatch, act: Callable[[str, int], None]) -> None:
+    """Call `act` with what is trained, as the bar says it, and the step that is done."""
+    plain = Progress.advance
+
+    def advance(self, step, tokens):
+        plain(self, step, tokens)
+        act(self._description, step)
+
+    monkeypatch.setattr(Progress, "advance", advance)
+
+
 def send(monkeypatch: pytest.MonkeyPatch, step: int, *numbers: int) -> None:
     """Send signals to this process when `step` steps are done."""
-    plain = Progress.on_step_end
 
-    def at(self, args, state, control, **kwargs):
-        plain(self, args, state, control, **kwargs)
-        if state.global_step == step:
+    def act(_: str, done: int) -> None:
+        if done == step:
             for number in numbers:
                 signals.raise_signal(number)
 
-    monkeypatch.setattr(Progress, "on_step_end", at)
+    after_each_step(monkeypatch, act)
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """End the run by an exception when `step` steps are done."""
-    plain = Progress.on_step_end
 
-    def at(self, args, state, control, **kwargs):
-        plain(self, args, state, control, **kwargs)
-        if state.global_step == step:
+    def act(_: str, done: int) -> None:
+        if done == step:
             raise InterruptedRunError
 
-    monkeypatch.setattr(Progress, "on_step_end", at)
+    after_each_step(monkeypatch, act)
+
+
+def after_each_checkpoint(monkeypatch: pytest.MonkeyPatch, act: Callable[[Path], None]) -> None:
+    """Call `act` with each checkpoint when it is complete."""
+    plain = checkpoint.mark_complete
+
+    def mark(path: Path, *features: Any) -> None:
+        plain(path, *features)
+        act(path)
+
+    monkeypatch.setattr(checkpoint, "mark_complete", mark)
 
 
 def train_on_two_ranks(store: Captured, root: Path, cases: Mapping[str, Any]) -> None:

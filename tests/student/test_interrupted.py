@@ -12,9 +12,18 @@ from pipeline.errors import Interrupted
 from pipeline.student.loop.together import train_together
 from pipeline.student.loop.training import Training
 from pipeline.training import interrupts
-from pipeline.training.checkpoints import MARKER, CompletionMarker
+from pipeline.training.checkpoints import MARKER
 from tests.captured import Captured, prepared
-from tests.student.runs import SIGNALS, WITH_DROPOUT, asked, curve, equal, send, train
+from tests.student.runs import (
+    SIGNALS,
+    WITH_DROPOUT,
+    after_each_checkpoint,
+    asked,
+    curve,
+    equal,
+    send,
+    train,
+)
 
 RARELY = {"save_every": 200, "log_every": 2}
 
@@ -100,17 +109,15 @@ def test_several_students_each_write_a_checkpoint(store, tmp_path, monkeypatch):
 
 
 def test_a_clock_that_is_set_back_costs_no_checkpoint(store, whole, tmp_path, monkeypatch):
-    """`Trainer` would take the oldest by its time for the first, and remove it as it is written."""
-    plain = CompletionMarker.on_save
+    """Who goes by the time of writing removes the newest one as it is written."""
 
-    def later(self, args, state, control, **kwargs):
-        plain(self, args, state, control, **kwargs)
-        tomorrow = time.time() + 86_400 - state.global_step
-        os.utime(Path(args.output_dir) / f"checkpoint-{state.global_step}", (tomorrow, tomorrow))
+    def later(checkpoint: Path) -> None:
+        tomorrow = time.time() + 86_400 - int(checkpoint.name.removeprefix("checkpoint-"))
+        os.utime(checkpoint, (tomorrow, tomorrow))
 
     case = {"options": RARELY | {"save_every": 1}, "architecture": WITH_DROPOUT}
     with monkeypatch.context() as patch:
-        patch.setattr(CompletionMarker, "on_save", later)
+        after_each_checkpoint(patch, later)
         send(patch, 5, signal.SIGINT)
         with pytest.raises(Interrupted):
             train(store, tmp_path, **{key: dict(value) for key, value in case.items()})

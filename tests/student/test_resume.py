@@ -15,10 +15,9 @@ from pipeline.provenance import read_json
 from pipeline.student.align.needs import select_signals
 from pipeline.student.align.objective import Alignment, Objective
 from pipeline.student.model.origin import LoraOptions
-from pipeline.training.checkpoints import CompletionMarker
 from pipeline.training.progress import PACE
 from tests.captured import Captured, prepared, signal
-from tests.student.runs import SIGNALS, WITH_DROPOUT, curve, equal, train
+from tests.student.runs import SIGNALS, WITH_DROPOUT, after_each_checkpoint, curve, equal, train
 
 HEAD = signal("logits", None, "head")
 HIDDEN, ATTENTION, TOPK = (SIGNALS[:2], SIGNALS[2:3], SIGNALS[3:])
@@ -115,16 +114,14 @@ def changes(store: Captured, case: str) -> dict[str, Any]:
 
 def keep_the_third(monkeypatch: pytest.MonkeyPatch, into: Path) -> list[Path]:
     """Copy the checkpoint of step 3 as a process that dies after it would leave it."""
-    plain, found = CompletionMarker.on_save, []
+    found: list[Path] = []
 
-    def copied(self, args, state, control, **kwargs):
-        plain(self, args, state, control, **kwargs)
-        if state.global_step == 3:
-            run = Path(args.output_dir)
-            found.append(into / run.name)
-            shutil.copytree(run / "checkpoint-3", into / run.name / "checkpoint-3")
+    def copy(checkpoint: Path) -> None:
+        if checkpoint.name == "checkpoint-3":
+            found.append(into / checkpoint.parent.name)
+            shutil.copytree(checkpoint, found[0] / checkpoint.name)
 
-    monkeypatch.setattr(CompletionMarker, "on_save", copied)
+    after_each_checkpoint(monkeypatch, copy)
     return found
 
 
@@ -138,23 +135,17 @@ def history(checkpoint: Path) -> list[dict[str, float]]:
 @pytest.mark.parametrize("case", CASES)
 def test_going_on_in_mid_epoch_gives_the_same_bits(case, store, tmp_path, monkeypatch):
     asked, work = changes(store, case), tmp_path / "again" / "work" / "train"
-    steps: list[int] = []
+    written: list[str] = []
     with monkeypatch.context() as patch:
         (kept,) = [keep_the_third(patch, work)]
         expected = train(store, tmp_path / "whole", **dict(asked))
     (directory,) = kept
     assert [row["step"] for row in history(directory / "checkpoint-3")] == [2]
     assert (directory / "checkpoint-3" / "values_0.safetensors").exists()
-    plain = CompletionMarker.on_save
-
-    def noted(self, args, state, control, **kwargs):
-        steps.append(state.global_step)
-        plain(self, args, state, control, **kwargs)
-
-    monkeypatch.setattr(CompletionMarker, "on_save", noted)
+    after_each_checkpoint(monkeypatch, lambda checkpoint: written.append(checkpoint.name))
     torch.manual_seed(99)  # a new process knows nothing of the old one's random state
     assert equal(train(store, tmp_path / "again", **dict(asked)), expected)
-    assert steps == [6]
+    assert written == ["checkpoint-6"]
     rows = curve(tmp_path / "again")
     assert rows == curve(tmp_path / "whole")
     assert [row["step"] for row in rows] == [2, 4, 6]

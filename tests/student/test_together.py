@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections import Counter
-from functools import partial
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +15,22 @@ from pipeline.errors import ConfigError
 from pipeline.store.reader import StoreReader
 from pipeline.student.align.objective import Objective
 from pipeline.student.loop.random_state import RandomState
-from pipeline.student.loop.together import Turns, train_together
+from pipeline.student.loop.together import take_turns, train_together
 from pipeline.student.loop.train import train_student
 from pipeline.student.loop.training import Training
-from pipeline.training.progress import Progress
 from tests.captured import Captured, prepared
 from tests.student.runs import (
     GOAL,
     SIGNALS,
     WITH_DROPOUT,
     InterruptedRunError,
+    after_each_step,
     asked,
     curve,
     equal,
 )
 
+Walk = Generator[float, None, None]
 PHASED = GOAL.model_dump(mode="json") | {"phases": {"features": 0.5}}
 STUDENTS: dict[str, dict[str, Any]] = {
     "aligned": {},
@@ -95,16 +96,14 @@ def test_each_becomes_what_it_becomes_alone(store, alone, tmp_path):
 def test_they_go_on_after_an_interrupt_to_the_same_bits(store, alone, tmp_path, monkeypatch):
     """The ninth step of all is the last one; each has begun, one had no checkpoint yet."""
     steps: list[Any] = []
-    plain = Progress.on_step_end
 
-    def counted(self, args, state, control, **kwargs):
-        plain(self, args, state, control, **kwargs)
-        steps.append(args.output_dir)
+    def count(student: str, _: int) -> None:
+        steps.append(student)
         if len(steps) == 9:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Progress, "on_step_end", counted)
+        after_each_step(patch, count)
         with pytest.raises(KeyboardInterrupt):
             train_together(trainings(store, tmp_path))
     assert len(steps) == 9
@@ -117,14 +116,11 @@ def test_they_go_on_after_an_interrupt_to_the_same_bits(store, alone, tmp_path, 
 
 
 def test_an_error_of_one_leaves_the_others_to_go_on(store, alone, tmp_path, monkeypatch, caplog):
-    plain = Progress.on_step_end
-
-    def failing(self, args, state, control, **kwargs):
-        plain(self, args, state, control, **kwargs)
-        if state.max_steps == STUDENTS["short"]["options"]["steps"] and state.global_step == 2:
+    def fail(student: str, step: int) -> None:
+        if (student, step) == ("train short", 2):
             raise InterruptedRunError("no more")
 
-    monkeypatch.setattr(Progress, "on_step_end", failing)
+    after_each_step(monkeypatch, fail)
     with (
         caplog.at_level(logging.INFO, logger="pipeline.student.loop.together"),
         pytest.raises(InterruptedRunError),
@@ -183,17 +179,15 @@ def test_a_line_says_that_segments_are_not_shared(store, tmp_path, caplog):
 
 def test_the_turn_is_for_who_is_least_far():
     """Batches of 2, 3 and 6 of 12 examples: a turn is one batch."""
-    sizes, done, turns_taken = (2, 3, 6), [0, 0, 0], []
+    turns_taken = []
 
-    def walk(number: int) -> None:
-        while done[number] < 12:
+    def walk(number: int, size: int) -> Walk:
+        for done in range(size, 12 + size, size):
             turns_taken.append(number)
-            done[number] += sizes[number]
-            Turns.pass_on()
+            yield done / 12
 
-    walks = [partial(walk, number) for number in range(3)]
-    errors = Turns(walks, [RandomState.now()] * 3, lambda number: done[number] / 12).run()
-    assert errors == [None] * 3
+    walks = [walk(number, size) for number, size in enumerate((2, 3, 6))]
+    assert take_turns(walks, [RandomState.now()] * 3) == [None] * 3
     assert turns_taken == [0, 1, 2, 0, 1, 0, 0, 1, 2, 0, 1, 0]
 
 
@@ -204,12 +198,12 @@ def test_each_one_finds_its_random_state_again():
         torch.manual_seed(seed)
         states.append(RandomState.now())
 
-    def draw(number: int) -> None:
-        for _ in range(4):
+    def draw(number: int) -> Walk:
+        for done in range(1, 5):
             drawn[number].append(float(torch.rand(())))
-            Turns.pass_on()
+            yield done
 
-    Turns([partial(draw, n) for n in drawn], states, lambda number: len(drawn[number])).run()
+    take_turns([draw(n) for n in drawn], states)
     for seed, found in drawn.items():
         torch.manual_seed(seed)
         assert found == [float(torch.rand(())) for _ in range(4)]
@@ -218,21 +212,20 @@ def test_each_one_finds_its_random_state_again():
 def test_an_interrupt_of_one_ends_the_others_where_they_are():
     far, ended = [0, 0, 0], []
 
-    def walk(number: int) -> None:
+    def walk(number: int) -> Walk:
         try:
             far[number] += 1
-            Turns.pass_on()
+            yield far[number]
             if number == 1:
                 raise KeyboardInterrupt
             far[number] += 1
-            Turns.pass_on()
+            yield far[number]
             raise AssertionError("no third turn")
         finally:
             ended.append(number)
 
-    walks = [partial(walk, number) for number in range(3)]
     with pytest.raises(KeyboardInterrupt):
-        Turns(walks, [RandomState.now()] * 3, lambda number: far[number]).run()
+        take_turns([walk(number) for number in range(3)], [RandomState.now()] * 3)
     assert ended == [1, 0, 2]
     assert far == [2, 1, 1]
 
@@ -240,13 +233,12 @@ def test_an_interrupt_of_one_ends_the_others_where_they_are():
 def test_who_fails_is_named_and_the_others_go_on():
     done: list[int] = []
 
-    def walk(number: int) -> None:
-        Turns.pass_on()
+    def walk(number: int) -> Walk:
+        yield 0.0
         if number == 0:
             raise ValueError(number)
         done.append(number)
 
-    walks = [partial(walk, number) for number in range(2)]
-    errors = Turns(walks, [RandomState.now()] * 2, lambda _: 0.0).run()
+    errors = take_turns([walk(number) for number in range(2)], [RandomState.now()] * 2)
     assert isinstance(errors[0], ValueError)
     assert (errors[1], done) == (None, [1])

@@ -17,9 +17,8 @@ from pipeline.teacher.source.load import load_teacher
 from pipeline.teacher.source.reference import TeacherReference
 from pipeline.teacher.source.teach import PaddedRows, teach
 from pipeline.training.options import TrainOptions
-from pipeline.training.progress import Progress
 from tests.captured import LENGTHS, VOCAB, prepared, signal, write_rows
-from tests.student.runs import send
+from tests.student.runs import after_each_step, send
 from tests.tiny import PAD_ID, tiny_model
 
 SCRATCH = {
@@ -94,15 +93,13 @@ def test_a_teacher_from_scratch_is_trained_and_plain(tokens, tmp_path):
 
 def test_an_interrupted_teacher_ends_with_the_same_bits(tokens, tmp_path, monkeypatch):
     expected = run(tmp_path / "undisturbed", tokens, scratch=SCRATCH, fit=FIT)
-    plain = Progress.on_step_end
 
-    def at(self, args, state, control, **kwargs):
-        plain(self, args, state, control, **kwargs)
-        if state.global_step == 3:
+    def act(_: str, step: int) -> None:
+        if step == 3:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Progress, "on_step_end", at)
+        after_each_step(patch, act)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, tokens, scratch=SCRATCH, fit=FIT)
     assert not (tmp_path / "teacher").exists()

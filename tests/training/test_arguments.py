@@ -1,6 +1,6 @@
 """What `Trainer` is told."""
 
-from pipeline.training.arguments import training_arguments
+from pipeline.training.arguments import training_arguments, warmup_steps
 from pipeline.training.options import TrainOptions
 
 
@@ -15,6 +15,11 @@ def test_options_mean_what_they_say(tmp_path):
     assert found.activation_checkpointing_kwargs == {"use_reentrant": False}
     assert (found.seed, found.max_grad_norm, found.report_to) == (7, 0.5, [])
     assert (found.optim, found.bf16, found.fp16) == ("adamw_torch_fused", False, False)
+
+
+def test_a_single_step_has_no_warm_up_that_would_leave_it_no_rate(tmp_path):
+    found = training_arguments(TrainOptions(warmup=0.05), tmp_path, "cpu")
+    assert [warmup_steps(found, steps) for steps in (1, 2, 40)] == [0, 1, 2]
 
 
 def test_half_precisions_and_optimisers_are_those_of_trainer(tmp_path):

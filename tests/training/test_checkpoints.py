@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerState
 
 from pipeline.errors import ResourceError
 from pipeline.provenance import read_json, write_json
 from pipeline.training.checkpoints import (
     MARKER,
-    CompletionMarker,
+    begin_after,
+    check_room,
+    mark_complete,
     remove_checkpoints,
-    train_from,
 )
 from pipeline.training.checkpoints import last_complete_checkpoint as last
 
@@ -56,45 +57,22 @@ def test_a_checkpoint_that_was_trained_from_others_is_passed_over(tmp_path, capl
     assert last(tmp_path) == str(tmp_path / "checkpoint-8")
 
 
-@pytest.mark.parametrize("is_first", [True, False])
-def test_the_first_process_alone_marks(is_first, tmp_path):
+def test_the_marker_says_the_step_and_what_was_learnt_from(tmp_path):
     checkpoint = tmp_path / "checkpoint-7"
     (checkpoint / "deep").mkdir(parents=True)
     (checkpoint / "deep" / "state.bin").write_bytes(b"1")
-    state = TrainerState(is_world_process_zero=is_first, global_step=7)
-    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
-    CompletionMarker().on_save(arguments, state, TrainerControl())
-    if is_first:
-        assert read_json(checkpoint / MARKER) == {"step": 7}
-        CompletionMarker({"a": "1"}).on_save(arguments, state, TrainerControl())
-        assert read_json(checkpoint / MARKER) == {"step": 7, "features": {"a": "1"}}
-    else:
-        assert last(tmp_path) is None
+    mark_complete(checkpoint)
+    assert read_json(checkpoint / MARKER) == {"step": 7}
+    mark_complete(checkpoint, {"a": "1"})
+    assert read_json(checkpoint / MARKER) == {"step": 7, "features": {"a": "1"}}
 
 
 def test_the_two_of_the_highest_steps_are_kept_whenever_they_were_written(tmp_path):
     for step, written in ((2, 400), (9, 300), (20, 200), (100, 100)):
         path = checkpoint(tmp_path, step, 200)
         os.utime(path, (written, written))
-    state = TrainerState(is_world_process_zero=True, global_step=100)
-    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
-    CompletionMarker().on_save(arguments, state, TrainerControl())
+    mark_complete(tmp_path / "checkpoint-100")
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-20", "checkpoint-100"}
-
-
-class Recorder(Trainer):
-    """Notes what it is asked for."""
-
-    def __init__(self, directory: Path) -> None:
-        arguments = TrainingArguments(output_dir=str(directory), use_cpu=True)
-        super().__init__(model=torch.nn.Linear(2, 2), args=arguments)
-        self.asked: list[str | None] = []
-
-    def train(self, resume_from_checkpoint=None, **_):  # pyright: ignore[reportIncompatibleMethodOverride]
-        self.asked.append(resume_from_checkpoint)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        self.asked.append(f"weights of {resume_from_checkpoint}")
 
 
 def checkpoint(directory: Path, step: int, steps: int) -> Path:
@@ -104,22 +82,13 @@ def checkpoint(directory: Path, step: int, steps: int) -> Path:
     return path
 
 
-def test_beyond_the_last_step_none_is_taken(tmp_path):
-    trainer, last = Recorder(tmp_path), checkpoint(tmp_path, 5, 5)
-    train_from(trainer, str(last))
-    assert trainer.asked == [f"weights of {last}"]
-    assert trainer.state.global_step == 5
-
-
 def test_what_is_beyond_the_checkpoint_gone_on_from_makes_room(tmp_path):
-    """The highest steps are kept, whole or not: this run's own would go instead."""
+    """The highest steps are kept, complete or not: this run's own would go instead."""
     whole = checkpoint(tmp_path, 2, 5)
     checkpoint(tmp_path, 4, 5)
-    trainer = Recorder(tmp_path)
-    train_from(trainer, str(whole))
-    assert trainer.asked == [str(whole)]
+    begin_after(tmp_path, whole)
     assert list(tmp_path.glob("checkpoint-*")) == [whole]
-    train_from(trainer, None)
+    begin_after(tmp_path, None)
     assert list(tmp_path.glob("checkpoint-*")) == []
 
 
@@ -132,13 +101,10 @@ def test_a_removal_that_is_cut_short_leaves_nothing_to_go_on_from(tmp_path, monk
 
 def begin(directory: Path, free: int, monkeypatch: pytest.MonkeyPatch, step: int = 0) -> None:
     """Begin a run of 10 steps, 3 to a checkpoint of 72 bytes, of which two are kept."""
-    arguments = TrainingArguments(output_dir=str(directory), use_cpu=True, save_steps=3)
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 0, free))
-    state = TrainerState(global_step=step, max_steps=10)
-    CompletionMarker().on_train_begin(
-        arguments, state, TrainerControl(), model=torch.nn.Linear(2, 2)
-    )
+    state = TrainerState(global_step=step, max_steps=10, save_steps=3)
+    check_room(directory, torch.nn.Linear(2, 2), state)
 
 
 def test_room_for_the_checkpoints_is_looked_for_before_the_first_step(tmp_path, monkeypatch):
@@ -152,14 +118,3 @@ def test_room_for_the_checkpoints_is_looked_for_before_the_first_step(tmp_path, 
     begin(tmp_path, 72, monkeypatch, step=6)
     with pytest.raises(ResourceError, match="71 bytes free, 1 checkpoints need about 72 bytes"):
         begin(tmp_path, 71, monkeypatch, step=6)
-
-
-def test_a_full_disk_is_told_with_needed_and_free_bytes(tmp_path, monkeypatch):
-    trainer = Recorder(tmp_path)
-
-    def fail(**_):
-        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 4 vs 3")
-
-    monkeypatch.setattr(trainer, "train", fail)
-    with pytest.raises(ResourceError, match=r"unexpected pos.*needs about 72 bytes, [\d,]+ free"):
-        train_from(trainer, None)

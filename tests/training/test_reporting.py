@@ -2,13 +2,16 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
-from transformers import TrainerControl, TrainerState, TrainingArguments
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from pipeline.errors import ConfigError
-from pipeline.training.reporting import reporters
+from pipeline.errors import ConfigError, IntegrityError
+from pipeline.training.reporting import Reports, reporters
 
 ROOT = Path(__file__).parents[2]
 
@@ -97,3 +100,46 @@ def test_dvclive_within_a_stage_leaves_the_pipeline_as_it_is(tmp_path):
         subprocess.run([*dvc, *command], cwd=tmp_path, env=environment, check=True, timeout=120)
     assert pipeline.read_bytes() == before
     assert dvclive_rows(tmp_path / "work") == ["1", "2"]
+
+
+class Rows(TrainerCallback):
+    """A reporter that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.events.append("begin")
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.events.append(f"log {logs}")
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.events.append("end")
+
+
+def reports(directory: Path, *those: TrainerCallback) -> Reports:
+    arguments = TrainingArguments(output_dir=str(directory), use_cpu=True)
+    return Reports(those, arguments, torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("error", [None, IntegrityError("nan"), KeyboardInterrupt()])
+def test_reports_are_closed_however_a_run_ends(error, tmp_path):
+    rows = Rows()
+    told = reports(tmp_path, rows)
+    caught = nullcontext() if error is None else pytest.raises(type(error))
+    with caught, told.open(TrainerState()):
+        told.tell("on_log", TrainerState(), logs={"loss": 1.0})
+        if error is not None:
+            raise error
+    assert rows.events == ["begin", "log {'loss': 1.0}", "end"]
+
+
+def test_a_report_that_cannot_be_closed_does_not_hide_why_a_run_ended(tmp_path, caplog):
+    broken, rows = Rows(), Rows()
+    broken.on_train_end = Mock(side_effect=OSError("no route to host"))
+    told = reports(tmp_path, broken, rows)
+    with pytest.raises(IntegrityError, match="at step 1"), told.open(TrainerState()):
+        raise IntegrityError("the loss is nan at step 1")
+    assert any("not closed (no route to host)" in line for line in caplog.messages)
+    assert rows.events == ["begin", "end"]

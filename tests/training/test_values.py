@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.errors import IntegrityError
-from pipeline.training.values import StepValues, check_finite, means
+from pipeline.training.values import StepValues, check_finite, check_scale, means
 
 NAN, INF = float("nan"), float("inf")
 
@@ -41,6 +41,13 @@ def test_what_is_not_read_yet_comes_back_as_it_was(tmp_path):
     assert not (tmp_path / "none").exists()
     values.load(tmp_path / "none", torch.device("cpu"))
     assert values.read(lambda tensor: tensor) == {}
+
+
+def test_gradients_that_fit_into_no_scale_of_float16_stop_a_run():
+    check_scale(None, "train x", 2)
+    check_scale(torch.amp.GradScaler("cpu", init_scale=2.0**-8), "train x", 2)
+    with pytest.raises(IntegrityError, match="not finite in float16 at any scale, at step 2; set"):
+        check_scale(torch.amp.GradScaler("cpu", init_scale=2.0**-9), "train x", 2)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from pipeline.student.align.distiller import Distiller, term_counts
 from pipeline.student.data.feed import Fed, Feed, tensors_of
 from pipeline.student.data.stream import StoreDataset
 from pipeline.student.loop.random_state import RandomState
-from pipeline.training.out_of_memory import is_out_of_memory
+from pipeline.training.memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 KEY = "micro_batch_size"

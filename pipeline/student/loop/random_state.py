@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,18 @@ class RandomState:
             torch.get_rng_state(),
             tuple(torch.cuda.get_rng_state_all()) if in_use else (),
         )
+
+    @classmethod
+    def load(cls, path: Path) -> "RandomState":
+        """Return a state that was saved."""
+        state = torch.load(path, weights_only=True)
+        kind, key, *more = state.pop("numpy")
+        return cls(numpy=(kind, np.asarray(key, np.uint32), *more), **state)
+
+    def save(self, path: Path) -> None:
+        """Write this state; no object is pickled."""
+        kind, key, *more = self.numpy
+        torch.save({**vars(self), "numpy": (kind, key.tolist(), *more)}, path)
 
     def restore(self) -> None:
         """Go on from this state."""

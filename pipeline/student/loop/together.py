@@ -1,29 +1,23 @@
 """Several students at once: each segment is read and decoded once for all of them.
 
-Every student has its own `Trainer`, in a greenlet of its own, and turns change at the beginning of
-a step. Who leaves puts the random state aside and finds it again, so a student becomes, bit for
-bit, what it would become alone. The next turn is for the student that is least far, so that all of
-one seed walk through the segments side by side, whatever their batches. Greenlets and no threads:
-each thread would have a team of OpenMP threads and a heap of its own, and four such teams were a
-quarter slower than one.
+Every student's training is a generator of steps, and turns change between steps. Who leaves puts
+the random state aside and finds it again, so a student becomes, bit for bit, what it would become
+alone. The next turn is for the student that is least far, so that all of one seed walk through the
+segments side by side, whatever their batches.
 """
 
 import logging
-from collections.abc import Callable, Sequence
-from contextvars import copy_context
-from functools import partial
+from collections.abc import Generator, Sequence
 from traceback import clear_frames
 from typing import Any
-
-from greenlet import GreenletExit, getcurrent, greenlet
 
 from pipeline.errors import ConfigError, Interrupted, in_short
 from pipeline.store.reader import StoreReader
 from pipeline.student.data.reads import SegmentReads
 from pipeline.student.data.stream import POOLS
 from pipeline.student.loop.random_state import RandomState
+from pipeline.student.loop.steps import StudentLoop
 from pipeline.student.loop.train import StudentRun
-from pipeline.student.loop.trainer import DistillationTrainer
 from pipeline.student.loop.training import Training
 from pipeline.training.interrupts import INTERRUPTS
 
@@ -32,61 +26,42 @@ RUN_EACH = ("tensorboard", "dvclive")
 """Reporters that keep a run for each student of a process."""
 
 
-class Turns:
-    """Several walks in one thread, each with the random state it had when it last ran.
+def take_turns(
+    walks: Sequence[Generator[float, None, None]], states: Sequence[RandomState]
+) -> list[BaseException | None]:
+    """Run all walks to their end, and return the error of each that has failed.
+
+    A `KeyboardInterrupt` ends who runs, and then all others where they are; `Interrupted` ends one
+    that has saved its state, and the others go on to save theirs.
 
     Args:
-        walks: What runs, to its end; each calls `pass_on` now and then.
+        walks: Each yields now and then how far it is; the next turn is for who is least far, the
+            first of several.
         states: Each one's random state when it begins.
-        how_far: Tells how far one is; who is least far has the next turn, the first of several.
     """
-
-    def __init__(
-        self,
-        walks: Sequence[Callable[[], None]],
-        states: Sequence[RandomState],
-        how_far: Callable[[int], float],
-    ) -> None:
-        self._states = list(states)
-        self._how_far = how_far
-        self._errors: list[BaseException | None] = [None] * len(walks)
-        self._greenlets = [greenlet(partial(self._go, *one)) for one in enumerate(walks)]
-        for one in self._greenlets:
-            one.gr_context = copy_context()
-
-    @staticmethod
-    def pass_on() -> None:
-        """Let the others have their turns; called by who has its own."""
-        home = getcurrent().parent
-        assert home is not None, "nobody takes turns here"
-        home.switch()
-
-    def run(self) -> list[BaseException | None]:
-        """Run all to their end, and return the error of each that has failed.
-
-        A `KeyboardInterrupt` ends who runs, and then all others where they have passed on;
-        `Interrupted` ends one that has saved its state, and the others go on to save theirs.
-        """
-        try:
-            while left := [n for n, one in enumerate(self._greenlets) if not one.dead]:
-                number = min(left, key=lambda number: (self._how_far(number), number))
-                self._states[number].restore()
-                self._greenlets[number].switch()
-                self._states[number] = RandomState.now()
-        finally:
-            for one in self._greenlets:
-                one.throw(GreenletExit)
-        return self._errors
-
-    def _go(self, number: int, walk: Callable[[], None]) -> None:
-        try:
-            walk()
-        except (Exception, Interrupted) as error:  # noqa: BLE001 (raised when the others are done)
-            self._errors[number] = error
-            # Its frames hold a batch and a graph, for which the others may want the room.
-            for one in (error, error.__cause__):
-                if one is not None:
-                    clear_frames(one.__traceback__)
+    errors: list[BaseException | None] = [None] * len(walks)
+    random = list(states)
+    far = dict.fromkeys(range(len(walks)), 0.0)
+    try:
+        while far:
+            number = min(far, key=lambda number: (far[number], number))
+            random[number].restore()
+            try:
+                far[number] = next(walks[number])
+            except StopIteration:
+                del far[number]
+            except (Exception, Interrupted) as error:  # noqa: BLE001 (raised when all are done)
+                del far[number]
+                errors[number] = error
+                # Its frames hold a batch and a graph, for which the others may want the room.
+                for one in (error, error.__cause__):
+                    if one is not None:
+                        clear_frames(one.__traceback__)
+            random[number] = RandomState.now()
+    finally:
+        for walk in walks:
+            walk.close()
+    return errors
 
 
 def train_together(trainings: Sequence[Training]) -> None:
@@ -104,7 +79,7 @@ def train_together(trainings: Sequence[Training]) -> None:
     _check(trainings)
     _check_reporters(trainings)
     first = trainings[0]
-    walk_alike = len({_walk(one) for one in trainings}) == 1
+    walk_alike = len({_order(one) for one in trainings}) == 1
     if not walk_alike:
         logger.info("their seed, pool_segments or parts differ: segments are not read once for all")
     pins = {name: pin for one in trainings for name, pin in one.selected["signals"].items()}
@@ -115,16 +90,16 @@ def train_together(trainings: Sequence[Training]) -> None:
     try:
         # Around all of them: who has not begun is to stop too.
         with INTERRUPTS.heeded():
-            found = _run_all(*_prepare(trainings, reads), reads.leave)
+            found = take_turns(*_walks(trainings, reads))
         _finish(trainings, found)
     finally:
         reads.close()
 
 
-def _prepare(
+def _walks(
     trainings: Sequence[Training], reads: SegmentReads
-) -> tuple[list[StudentRun], list[DistillationTrainer], list[RandomState]]:
-    """Build all of them before any trains: they share what `accelerate` knows of this process."""
+) -> tuple[list[Generator[float, None, None]], list[RandomState]]:
+    """Build all students before any trains: they share what `accelerate` knows of this process."""
     runs = [StudentRun(training, reads) for training in trainings]
     if runs[0].ranks > 1:
         raise ConfigError(
@@ -132,32 +107,20 @@ def _prepare(
             "turns; set processes to 1, or train one student at a time"
         )
     held = sum(run.held_bytes for run in runs)
-    trainers: list[DistillationTrainer] = []
+    walks: list[Generator[float, None, None]] = []
     states: list[RandomState] = []
     for run in runs:
-        trainers.append(run.trainer(held_bytes=held, between_steps=Turns.pass_on))
-        # A trainer sets the seed when it is made, and alone it would go on from there.
+        walks.append(_walk(run, run.loop(held_bytes=held), reads))
+        # A loop sets the seed when it is made, and alone it would go on from there.
         states.append(RandomState.now())
-    return runs, trainers, states
+    return walks, states
 
 
-def _run_all(
-    runs: Sequence[StudentRun],
-    trainers: Sequence[DistillationTrainer],
-    states: Sequence[RandomState],
-    leave: Callable[[], None],
-) -> list[BaseException | None]:
-    def train(number: int) -> None:
-        try:
-            runs[number].train(trainers[number])
-        finally:
-            leave()
-
-    def how_far(number: int) -> float:
-        return float(trainers[number].state.epoch or 0.0)
-
-    walks = [partial(train, number) for number in range(len(runs))]
-    return Turns(walks, states, how_far).run()
+def _walk(run: StudentRun, loop: StudentLoop, reads: SegmentReads) -> Generator[float, None, None]:
+    try:
+        yield from run.train(loop)
+    finally:
+        reads.leave()
 
 
 def _check(trainings: Sequence[Training]) -> None:
@@ -184,7 +147,7 @@ def _check_reporters(trainings: Sequence[Training]) -> None:
         )
 
 
-def _walk(training: Training) -> tuple[Any, ...]:
+def _order(training: Training) -> tuple[Any, ...]:
     """What decides in which order a student goes through the segments."""
     return training.options.seed, training.pool_segments, training.parts
 

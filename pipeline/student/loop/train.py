@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from pipeline.student.data.feed import most_waiting
 from pipeline.student.data.reads import SegmentReads
 from pipeline.student.data.stream import StoreDataset
 from pipeline.student.loop.micro_batch import Rehearsal, held_bytes, settle_micro_batch
-from pipeline.student.loop.trainer import DistillationTrainer
+from pipeline.student.loop.steps import StudentLoop
 from pipeline.student.loop.training import Training
 from pipeline.student.model.build import build_student
 from pipeline.student.model.export import export, write_curve
@@ -34,13 +34,14 @@ from pipeline.training.checkpoints import (
     checkpoint_lock,
     last_complete_checkpoint,
     remove_checkpoints,
-    train_from,
 )
+from pipeline.training.memory import is_out_of_memory
 from pipeline.training.options import check_options
-from pipeline.training.out_of_memory import is_out_of_memory
 from pipeline.training.reporting import reporters
 
 logger = logging.getLogger(__name__)
+CHECKPOINTS = 2
+"""Layout of a checkpoint's files: those of another one are not found."""
 SHARDING = {
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -60,8 +61,14 @@ def train_student(**asked: Any) -> None:
         IntegrityError: If the store is not whole.
         ResourceError: If memory or the disk is too small.
     """
-    run = StudentRun(Training(**asked))
-    run.train(run.trainer())
+    train_alone(Training(**asked))
+
+
+def train_alone(training: Training) -> None:
+    """Train one student to its end; see `train_student`."""
+    run = StudentRun(training)
+    for _ in run.train(run.loop()):
+        pass
 
 
 class StudentRun:
@@ -81,7 +88,7 @@ class StudentRun:
         _check_unsharded()
         check_options(asked.options, asked.device, key=f"students.{asked.name}.train")
         self.asked = asked
-        self._reports: list[TrainerCallback] = reporters(
+        self._reporters: list[TrainerCallback] = reporters(
             asked.report_to, asked.work / "runs" / asked.name, asked.name
         )
         self._reader = StoreReader(asked.store, asked.selected["signals"])
@@ -119,14 +126,11 @@ class StudentRun:
         """What it holds on its device between two steps, beside its weights."""
         return held_bytes(self._distiller, ranks=self.ranks)
 
-    def trainer(
-        self, *, held_bytes: int | None = None, between_steps: Callable[[], None] | None = None
-    ) -> DistillationTrainer:
-        """Return who trains it, with the micro-batches that fit.
+    def loop(self, *, held_bytes: int | None = None) -> StudentLoop:
+        """Return the loop that trains it, with the micro-batches that fit.
 
         Args:
             held_bytes: What it and others hold on the device between two steps; None: it alone.
-            between_steps: Called before each step.
 
         Raises:
             ResourceError: If `auto` finds that not even one example fits.
@@ -159,7 +163,7 @@ class StudentRun:
             rank=arguments.process_index,
             ranks=arguments.world_size,
         )
-        return DistillationTrainer(
+        return StudentLoop(
             self._distiller,
             self._dataset,
             order,
@@ -167,12 +171,13 @@ class StudentRun:
             description=f"train {asked.name}",
             gradient_norms=asked.gradient_norms,
             piece_size=piece_size,
-            reports=self._reports,
-            between_steps=between_steps,
+            reporters=self._reporters,
         )
 
-    def train(self, trainer: DistillationTrainer) -> None:
-        """Train to the end, from the last whole checkpoint, and export the student.
+    def train(self, loop: StudentLoop) -> Generator[float, None, None]:
+        """Train to the end, from the last complete checkpoint, and export the student.
+
+        Before each step it yields the epochs that are done, and another student may train.
 
         Raises:
             IncompatibleError: If the store's signals are others by now.
@@ -180,13 +185,13 @@ class StudentRun:
             ResourceError: If memory or the disk is too small.
         """
         directory, reader = self._directory, self._reader
-        is_first = trainer.is_world_process_zero()
+        is_first = loop.state.is_world_process_zero
         with checkpoint_lock(directory) if is_first else nullcontext():
             resumed = last_complete_checkpoint(directory, reader.pins)
             if resumed is not None:
                 logger.info("%s: going on from %s", self.asked.name, resumed)
             try:
-                train_from(trainer, resumed)
+                yield from loop.steps(None if resumed is None else Path(resumed))
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -197,7 +202,7 @@ class StudentRun:
             self.asked.before_commit()
             merge_adapters(self._student)
             export(self._student, reader, self.asked.output, self._record(), self._kept)
-            write_curve(trainer.state.log_history, self.asked.curve)
+            write_curve(loop.state.log_history, self.asked.curve)
             remove_checkpoints(directory)
 
     def _prepare_arguments(self) -> TrainingArguments:
@@ -240,6 +245,7 @@ class StudentRun:
                 "pool_segments": asked.pool_segments,
                 # So many times the batch, though no parameter says so.
                 "processes": int(os.environ.get("WORLD_SIZE", "1")),
+                "checkpoints": CHECKPOINTS,
                 **self._chosen(),
             }
         )

@@ -34,7 +34,7 @@ from pipeline.teacher.capture.encode import BatchEncoder
 from pipeline.teacher.capture.forward import Batch, collate
 from pipeline.teacher.capture.request import splits_of
 from pipeline.teacher.capture.token_rows import planned_segment
-from pipeline.training.out_of_memory import is_out_of_memory
+from pipeline.training.memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 LARGEST = {"cuda": 65_536}

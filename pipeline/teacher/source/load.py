@@ -16,7 +16,7 @@ from pipeline.teacher.source.placement import Placement, remove_with
 from pipeline.teacher.source.quantization import Quantization
 from pipeline.teacher.source.reference import TeacherReference
 from pipeline.teacher.source.weights import weights_sha256
-from pipeline.training.out_of_memory import is_out_of_memory
+from pipeline.training.memory import is_out_of_memory
 from pipeline.training.own_code import code_sha256, own_code
 from pipeline.written_by import remedy
 

@@ -36,11 +36,9 @@ from pipeline.teacher.source.weights import weights_sha256
 from pipeline.training.arguments import training_arguments
 from pipeline.training.both_versions import write_for_both
 from pipeline.training.checkpoints import (
-    CompletionMarker,
     checkpoint_lock,
     last_complete_checkpoint,
     remove_checkpoints,
-    train_from,
 )
 from pipeline.training.options import TrainOptions, check_options
 from pipeline.training.own_code import code_sha256, is_elsewhere, own_code
@@ -346,9 +344,8 @@ def _fit(
         # Text that was added to the corpus leaves the teacher what it was, and its features too.
         train_dataset=rows.select(range(token_set.meta.first_rows)),
         data_collator=collator,
-        callbacks=[CompletionMarker()],
     )
     resumed = last_complete_checkpoint(directory)
     if resumed is not None:
         logger.info("%s: going on from %s", name, resumed)
-    train_from(trainer, resumed)
+    trainer.train_from(None if resumed is None else Path(resumed))

@@ -25,7 +25,7 @@ from pipeline.errors import DecantError, ResourceError
 from pipeline.store.records import Receipt
 from pipeline.teacher.capture.segments import SegmentCapture, SegmentJob
 from pipeline.teacher.workers.remote import Demands, refusal
-from pipeline.training.out_of_memory import is_out_of_memory
+from pipeline.training.memory import is_out_of_memory
 
 DEATHS = 3
 """So many workers may a segment take with it until the capture ends."""
