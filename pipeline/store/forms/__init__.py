@@ -1,1 +1,1 @@
-"""Forms trade bytes for fidelity, one form a file."""
+"""Forms: how the values of a signal are stored. Each file defines one form."""

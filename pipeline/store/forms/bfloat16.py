@@ -1,6 +1,7 @@
-"""Hidden states in bfloat16, held as uint16 bit patterns because Zarr has no such dtype.
+"""Hidden states in bfloat16, stored as uint16 bit patterns because Zarr has no such dtype.
 
-Relative error at most 2^-8; 1.5 bytes a value after compression; the range of float32.
+The relative error is at most 2^-8, the range that of float32. A value takes about 1.5 bytes after
+compression.
 """
 
 from collections.abc import Mapping
@@ -33,7 +34,7 @@ class BFloat16(Form):
     ratio: ClassVar[float] = 0.8
 
     def arrays(self, geometry: Geometry) -> dict[str, ArrayType]:
-        """One uint16 array of `width` channels."""
+        """Return one uint16 array of `width` channels."""
         return {"values_bits": ArrayType("uint16", (geometry.width,), ("channel",))}
 
     def encode(self, values: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
@@ -51,7 +52,7 @@ class BFloat16(Form):
     def errors(
         self, values: Mapping[str, Array], decoded: Mapping[str, Array], channels: Channels | None
     ) -> dict[str, Error]:
-        """At most 2^-8 of the value."""
+        """Allow 2^-8 of the value."""
         xp = array_namespace(values["hidden"])
         true = values["hidden"]
         stated = xp.abs(true) * 2.0**-8 + 2.0**-133

@@ -1,4 +1,4 @@
-"""Class logits of a whole example in float32: a handful of numbers, kept exactly."""
+"""The class logits of an example in float32: a handful of numbers, stored exactly."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Dense(Form):
     shows_nonfinite: ClassVar[bool] = True
 
     def arrays(self, geometry: Geometry) -> dict[str, ArrayType]:
-        """One float32 row of `vocab` (here: classes) logits an example."""
+        """Return one array of `vocab` logits an example, which here are classes."""
         return {"logits": ArrayType("float32", (geometry.vocab,), ("output",))}
 
     def encode(self, values: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
@@ -48,7 +48,7 @@ class Dense(Form):
     def errors(
         self, values: Mapping[str, Array], decoded: Mapping[str, Array], channels: Channels | None
     ) -> dict[str, Error]:
-        """None."""
+        """Allow no error."""
         xp = array_namespace(values["logits"])
         true = values["logits"]
         return {"logits": Error(xp.abs(decoded["logits"] - true), xp.zeros_like(true))}

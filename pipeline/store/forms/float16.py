@@ -1,7 +1,8 @@
 """Hidden states in IEEE half precision.
 
-Relative error at most 2^-11 above 6.1e-5, absolute error at most 2^-25 below; 1.8 bytes a value
-after compression. Values beyond 65,504 overflow and are refused as not finite by the capture.
+The relative error is at most 2^-11 above 6.1e-5; below, the absolute error is at most 2^-25. A
+value takes about 1.8 bytes after compression. Values beyond 65,504 overflow, and the capture
+refuses them as not finite.
 """
 
 from collections.abc import Mapping
@@ -36,11 +37,11 @@ class Float16(Form):
     shows_nonfinite: ClassVar[bool] = True
 
     def arrays(self, geometry: Geometry) -> dict[str, ArrayType]:
-        """One float16 array of `width` channels."""
+        """Return one float16 array of `width` channels."""
         return {"values": ArrayType("float16", (geometry.width,), ("channel",))}
 
     def encode(self, values: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
-        """Round to nearest even; overflow gives infinities, which the capture refuses."""
+        """Round to nearest even. Overflow gives infinities, which the capture refuses."""
         xp = array_namespace(values["hidden"])
         with np.errstate(over="ignore"):
             return {"values": xp.astype(values["hidden"], xp.float16)}
@@ -53,7 +54,7 @@ class Float16(Form):
     def errors(
         self, values: Mapping[str, Array], decoded: Mapping[str, Array], channels: Channels | None
     ) -> dict[str, Error]:
-        """At most 2^-11 of the value, and 2^-25 where that is less."""
+        """Allow 2^-11 of the value, or 2^-25 where that is more."""
         xp = array_namespace(values["hidden"])
         true = values["hidden"]
         stated = xp.abs(true) * 2.0**-11 + 2.0**-25

@@ -1,8 +1,8 @@
-"""What a form is: how a signal's values become the arrays that are stored, and back.
+"""The interface of a form, which encodes values of a signal as stored arrays and decodes them.
 
-A form is written against the array namespace of its argument, so the same lines encode and
-decode numpy arrays and torch tensors, on any device. It quantises in plain integers and floats that
-every Zarr reader knows; compression is the store's business.
+A form is written against the array namespace of its argument, so the same code encodes and decodes
+numpy arrays and torch tensors, on any device. It quantises to plain integers and floats that every
+Zarr reader knows. Compression is left to the store.
 """
 
 import math
@@ -15,16 +15,16 @@ from typing import Any, ClassVar, TypeAlias
 from pipeline.axes import Axis
 
 Array: TypeAlias = Any
-"""A numpy array or a torch tensor; forms never ask which."""
+"""A numpy array or a torch tensor; forms do not distinguish them."""
 BLOCK_VALUES = 2**16
-"""256 KiB of float32: with a temporary or two of that size it stays in a core's cache."""
+"""256 KiB of float32, so that a block and one or two temporaries fit the cache of a core."""
 
 
 def row_blocks(values: Array, block_values: int = BLOCK_VALUES) -> Iterator[slice]:
-    """Yield rows in blocks that a CPU's cache holds; all at once on another device.
+    """Yield slices along the first axis, in blocks that fit a CPU's cache; one on other devices.
 
-    A step of arithmetic is a pass over memory, and that is most of what quantising costs. What is
-    computed row by row does not depend on the blocks. Of no rows there is one block.
+    Each arithmetic operation is a pass over memory, which is most of the cost of quantising.
+    Results that are computed row by row do not depend on the blocks. An empty array has one block.
     """
     rows = values.shape[0]
     step = max(1, block_values // max(1, math.prod(values.shape[1:])))
@@ -36,7 +36,7 @@ def row_blocks(values: Array, block_values: int = BLOCK_VALUES) -> Iterator[slic
 
 @dataclass(frozen=True)
 class Geometry:
-    """Sizes of what a signal holds; a size that does not apply is 0."""
+    """The sizes of a signal's values; a size that does not apply is 0."""
 
     width: int = 0
     heads: int = 0
@@ -47,28 +47,28 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Channels:
-    """Mean and deviation of every channel over a fixed sample, in the namespace of the values."""
+    """Mean and standard deviation of each channel, in the array namespace of the values."""
 
     mean: Array
     deviation: Array
 
     def standardise(self, values: Array) -> Array:
-        """Return float32 values in deviations from each channel's mean."""
+        """Subtract each channel's mean and divide by its deviation, in float32."""
         standardised = values - self.mean
         standardised /= self.deviation
         return standardised
 
     def restore(self, standardised: Array) -> Array:
-        """Return the values that were standardised."""
+        """Undo `standardise`."""
         return standardised * self.deviation + self.mean
 
 
 @dataclass(frozen=True)
 class ArrayType:
-    """One stored array: its dtype, the shape of one row, and what the axes of a row are called.
+    """The type of a stored array: its dtype, and the shape and axis names of one row.
 
-    Arrays of one Zarr group that share an axis's name have the same size there. Names are for
-    readers of the Zarr files; no value depends on them, so they are not compared.
+    Axes of the same name have the same size within a Zarr group. The names are for readers of the
+    Zarr files; no value depends on them, so comparisons ignore them.
     """
 
     dtype: str
@@ -78,7 +78,7 @@ class ArrayType:
 
 @dataclass(frozen=True)
 class Error:
-    """How far decoded values are off and how far they may be, two arrays that broadcast."""
+    """The error of decoded values, and the largest error that the form allows; they broadcast."""
 
     found: Array
     stated: Array
@@ -224,7 +224,7 @@ class StandardisedForm(Form):
 
 
 def options(form: Form) -> dict[str, Any]:
-    """Return the form's options as JSON values."""
+    """Return a form's options as JSON values."""
     return {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in asdict(form).items()  # pyright: ignore[reportArgumentType]

@@ -1,7 +1,7 @@
 """Hidden states in 8-bit floats (e4m3): standardised like int8, then scaled per token.
 
-The bytes of int8, at a relative error instead of an absolute one: small values of a token keep
-their precision beside a large one, and exponents compress. A decoded value is off by at most
+A value takes one byte, as in int8, but its error is relative: the small values of a token keep
+their precision next to a large one, and the exponents compress. The error is at most
 `0.0626 |z| + 2^-18 max|z| + 2^-33` of a channel's deviation, where `z` is the standardised value
 and `max|z|` the token's largest (2.5e-2 relative L2).
 """
@@ -46,15 +46,15 @@ VALUES = _values()
 
 
 def to_e4m3(values: Array) -> Array:
-    """Round float32 values of at most 448 to the nearest e4m3 byte, ties to even mantissas."""
+    """Round float32 values of at most 448 to the nearest e4m3 byte, with ties to even."""
     xp = array_namespace(values)
     bits = values.view(xp.int32)
     size = bits & 0x7FFFFFFF
-    # The upper bits of a float32, rounded, are the byte up to the exponents' difference in bias.
+    # The upper bits of a float32, rounded, are the byte, but for the bias of the exponent.
     dropped = 23 - MANTISSA
     rounded = (size + (2 ** (dropped - 1) - 1) + ((size >> dropped) & 1)) >> dropped
     normal = rounded - ((127 - BIAS) << MANTISSA)
-    # Below the smallest normal value, steps are equal.
+    # Below the smallest normal value the steps are equal.
     subnormal = xp.astype(xp.round(xp.abs(values) * 2.0 ** (BIAS - 1 + MANTISSA)), xp.int32)
     byte = xp.where(size < (127 + 1 - BIAS) << 23, subnormal, normal)
     return xp.astype(xp.where(bits < 0, byte | SIGN, byte), xp.uint8)
@@ -70,7 +70,7 @@ def of_e4m3(codes: Array) -> Array:
 
 @dataclass(frozen=True)
 class Float8(StandardisedForm):
-    """Serves the feature loss; finer than int8 where a token has a few large values."""
+    """Serves the feature loss. It is finer than int8 where a token has a few large values."""
 
     name: ClassVar[str] = "fp8"
     rank: ClassVar[int] = 40
@@ -78,14 +78,14 @@ class Float8(StandardisedForm):
     shows_nonfinite: ClassVar[bool] = True
 
     def arrays(self, geometry: Geometry) -> dict[str, ArrayType]:
-        """A byte for each of `width` channels and one scale a token."""
+        """Return a byte for each of `width` channels and one scale a token."""
         return {
             "values_bits": ArrayType("uint8", (geometry.width,), ("channel",)),
             "scale": ArrayType("float16", ()),
         }
 
     def encode(self, values: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
-        """Standardise, then scale every token so that its largest value is at most 448.
+        """Standardise, then scale each token so that its largest value is at most 448.
 
         The scale is widened before it is rounded to float16, so that no value is clipped.
         """
@@ -95,20 +95,20 @@ class Float8(StandardisedForm):
         place = {"device": hidden.device}
         codes = xp.empty(hidden.shape, dtype=xp.uint8, **place)
         scale = xp.empty(hidden.shape[:-1], dtype=xp.float16, **place)
-        # Rows that are not finite have bytes of no meaning, and a scale that shows them.
+        # In rows that are not finite the bytes mean nothing, and the scale shows it.
         with np.errstate(over="ignore", invalid="ignore"):
             for block in row_blocks(hidden):
                 rows = xp.astype(hidden[block], xp.float32, copy=False)
                 rows = channels.standardise(rows)
                 largest = xp.max(xp.abs(rows), axis=-1)
-                # Widened as in int8: by 2^-10, and by a step where float16 is subnormal.
+                # Widened as in int8: by 2^-10, and by one subnormal of float16.
                 step = xp.astype(largest * ((1 + 2.0**-10) / LARGEST) + SMALLEST, xp.float16)
                 scale[block] = step
                 codes[block] = to_e4m3(rows / xp.astype(step, xp.float32)[..., None])
         return {"values_bits": codes, "scale": scale}
 
     def decode_standardised(self, arrays: Mapping[str, Array], channels: Channels) -> Array:
-        """Return the bytes' values times the tokens' scales."""
+        """Return the value of each byte times the scale of its token."""
         xp = array_namespace(arrays["scale"])
         scale = xp.astype(arrays["scale"], xp.float32)[..., None]
         return of_e4m3(arrays["values_bits"]) * scale
@@ -116,14 +116,14 @@ class Float8(StandardisedForm):
     def errors(
         self, values: Mapping[str, Array], decoded: Mapping[str, Array], channels: Channels | None
     ) -> dict[str, Error]:
-        """At most half a unit in the last place of each standardised value."""
+        """Allow half a unit in the last place of each standardised value."""
         assert channels is not None
         true = values["hidden"]
         xp = array_namespace(true)
         sizes = xp.abs(channels.standardise(true))
         largest = xp.max(sizes, axis=-1, keepdims=True)
         off = 0.0626 * sizes + 2.0**-18 * largest + 2.0**-33
-        # Of float32, on the way to standardised values and back.
+        # What float32 loses on the way to standardised values and back.
         rounding = (xp.abs(true) + xp.abs(channels.mean)) * 2.0**-22
         return {
             "hidden": Error(xp.abs(decoded["hidden"] - true), off * channels.deviation + rounding)

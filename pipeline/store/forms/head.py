@@ -1,8 +1,8 @@
-"""Logits as the input of the language-model head; the head itself is stored once, in the assets.
+"""Logits as the input of the language-model head, which is itself stored once, as an asset.
 
-The whole vocabulary at any temperature for `width + 2` bytes a token (form int8): per-token
-gradient cosine 0.9998 to 0.9999 against the full logits. The error is that of the inner hidden
-form, seen through the head.
+All logits at any temperature take `width + 2` bytes a token in the inner form int8. The cosine of
+a token's gradient with that of the full logits is 0.9998 to 0.9999. The error is that of the inner
+form for hidden states, propagated through the head.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ from pipeline.store.forms.form import (
 from pipeline.store.forms.int8 import Int8
 
 HEAD = "lm_head"
-"""The asset that holds the head's weight and bias."""
+"""The name of the asset that holds the head's weight and bias."""
 INNER: dict[str, type[Float16 | BFloat16 | Int8]] = {
     "int8": Int8,
     "bfloat16": BFloat16,
@@ -47,20 +47,20 @@ class Head(Form):
 
     @property
     def ratio(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """That of the inner form."""
+        """The ratio of the inner form."""
         return INNER[self.values].ratio
 
     @property
     def shows_nonfinite(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As the inner form does."""
+        """Whether the inner form does."""
         return INNER[self.values].shows_nonfinite
 
     def assets(self, layer: int | None) -> tuple[str, ...]:
-        """The head, with which readers rebuild the logits."""
+        """Return the asset of the head, with which readers rebuild the logits."""
         return (HEAD,)
 
     def arrays(self, geometry: Geometry) -> dict[str, ArrayType]:
-        """The arrays of the inner form."""
+        """Return the arrays of the inner form."""
         return INNER[self.values]().arrays(geometry)
 
     def encode(self, values: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
@@ -74,7 +74,7 @@ class Head(Form):
     def errors(
         self, values: Mapping[str, Array], decoded: Mapping[str, Array], channels: Channels | None
     ) -> dict[str, Error]:
-        """That of the inner form."""
+        """Return those of the inner form."""
         found = INNER[self.values]().errors(
             {"hidden": values["head_input"]}, {"hidden": decoded["head_input"]}, channels
         )

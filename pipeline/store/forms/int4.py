@@ -1,11 +1,10 @@
-"""Hidden states as int4: standardised like int8, then 16 levels in groups of channels.
+"""Hidden states as int4: standardised like int8, then quantised to 16 levels by channel group.
 
-A quarter of float16 after compression (0.46 to 0.49 bytes a value with groups of 64), at a relative
-L2 error of 0.09 to 0.10, which is noise that a student averages out. The levels are the middles
-of 16 equal steps between the group's largest size and its negative: no level is spent on zero, and
-the step is an eighth of the largest where symmetric levels with a zero have a seventh. The error is
-at most half a step, `0.501 * max|z| / 8 + 2^-24` of a channel's deviation, where `max|z|` is the
-largest standardised value of the token's group.
+This takes a quarter of the bytes of float16 after compression (0.46 to 0.49 bytes a value with
+groups of 64). The relative L2 error of 0.09 to 0.10 is noise that a student averages out. The
+levels are the middles of 16 equal steps from `-max|z|` to `max|z|`, the group's largest
+standardised value: as none of them is zero, a step is an eighth of the largest value instead of a
+seventh. The error is at most half a step, `0.501 * max|z| / 8 + 2^-24` of a channel's deviation.
 """
 
 from collections.abc import Mapping
@@ -32,7 +31,7 @@ HALF = 8
 
 @dataclass(frozen=True)
 class Int4(StandardisedForm):
-    """Serves the feature loss; attention rebuilt from it is no longer faithful."""
+    """Serves the feature loss. Attention that is rebuilt from it is not faithful."""
 
     group: Literal[16, 32, 64, 128] = 64
 
@@ -42,12 +41,12 @@ class Int4(StandardisedForm):
     shows_nonfinite: ClassVar[bool] = True
 
     def _groups(self, width: int) -> tuple[int, int]:
-        """Return how many groups there are and the channels of one; the last is filled up."""
+        """Return the number of groups and the channels of each; the last group is padded."""
         size = min(self.group, width + width % 2)
         return -(-width // size), size
 
     def arrays(self, geometry: Geometry) -> dict[str, ArrayType]:
-        """Two levels a byte, the first one in its upper half, and a scale a group."""
+        """Return two levels a byte, the first in its upper half, and a scale a group."""
         groups, size = self._groups(geometry.width)
         return {
             "levels": ArrayType("uint8", (groups * size // 2,), ("channel_pair",)),
@@ -55,7 +54,7 @@ class Int4(StandardisedForm):
         }
 
     def _grouped(self, rows: Array) -> Array:
-        """Return float32 rows as (tokens, groups, size), zeros in the channels that are not."""
+        """Return float32 rows as (tokens, groups, size), padded with zeros."""
         xp = array_namespace(rows)
         groups, size = self._groups(rows.shape[-1])
         if missing := groups * size - rows.shape[-1]:
@@ -63,7 +62,7 @@ class Int4(StandardisedForm):
         return xp.reshape(rows, (rows.shape[0], groups, size))
 
     def encode(self, values: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
-        """Standardise, then quantise every group of every token by its own scale.
+        """Standardise, then quantise each group of each token with its own scale.
 
         The scale is widened before it is rounded to float16, so that no level is clipped.
         """
@@ -74,13 +73,13 @@ class Int4(StandardisedForm):
         place = {"device": hidden.device}
         packed = xp.empty((hidden.shape[0], groups * size // 2), dtype=xp.uint8, **place)
         scale = xp.empty((hidden.shape[0], groups), dtype=xp.float16, **place)
-        # Rows that are not finite have levels of no meaning, and a scale that shows them.
+        # In rows that are not finite the levels mean nothing, and the scale shows it.
         with np.errstate(over="ignore", invalid="ignore"):
             for block in row_blocks(hidden):
                 rows = xp.astype(hidden[block], xp.float32, copy=False)
                 rows = self._grouped(channels.standardise(rows))
                 largest = xp.max(xp.abs(rows), axis=-1)
-                # Widened as in int8: by 2^-10, and by a step where float16 is subnormal.
+                # Widened as in int8: by 2^-10, and by one subnormal of float16.
                 step = xp.astype(largest * ((1 + 2.0**-10) / HALF) + SMALLEST, xp.float16)
                 levels = xp.floor(rows / xp.astype(step, xp.float32)[..., None]) + HALF
                 levels = xp.astype(levels, xp.uint8)
@@ -90,20 +89,20 @@ class Int4(StandardisedForm):
         return {"levels": packed, "scale": scale}
 
     def decode_standardised(self, arrays: Mapping[str, Array], channels: Channels) -> Array:
-        """Return the middles of the levels times the groups' scales."""
+        """Return the middle of each level times the scale of its group."""
         packed, scale = arrays["levels"], arrays["scale"]
         xp = array_namespace(packed)
         rows, width = packed.shape[0], channels.mean.shape[0]
         levels = xp.stack([packed >> 4, packed & 15], axis=-1)
         levels = xp.reshape(xp.astype(levels, xp.float32), (rows, *self._groups(width)))
-        # By sizes, not by -1: there may be no row at all.
+        # With explicit sizes, not -1: there may be no rows.
         standardised = (levels - (HALF - 0.5)) * xp.astype(scale, xp.float32)[..., None]
         return xp.reshape(standardised, (rows, 2 * packed.shape[1]))[:, :width]
 
     def errors(
         self, values: Mapping[str, Array], decoded: Mapping[str, Array], channels: Channels | None
     ) -> dict[str, Error]:
-        """At most half a step of the group's scale, in deviations of each channel."""
+        """Allow half a step of the group's scale, in deviations of each channel."""
         assert channels is not None
         true = values["hidden"]
         xp = array_namespace(true)
@@ -112,7 +111,7 @@ class Int4(StandardisedForm):
         half_step = 0.501 * largest / HALF + SMALLEST + xp.zeros_like(grouped)
         groups, size = self._groups(true.shape[-1])
         half_step = xp.reshape(half_step, (true.shape[0], groups * size))[:, : true.shape[-1]]
-        # Of float32, on the way to standardised values and back.
+        # What float32 loses on the way to standardised values and back.
         rounding = (xp.abs(true) + xp.abs(channels.mean)) * 2.0**-22
         stated = half_step * channels.deviation + rounding
         return {"hidden": Error(xp.abs(decoded["hidden"] - true), stated)}

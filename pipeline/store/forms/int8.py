@@ -1,9 +1,9 @@
 """Hidden states as int8: standardised by stored channel statistics, then scaled per token.
 
-Outlier channels are real in transformers, so a scale for a whole tensor loses whole tokens.
-Standardising first and scaling per token costs one byte a value and two a token. The error is at
-most half a step, `0.501 * max|z| / 127 + 2^-24` of a channel's deviation, where `max|z|` is the
-token's largest standardised value (0.7e-2 relative L2 on a pretrained encoder).
+Hidden states of transformers have outlier channels, so one scale for a tensor would lose entire
+tokens. Standardised and scaled per token, a value takes one byte, and a token two more. The error
+is at most half a step, `0.501 * max|z| / 127 + 2^-24` of a channel's deviation, where `max|z|` is
+the token's largest standardised value (0.7e-2 relative L2 on a pretrained encoder).
 """
 
 from collections.abc import Mapping
@@ -25,31 +25,31 @@ from pipeline.store.forms.form import (
 
 LEVELS = 127
 SMALLEST = 2.0**-24
-"""The smallest float16: added to a scale, it keeps rows of zeros or subnormals decodable."""
+"""The smallest float16. Added to a scale, it keeps rows of zeros and subnormals decodable."""
 
 
 def quantise_rows(values: Array, channels: Channels | None = None) -> tuple[Array, Array]:
-    """Quantise along the last axis: int8 levels and one float16 scale a row.
+    """Quantise each vector along the last axis to int8 levels and one float16 scale.
 
-    The scale is widened before it is rounded to float16, so that no level is clipped. A row whose
-    scale exceeds 65,504 gets an infinite one, which the capture refuses; a row with a NaN gets NaN.
+    The scale is widened before it is rounded to float16, so that no level is clipped. A scale
+    beyond 65,504 becomes infinite, which the capture refuses; that of a vector with a NaN is NaN.
 
     Args:
-        values: Rows along the last axis, in blocks along the first.
-        channels: What standardises them first.
+        values: The vectors; they are processed in blocks along the first axis.
+        channels: Statistics to standardise them by; None leaves them as they are.
     """
     xp = array_namespace(values)
     place = {"device": values.device}
     levels = xp.empty(values.shape, dtype=xp.int8, **place)
     scale = xp.empty(values.shape[:-1], dtype=xp.float16, **place)
-    # Rows that are not finite have levels of no meaning.
+    # In vectors that are not finite the levels mean nothing.
     with np.errstate(over="ignore", invalid="ignore"):
         for block in row_blocks(values):
             rows = xp.astype(values[block], xp.float32, copy=False)
             if channels is not None:
                 rows = channels.standardise(rows)
             largest = xp.max(xp.abs(rows), axis=-1)
-            # Widened by 2^-10 where float16 rounds by 2^-11, and by a step where it is subnormal.
+            # Widened by 2^-10, as float16 rounds by 2^-11, and by one subnormal.
             step = xp.astype(largest * ((1 + 2.0**-10) / LEVELS) + SMALLEST, xp.float16)
             scale[block] = step
             levels[block] = xp.round(rows / xp.astype(step, xp.float32)[..., None])
@@ -63,7 +63,7 @@ def widen_rows(levels: Array, scale: Array) -> Array:
 
 
 def largest_error(values: Array) -> Array:
-    """Return how far quantised rows may be off: half a step of each row's scale."""
+    """Return the largest error of quantised vectors: half a step of each one's scale."""
     xp = array_namespace(values)
     return 0.501 * xp.max(xp.abs(values), axis=-1, keepdims=True) / LEVELS + SMALLEST
 
@@ -78,14 +78,14 @@ class Int8(StandardisedForm):
     shows_nonfinite: ClassVar[bool] = True
 
     def arrays(self, geometry: Geometry) -> dict[str, ArrayType]:
-        """Levels of `width` channels and one scale a token."""
+        """Return the levels of `width` channels and one scale a token."""
         return {
             "levels": ArrayType("int8", (geometry.width,), ("channel",)),
             "scale": ArrayType("float16", ()),
         }
 
     def encode(self, values: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
-        """Standardise, then quantise every token by its own scale."""
+        """Standardise, then quantise each token with its own scale."""
         assert channels is not None
         levels, scale = quantise_rows(values["hidden"], channels)
         return {"levels": levels, "scale": scale}
@@ -97,12 +97,12 @@ class Int8(StandardisedForm):
     def errors(
         self, values: Mapping[str, Array], decoded: Mapping[str, Array], channels: Channels | None
     ) -> dict[str, Error]:
-        """At most half a step of the token's scale, in deviations of each channel."""
+        """Allow half a step of the token's scale, in deviations of each channel."""
         assert channels is not None
         xp = array_namespace(values["hidden"])
         true = values["hidden"]
         step = largest_error(channels.standardise(true))
-        # Of float32, on the way to standardised values and back.
+        # What float32 loses on the way to standardised values and back.
         rounding = (xp.abs(true) + xp.abs(channels.mean)) * 2.0**-22
         stated = step * channels.deviation + rounding
         return {"hidden": Error(xp.abs(decoded["hidden"] - true), stated)}

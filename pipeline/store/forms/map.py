@@ -1,10 +1,11 @@
-"""Attention as its probabilities, a byte each: for layers whose map is more than query and key.
+"""Attention maps, one byte a probability, for layers whose maps query and key do not determine.
 
-A row is one pair of a query and a key that the layer's rule lets it see, all heads together. The
-square root is quantised, which spends the levels on small probabilities: linear levels lose 80
-times as much. A decoded probability p errs by at most `2 sqrt(p) / 510 + 510^-2` before its query
-row is renormalised; on a pretrained encoder KL(decoded ‖ true) of a row is 3e-4 (128 tokens) to
-1.2e-3 (512 tokens), for 80 and 240 bytes a token and head after compression.
+An entry is a pair of a query and a key that it sees under the layer's rule, with the probabilities
+of all heads. The square root is quantised, which spends the levels on small probabilities: linear
+levels would lose 80 times as much. The error of a probability p is at most
+`2 sqrt(p) / 510 + 510^-2` before the query's probabilities are renormalised. On a pretrained
+encoder KL(decoded ‖ true) of a query is 3e-4 (128 tokens) to 1.2e-3 (512 tokens), for 80 and 240
+bytes a token and head after compression.
 """
 
 from collections.abc import Mapping
@@ -30,7 +31,7 @@ LEVELS = 255
 
 @dataclass(frozen=True)
 class Map(Form):
-    """Serves the attention loss; it holds no query and key, so no relations."""
+    """Serves the attention loss but not relations, which need query and key."""
 
     name: ClassVar[str] = "map"
     kind: ClassVar[str] = "attention"
@@ -41,7 +42,7 @@ class Map(Form):
     axis: ClassVar[Axis] = Axis.PAIR
 
     def arrays(self, geometry: Geometry) -> dict[str, ArrayType]:
-        """One level a head."""
+        """Return one level a head."""
         return {"levels": ArrayType("uint8", (geometry.heads,), ("head",))}
 
     def encode(self, values: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
@@ -51,14 +52,14 @@ class Map(Form):
         return {"levels": xp.astype(xp.clip(levels, 0, LEVELS), xp.uint8)}
 
     def decode(self, arrays: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
-        """Return `probability` in float32; a query's sum to 1 only nearly."""
+        """Return `probability` in float32; those of a query sum to 1 only approximately."""
         xp = array_namespace(arrays["levels"])
         return {"probability": (xp.astype(arrays["levels"], xp.float32) / LEVELS) ** 2}
 
     def errors(
         self, values: Mapping[str, Array], decoded: Mapping[str, Array], channels: Channels | None
     ) -> dict[str, Error]:
-        """At most half a level of the root."""
+        """Allow half a level of the root."""
         xp = array_namespace(values["probability"])
         true = values["probability"]
         stated = 2 * xp.sqrt(true) / 510 + (1 / 510**2 + 2.0**-23)

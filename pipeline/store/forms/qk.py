@@ -1,9 +1,9 @@
-"""Attention as its query and key: O(tokens · width) bytes instead of O(tokens²).
+"""Attention as query and key: O(tokens · width) bytes instead of O(tokens²) for the maps.
 
 Query (after rotary) and key (after rotary, before head repetition) are quantised to int8 per token
-and head; the map is rebuilt as softmax(Q Kᵀ · scaling + mask). On a pretrained encoder the decoded
-rows differ from the true ones by a KL of 4e-5 to 8e-5. Query and key each err by at most half a
-step of their row's scale.
+and head. Readers rebuild the map as softmax(Q Kᵀ · scaling + mask). On a pretrained encoder
+decoded and true maps differ by a KL of 4e-5 to 8e-5 a query. The error of query and key is at most
+half a step of the scale of their token and head.
 """
 
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ class QueryKey(Form):
     shows_nonfinite: ClassVar[bool] = True
 
     def arrays(self, geometry: Geometry) -> dict[str, ArrayType]:
-        """Levels and one scale a head, for queries and for (possibly fewer) keys."""
+        """Return levels and one scale a head, for query and key; the key may have fewer heads."""
         return {
             "query": ArrayType("int8", (geometry.heads, geometry.d_head), ("head", "channel")),
             "query_scale": ArrayType("float16", (geometry.heads,), ("head",)),
@@ -62,7 +62,7 @@ class QueryKey(Form):
     def errors(
         self, values: Mapping[str, Array], decoded: Mapping[str, Array], channels: Channels | None
     ) -> dict[str, Error]:
-        """At most half a step of token and head."""
+        """Allow half a step of the token and head."""
         xp = array_namespace(values["query"])
         return {
             name: Error(xp.abs(decoded[name] - values[name]), largest_error(values[name]))

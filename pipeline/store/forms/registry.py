@@ -1,6 +1,6 @@
-"""The forms by kind and name, those of other packages included.
+"""All forms by kind and name, including those of other packages.
 
-A form of ours is one file of this folder. Another package gives one as an entry point:
+A built-in form is one file of this folder. Another package can add one as an entry point:
 
     [project.entry-points."decant.forms"]
     "hidden.fp6" = "my_package.fp6:Fp6"
@@ -22,7 +22,7 @@ from pipeline.store.forms.form import Content, Form, options
 
 
 def _name(part: Any) -> str | None:
-    # An earlier version of a form inherits its name.
+    # A class that only reads an earlier version inherits its name.
     is_form = isinstance(part, type) and issubclass(part, Form) and "name" in vars(part)
     return f"{part.kind}.{part.name}" if is_form else None
 

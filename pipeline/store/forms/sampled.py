@@ -1,13 +1,14 @@
 """Logits as `n` ids drawn from the teacher's distribution: unbiased, and the fewest bytes.
 
-Sparse Logit Sampling (arXiv 2503.16870): where the top k distort the gradient, the mean over
-samples has the full distribution's as its expectation. Drawn systematically, one offset a row and
-points (offset + j) / n through the inverse CDF, an id with probability p is drawn within one of
-n·p times, which independent draws are not; and the ids come out sorted, so the gaps between them
-are stored, which compress.
-The offset is a hash of the row's own logits: whoever captures the row, in whatever batch and after
-whatever interruption, draws the same ids. So do rows with equal logits: over repeated contexts the
-error of a draw does not average out.
+Sparse Logit Sampling (arXiv 2503.16870): the top k distort the gradient, while the expectation of
+the mean over samples is the gradient of the full distribution. Draws are systematic: with one
+offset a token, the points (offset + j) / n go through the inverse CDF. An id of probability p is
+thus drawn within one of n·p times, which independent draws do not guarantee, and the ids come out
+sorted, so that the gaps between them can be stored, which compress.
+
+The offset is a hash of the token's own logits, so a token draws the same ids in any batch and after
+any interruption. Tokens with equal logits draw equal ids too: over repeated contexts the error of a
+draw does not average out.
 """
 
 from collections.abc import Mapping
@@ -32,15 +33,15 @@ from pipeline.store.forms.ids import GAPS, IDS, gap_type, gaps_of, ids_of
 from pipeline.store.forms.topk import log_softmax
 
 CHUNK_LOGITS = 2**22
-"""Logits in float64 at once: 32 MiB a copy."""
+"""Logits that exist in float64 at a time: 32 MiB a copy."""
 MULTIPLIERS = (-7046029254386353131, -4658895280553007687, -7723592293110705685)
-"""Odd 64-bit constants with well-mixed bits: of the golden ratio and of splitmix64."""
+"""Odd 64-bit constants with well-mixed bits, from the golden ratio and from splitmix64."""
 
 
 def row_offsets(logits: Array) -> Array:
-    """Return a float64 in [0, 1) a row, a hash of the bits of its float32 logits.
+    """Return a float64 in [0, 1) for each row: a hash of the bits of its float32 logits.
 
-    All of it is integer arithmetic modulo 2^64, so the order of summation does not show.
+    The arithmetic is in integers modulo 2^64, so the order of summation does not matter.
     """
     xp = array_namespace(logits)
     bits = xp.astype(logits.view(xp.int32), xp.int64)
@@ -53,12 +54,12 @@ def row_offsets(logits: Array) -> Array:
 
 
 def systematic_counts(cumulative: Array, offsets: Array, n: int) -> Array:
-    """Return how many of the points (offset + j) / n, j < n, fall to each entry (int64).
+    """Return how many of the points (offset + j) / n, j < n, each entry gets (int64).
 
     Args:
         cumulative: CDF of each row, float64, ending in exactly 1.
-        offsets: One in [0, 1) a row.
-        n: Points; each row's counts sum to it.
+        offsets: One for each row, in [0, 1).
+        n: Number of points, to which the counts of each row sum.
     """
     xp = array_namespace(cumulative)
     below = xp.clip(xp.ceil(n * cumulative - offsets[:, None]), 0, n)
@@ -67,7 +68,7 @@ def systematic_counts(cumulative: Array, offsets: Array, n: int) -> Array:
 
 
 def draw(logits: Array, n: int) -> Array:
-    """Return `n` ids (int64, ascending) a row of float32 logits."""
+    """Return `n` ids (int64, ascending) for each row of float32 logits."""
     xp = array_namespace(logits)
     cumulative = xp.cumulative_sum(xp.exp(log_softmax(xp.astype(logits, xp.float64))), axis=-1)
     cumulative = cumulative / cumulative[:, -1:]
@@ -81,7 +82,7 @@ def draw(logits: Array, n: int) -> Array:
 
 @dataclass(frozen=True)
 class Sampled(Form):
-    """Serves the output loss of language models as forward KL at temperature 1, and that alone."""
+    """Serves the output loss of language models as forward KL at temperature 1 only."""
 
     n: Annotated[int, Field(ge=1)] = 64
 
@@ -96,7 +97,7 @@ class Sampled(Form):
 
     @property
     def temperatures_served(self) -> tuple[float, ...]:
-        """That of the draws."""
+        """The temperature of the draws."""
         return (1.0,)
 
     def as_written_by(self, version: int) -> Form | None:
@@ -104,14 +105,14 @@ class Sampled(Form):
         return Sampled1(self.n) if version == 1 else super().as_written_by(version)
 
     def arrays(self, geometry: Geometry) -> dict[str, ArrayType]:
-        """The ids drawn, one as often as it was, as the gaps between them."""
+        """Return the gaps between the drawn ids, each id as often as it was drawn."""
         return {self.ids_array: gap_type(geometry.vocab, self.n)}
 
     def encode(self, values: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
-        """Draw from `logits` (tokens, vocab); a row that is not finite gives ids of no meaning."""
+        """Draw from `logits` (tokens, vocab); where they are not finite the ids mean nothing."""
         xp = array_namespace(values["logits"])
         logits = xp.astype(values["logits"], xp.float32)
-        # The capture refuses such a row, or skips it, by its values: they only must not stop here.
+        # The capture finds such rows by their values; they must only not raise here.
         finite = xp.all(xp.isfinite(logits), axis=-1, keepdims=True)
         logits = xp.where(finite, logits, xp.zeros_like(logits))
         rows = max(1, CHUNK_LOGITS // logits.shape[-1])
@@ -126,7 +127,7 @@ class Sampled(Form):
     def errors(
         self, values: Mapping[str, Array], decoded: Mapping[str, Array], channels: Channels | None
     ) -> dict[str, Error]:
-        """An id with probability p is drawn within one of n·p times: counts over the vocabulary."""
+        """Allow each id of probability p to be drawn within one of n·p times."""
         xp = array_namespace(values["logits"])
         expected = xp.exp(log_softmax(xp.astype(values["logits"], xp.float64))) * self.n
         tokens = xp.arange(expected.shape[-1], dtype=xp.int64, device=expected.device)

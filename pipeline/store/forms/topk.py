@@ -1,10 +1,10 @@
-"""Logits as the k most probable tokens, with the true mass of the rest kept as one ghost class.
+"""Logits as the k most probable tokens; the probability of all others becomes one ghost class.
 
-Stored log-probabilities are of the whole vocabulary and are never renormalised: with top-32
-renormalised the gradient points half away (cosine 0.486), with the ghost class it is 0.973 to
-0.9995. The logsumexp of the whole vocabulary is stored for every temperature asked for, because it
-cannot be derived from one another. Log-probabilities err by at most 2^-11 of their size (float16).
-Ids ascend and are stored as the gaps between them.
+The stored log-probabilities refer to the full vocabulary and are never renormalised: renormalised
+over the top 32, the gradient would point elsewhere (cosine 0.486 with the true one); with the ghost
+class the cosine is 0.973 to 0.9995. The logsumexp over the full vocabulary is stored for each
+temperature, because it cannot be computed from that of another. The error of a log-probability is
+at most 2^-11 of its size (float16). The ids ascend and are stored as the gaps between them.
 """
 
 from collections.abc import Mapping
@@ -31,13 +31,13 @@ from pipeline.store.forms.form import (
 from pipeline.store.forms.ids import GAPS, IDS, gap_type, gaps_of, ids_of
 
 GROUP = 16
-"""Columns that are first looked at by their largest alone."""
+"""Columns of which at first only the largest is considered."""
 BLOCK_LOGITS = 2**18
-"""1 MiB of float32: what it costs to begin a block no longer shows."""
+"""1 MiB of float32, large enough for the cost of starting a block not to matter."""
 
 
 def log_softmax(values: Array) -> Array:
-    """Return log-probabilities along the last axis; the largest value is taken off first."""
+    """Return log-probabilities along the last axis; the largest value is subtracted first."""
     xp = array_namespace(values)
     shifted = values - xp.max(values, axis=-1, keepdims=True)
     return shifted - xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
@@ -53,8 +53,8 @@ def log_sum_exp(values: Array) -> Array:
 def largest(values: Array, k: int) -> tuple[Array, Array]:
     """Return the `k` largest entries of each row and their columns, columns ascending.
 
-    NaN counts as largest. Which of several equal entries at the edge is kept is up to the array
-    library.
+    NaN counts as the largest. The array library decides which of several equal entries at the
+    threshold are kept.
     """
     if not is_torch_array(values):
         columns = _largest_columns(values, k)
@@ -67,10 +67,10 @@ def largest(values: Array, k: int) -> tuple[Array, Array]:
 
 
 def _largest_columns(values: NDArray[Any], k: int) -> NDArray[np.int64]:
-    """Select among columns apart from one another by their largest first: one pass over the row.
+    """Select groups of columns by their maxima first, which is one pass over the row.
 
-    The k largest are in the k groups with the largest maxima. Five times as fast as a selection
-    from the whole row.
+    The k largest entries are in the k groups with the largest maxima. This is five times as fast as
+    a selection from all columns.
     """
     rows, width = values.shape
     groups = width // GROUP
@@ -88,7 +88,7 @@ def _largest_columns(values: NDArray[Any], k: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class TopK(Form):
-    """Serves the output loss of language models at the temperatures captured."""
+    """Serves the output loss of language models at the captured temperatures."""
 
     k: Annotated[int, Field(ge=1)] = 64
     temperatures: Annotated[
@@ -107,7 +107,7 @@ class TopK(Form):
 
     @property
     def temperatures_served(self) -> tuple[float, ...]:
-        """Those of the stored normalisers."""
+        """The temperatures of the stored normalisers."""
         return self.temperatures
 
     def as_written_by(self, version: int) -> Form | None:
@@ -115,7 +115,7 @@ class TopK(Form):
         return TopK1(self.k, self.temperatures) if version == 1 else super().as_written_by(version)
 
     def arrays(self, geometry: Geometry) -> dict[str, ArrayType]:
-        """Ids and log-probabilities of `k` tokens, and a normaliser for every temperature."""
+        """Return ids and log-probabilities of `k` tokens, and a normaliser for each temperature."""
         if not 0 < self.k < geometry.vocab:
             raise IncompatibleError(
                 f"logits form topk: k is {self.k}, the teacher's vocabulary {geometry.vocab}; "
@@ -128,23 +128,23 @@ class TopK(Form):
         }
 
     def encode(self, values: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
-        """Encode `logits` (tokens, vocab), softmax over all of the vocabulary before the cut."""
+        """Encode `logits` (tokens, vocab); the softmax is over the full vocabulary."""
         xp = array_namespace(values["logits"])
         logits = xp.astype(values["logits"], xp.float32, copy=False)
-        # A row that is not finite, which the capture refuses, must not warn here.
+        # Rows that are not finite must not warn here; the capture refuses them.
         with np.errstate(invalid="ignore"):
-            found = self._reduced(logits)
-            top, ids, least, total, *sums = (xp.concat(column) for column in found)
+            blocks = self._reduced(logits)
+            top, ids, least, total, *sums = (xp.concat(column) for column in blocks)
             most = xp.max(top, axis=-1, keepdims=True)
-            total, *sums = (xp.log(xp.astype(one, xp.float64)) for one in (total, *sums))
-            # Of log-probabilities at temperature 1, which sum to 1, it is 0.
+            total, *sums = (xp.log(xp.astype(value, xp.float64)) for value in (total, *sums))
+            # At temperature 1 probabilities sum to 1, so the normaliser is 0.
             others = iter(sums)
             normalizers = [
                 xp.zeros_like(total) if t == 1.0 else next(others) - total / t
                 for t in self.temperatures
             ]
         normalizer = xp.astype(xp.stack(normalizers, axis=-1), xp.float32)
-        # An entry of minus infinity would not show: its probability is 0, as of any small one.
+        # An entry of minus infinity would not show: its probability is 0, as for small ones.
         is_finite = xp.isfinite(least)[:, None]
         return {
             GAPS: gaps_of(ids, logits.shape[-1]),
@@ -153,10 +153,11 @@ class TopK(Form):
         }
 
     def _reduced(self, logits: Array) -> list[list[Array]]:
-        """Return, in pieces of some rows, all that is left of the whole vocabulary.
+        """Reduce the full vocabulary block by block to what is stored.
 
-        That is the largest entries, their ids, how far the least is below the largest, and
-        Σ exp((z - largest) / t) at temperature 1 and at those that differ from it.
+        The result has a list of blocks for each of: the largest entries, their ids, the difference
+        of the least and the largest entry, and Σ exp((z - largest) / t) at temperature 1 and at
+        each other temperature.
         """
         xp = array_namespace(logits)
         temperatures = [1.0, *(t for t in self.temperatures if t != 1.0)]
@@ -166,7 +167,7 @@ class TopK(Form):
             rows = logits[block]
             top, ids = largest(rows, self.k)
             most = xp.max(top, axis=-1, keepdims=True)
-            # To ask for that much memory anew costs more than to compute what it holds.
+            # Allocating this much memory anew costs more than the arithmetic.
             room = xp.empty_like(rows) if room is None else room[: rows.shape[0]]
             piece = [top, ids]
             for temperature in temperatures:
@@ -181,7 +182,7 @@ class TopK(Form):
         return [list(column) for column in zip(*pieces, strict=True)]
 
     def decode(self, arrays: Mapping[str, Array], channels: Channels | None) -> dict[str, Array]:
-        """Return `ids` (int64), `log_probs` at temperature 1 and `log_normalizer` a temperature."""
+        """Return `ids` (int64), `log_probs` at temperature 1, and every `log_normalizer`."""
         xp = array_namespace(arrays["log_probs"])
         return {
             "ids": ids_of(arrays),
@@ -192,9 +193,10 @@ class TopK(Form):
     def errors(
         self, values: Mapping[str, Array], decoded: Mapping[str, Array], channels: Channels | None
     ) -> dict[str, Error]:
-        """Log-probabilities as float16 rounds them; all but for what float32 loses in a sum.
+        """Allow the rounding of float16, and of sums in float32.
 
-        `ids` is how much more probable, in nats, the best token left out is than the worst kept.
+        The error of `ids` is how much more probable, in nats, the best token that is left out is
+        than the worst that is kept.
         """
         xp = array_namespace(values["logits"])
         log_probs = log_softmax(xp.astype(values["logits"], xp.float64))

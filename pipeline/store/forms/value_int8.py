@@ -1,7 +1,7 @@
-"""Attention values as int8 per token and key head, as `qk` keeps queries and keys.
+"""Attention values as int8 per token and key head, quantised as `qk` quantises keys.
 
-Relations between values (MiniLMv2, arXiv 2012.15828) compare teacher and student without one map
-of one having to match one of the other. A value errs by at most half a step of its row's scale.
+Relations between values (MiniLMv2, arXiv 2012.15828) compare teacher and student whatever their
+head counts. The error of a value is at most half a step of the scale of its token and head.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ from pipeline.store.forms.int8 import largest_error, quantise_rows, widen_rows
 
 @dataclass(frozen=True)
 class ValueInt8(Form):
-    """Serves the attention loss where it is of relations."""
+    """Serves the attention loss with relations between values."""
 
     name: ClassVar[str] = "int8"
     kind: ClassVar[str] = "value"
@@ -36,7 +36,7 @@ class ValueInt8(Form):
     shows_nonfinite: ClassVar[bool] = True
 
     def arrays(self, geometry: Geometry) -> dict[str, ArrayType]:
-        """Levels and one scale a key head."""
+        """Return levels and one scale a key head."""
         return {
             "value": ArrayType(
                 "int8", (geometry.kv_heads, geometry.d_head), ("kv_head", "channel")
@@ -56,7 +56,7 @@ class ValueInt8(Form):
     def errors(
         self, values: Mapping[str, Array], decoded: Mapping[str, Array], channels: Channels | None
     ) -> dict[str, Error]:
-        """At most half a step of token and head."""
+        """Allow half a step of the token and head."""
         xp = array_namespace(values["value"])
         true = values["value"]
         return {"value": Error(xp.abs(decoded["value"] - true), largest_error(true))}
