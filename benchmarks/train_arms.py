@@ -106,6 +106,17 @@ class Widened(TeacherFeatures):
         name = self.declaration(kind, layer).name
         return {part: value[rows].float() for part, value in features[name].items()}
 
+    def hidden(
+        self,
+        layer: int,
+        features: Mapping[str, Mapping[str, Tensor]],
+        rows: slice | Tensor = slice(None),
+    ) -> Tensor:
+        """Return rows of a layer's hidden states in units of each channel's deviation."""
+        channels = self._channels(self.declaration("hidden", layer))
+        assert channels is not None
+        return channels.standardise(self._decode("hidden", layer, features, rows)["hidden"])
+
 
 class Arm:
     """A student, its step, and the batches of an epoch from one source."""

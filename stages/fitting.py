@@ -159,7 +159,7 @@ def check_output(name: str, student: StudentParams, capture: CaptureParams, task
 def check_architecture(name: str, student: StudentParams, config: dict[str, Any]) -> None:
     """Build the student's configuration, where its teacher's is known, and compare head counts."""
     from pipeline.student.model.architecture import student_configuration, teacher_configuration
-    from pipeline.student.model.sizes import check_sizes
+    from pipeline.student.model.width import check_sizes
     from pipeline.taps.configuration import size_of
 
     architecture = student.model.architecture

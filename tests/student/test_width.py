@@ -11,8 +11,7 @@ from transformers import PreTrainedModel
 
 from pipeline.errors import IncompatibleError
 from pipeline.student.model.build import build_student
-from pipeline.student.model.sizes import Sizes, check_cut
-from pipeline.student.model.width import WidthCut
+from pipeline.student.model.width import Sizes, WidthCut, check_cut
 from pipeline.taps.anatomy import find_anatomy
 from pipeline.taps.magnitudes import PREFIX, input_magnitudes
 from tests.tiny import CAUSAL, Kind, tiny_batch, tiny_model

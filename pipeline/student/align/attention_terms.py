@@ -25,20 +25,20 @@ from pipeline.taps.scores import MapRows, rows_of_vectors
 from pipeline.taps.tap import Record
 
 VECTORS = {"qq": "query", "kk": "key", "vv": "value"}
-"""What each relation is made of, as the tap's record names it."""
+"""The vectors of each relation, as the tap's record names them."""
 
 
 class AttentionMatch:
-    """Compares attention of student and teacher layers as the options say.
+    """Compares attention of student and teacher layers.
 
     Args:
         options: The attention term.
-        pairs: Student and teacher layers that may meet.
+        pairs: Pairs of a student and a teacher layer that may be compared.
         features: The decoder of the teacher's signals.
-        anatomy: The student's.
+        anatomy: The student's anatomy.
 
     Raises:
-        IncompatibleError: If heads or widths do not fit the loss, a layer holds no vectors that
+        IncompatibleError: If heads or widths do not fit the loss, a layer lacks the vectors that
             relations need, or one side sees keys that the other does not.
     """
 
@@ -85,7 +85,7 @@ class AttentionMatch:
     def _relation_heads(
         self, options: AttentionTerm, pairs: Collection[tuple[int, int]], anatomy: Anatomy
     ) -> int:
-        """Return the number asked for, or the largest that divides all widths."""
+        """Return `relation_heads`, or the largest number that divides all widths."""
         if not self._relations:
             return 0
         keys = anatomy.kv_heads * anatomy.head_dim
@@ -104,10 +104,10 @@ class AttentionMatch:
         if wanted is None:
             common = reduce(gcd, sizes.values())
             return max(heads for heads in range(1, most + 1) if common % heads == 0)
-        for what, size in sizes.items():
+        for name, size in sizes.items():
             if size % wanted:
                 raise IncompatibleError(
-                    f"loss.attention.relation_heads: {wanted} does not divide {what} width {size}; "
+                    f"loss.attention.relation_heads: {wanted} does not divide {name} width {size}; "
                     "choose a divisor of all widths, or leave it out"
                 )
         return wanted
@@ -122,12 +122,11 @@ class AttentionMatch:
     ) -> Compare:
         """Decode one teacher layer and return the loss of student layers against it.
 
-        What is decoded is no larger than the student's query and key; maps of either side exist
-        for some rows at a time.
+        Only vectors are decoded for all rows; attention maps exist for some rows at a time.
 
         Args:
             teacher: The teacher layer.
-            record: What the student's forward pass left, of the layers `tapped`.
+            record: What the tap recorded of the student's forward pass.
             batch: The batch with its stored features.
             live: Where tokens are.
             count: Query rows to divide by; not None.
@@ -140,13 +139,13 @@ class AttentionMatch:
                 chunked_map_loss(
                     self._loss,
                     *ours,
-                    told,
+                    rows,
                     live,
                     declared.info["rule"],
                     count=count,
                     teacher_heads=heads,
                 )
-                for ours, told in zip(self._student_vectors(student, record), theirs, strict=True)
+                for ours, rows in zip(self._student_vectors(student, record), theirs, strict=True)
             ]
             return torch.stack(losses).mean()
 
@@ -164,18 +163,18 @@ class AttentionMatch:
     def _teacher_maps(
         self, teacher: int, batch: Mapping[str, Any], live: Bool[Tensor, "batch seq"]
     ) -> tuple[list[MapRows], int]:
-        """Return what gives rows of each of the teacher's maps, and how many heads these have."""
+        """Return functions that decode rows of the teacher's maps, and their number of heads."""
         stored = batch["features"]
         if not self._relations:
             geometry = self._declaration(teacher).geometry
             return [self._features.attention_rows(teacher, stored, live)], geometry.heads
-        found: dict[str, Tensor] = {}
+        decoded: dict[str, Tensor] = {}
         if self.needs_maps:
-            found |= self._features.attention_vectors(teacher, stored, live)
+            decoded |= self._features.attention_vectors(teacher, stored, live)
         if "vv" in self._relations:
-            found["value"] = self._features.values(teacher, stored, live)
+            decoded["value"] = self._features.values(teacher, stored, live)
         vectors = [
-            relation_vectors(found[VECTORS[relation]], self.relation_heads)
+            relation_vectors(decoded[VECTORS[relation]], self.relation_heads)
             for relation in self._relations
         ]
-        return [rows_of_vectors(*one) for one in vectors], self.relation_heads
+        return [rows_of_vectors(*relation) for relation in vectors], self.relation_heads

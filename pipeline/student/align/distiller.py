@@ -1,7 +1,7 @@
-"""Student and projectors as one module: a stored batch goes in, terms of the loss come out.
+"""Student and projectors as one module: takes a stored batch, returns the terms of the loss.
 
-Nothing here knows the teacher as a model. Every term is divided by the count it is given, so that
-its value is right under gradient accumulation and on several ranks.
+The teacher is not loaded. Every term is divided by the count that the caller gives, so that its
+value is right under gradient accumulation and on several ranks.
 """
 
 from collections.abc import Collection, Mapping
@@ -31,7 +31,7 @@ from pipeline.tasks import models_language
 
 
 class Losses(NamedTuple):
-    """The loss of a batch, with its graph, and each term it is made of."""
+    """The loss of a batch, with its graph, and its terms."""
 
     total: Tensor
     terms: dict[str, Tensor]
@@ -44,9 +44,9 @@ def term_counts(
     task: str,
     terms: Collection[str] | None = None,
 ) -> dict[str, int]:
-    """Return how many units of each active term, or of those of `terms`, a batch holds.
+    """Return the units that a batch has of each active term, or of those in `terms`.
 
-    Feature: live tokens (but the first where the option says so). Attention: live query rows.
+    Feature: live tokens (without the first if the option says so). Attention: live query rows.
     Output and labels: target positions of a language model, examples of a classifier.
     """
     live = batch["attention_mask"]
@@ -89,7 +89,7 @@ class Projectors(nn.Module):
         )
 
     def of(self, student_layer: int) -> nn.Module:
-        """Return what takes the states of one student layer to its teacher's width."""
+        """Return the projector of a student layer."""
         return self.by_pair[self._keys[student_layer]]
 
 
@@ -100,13 +100,12 @@ class Distiller(nn.Module):
         student: The student, with the head of its task.
         features: The decoder of the teacher's signals.
         objective: The terms.
-        maps: For `feature` and `attention`, student layer to teacher layer, or to a list of them
-            that a transport plan chooses between.
+        maps: The layer maps of `feature` and `attention`.
         task: One of `pipeline.tasks`.
 
     Raises:
         ConfigError: If the output loss does not fit the task.
-        IncompatibleError: If attention of the two does not fit the loss, or vocabularies or
+        IncompatibleError: If attention of student and teacher does not fit the loss, or the
             numbers of outputs differ.
     """
 
@@ -160,14 +159,14 @@ class Distiller(nn.Module):
         *,
         apart: bool = False,
     ) -> Losses:
-        """Return each term of a batch that has a count, divided by it, and their sum.
+        """Return a batch's terms that have a count, each divided by it, and their weighted sum.
 
         Args:
-            batch: What `StoreDataset` gives, on the student's device.
+            batch: A batch of `StoreDataset`, on the student's device.
             counts: Units of each term over all accumulation steps and ranks, see `term_counts`. An
                 active term without one is not computed.
-            factors: What each term is multiplied by in the sum; None: 1.
-            apart: Give each term a graph of its own. Without it only the sum is sure to have one.
+            factors: The factor of each term in the sum; None: 1.
+            apart: Give each term a graph of its own. Otherwise only the sum is sure to have one.
         """
         live = batch["attention_mask"].bool()
         inputs = model_inputs(model_columns(self.student, batch), is_causal=self._is_causal)
@@ -193,11 +192,11 @@ class Distiller(nn.Module):
             )
         factors = dict.fromkeys(counts, 1.0) if factors is None else factors
         weighted = [factors[term] * value for term, value in terms.items()]
-        for total, found in self._outputs.of(
+        for total, values in self._outputs.of(
             self.student, output, batch, live, counts, factors, apart=apart
         ):
             weighted.append(total)
-            terms |= found
+            terms |= values
         return Losses(torch.stack(weighted).sum(), terms)
 
     def _feature(
@@ -208,16 +207,18 @@ class Distiller(nn.Module):
         count: Count,
     ) -> Tensor:
         loss = find_loss(FeatureLoss, self.objective.feature.loss)
-        kept, places = live, None
+        kept, rows_kept = live, None
         if self.objective.feature.skip_first_token:
             kept = live.clone()
             kept[:, 0] = False
-            places = kept[live].nonzero()[:, 0]
+            rows_kept = kept[live].nonzero()[:, 0]
 
         def against(teacher_layer: int) -> Compare:
             def teacher(rows: slice) -> Tensor:
                 return self.features.hidden(
-                    teacher_layer, batch["features"], rows if places is None else places[rows]
+                    teacher_layer,
+                    batch["features"],
+                    rows if rows_kept is None else rows_kept[rows],
                 )
 
             def compare(student_layer: int) -> Tensor:

@@ -1,7 +1,7 @@
-"""Which signals of a store a student needs; decided from JSON, before anything is trained.
+"""Selects the signals of a store that a student needs, from JSON files, before training.
 
-The answer holds digests of just these signals, so a layer captured for another student changes
-nothing here.
+The selection has the digests of these signals alone, so a layer that is captured for another
+student does not change it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ Blocks = Sequence[int] | Literal["uniform", "first", "last"] | Mapping[Literal["
 
 
 def depth_of(config: dict[str, Any]) -> int | None:
-    """Return the number of blocks a Hugging Face configuration asks for, under any of its names."""
+    """Return the number of blocks in a Hugging Face configuration, under any of its names."""
     return next((int(config[key]) for key in DEPTH_KEYS if key in config), None)
 
 
@@ -46,7 +46,7 @@ def select_signals(
     blocks: Blocks | None,
     revision: str | None = None,
 ) -> dict[str, Any]:
-    """Return store, signals with their digests, and layer maps for one student.
+    """Return the store, the signals with their digests, and the layer maps of one student.
 
     Args:
         manifests: Directory with the JSON files that capture wrote for the student's teacher.
@@ -54,14 +54,14 @@ def select_signals(
         objective: The student's loss terms.
         align: The student's layer map.
         architecture: Configuration keys that differ from the teacher's.
-        checkpoint: A directory or hub id the student starts from.
+        checkpoint: A directory or hub id that the student starts from.
         init: `random` or `teacher-layers`.
-        blocks: Teacher blocks a student of `teacher-layers` starts from; None for a uniform choice.
+        blocks: Teacher blocks that a student of `teacher-layers` starts from; None: uniform.
         revision: Revision of a hub checkpoint.
 
     Raises:
         IncompatibleError: If the store lacks a signal the student needs.
-        ConfigError: If several forms fit and none is named.
+        ConfigError: If several forms fit and the term names none.
     """
     records = [read_json(path) for path in sorted(manifests.glob("*.json"))]
     store = next((r for r in records if "config" in r), None)
@@ -105,7 +105,7 @@ def select_signals(
 
 
 def teacher_layers_of(pairs: LayerMap) -> list[int]:
-    """Return every teacher layer of a layer map, once and in order."""
+    """Return the distinct teacher layers of a layer map, in order."""
     return sorted({teacher for _, teacher in layer_pairs(pairs)})
 
 
@@ -139,19 +139,19 @@ def _map(
 
 
 def _serves(signal: CapturedSignal, term: FeatureTerm | AttentionTerm) -> bool:
-    """Tell whether a term can use a signal of its kind; nobody names the form of values."""
+    """Tell whether a term can use a signal of its kind; the form of values has no key."""
     if isinstance(term, AttentionTerm) and term.compared_relations and not _has_vectors(signal):
         return False
     return signal.kind == "value" or term.form in (None, signal.form_name)
 
 
 def _has_vectors(signal: CapturedSignal) -> bool:
-    """Tell whether relations can be made of a signal, which attention maps hold nothing of."""
+    """Tell whether a signal has vectors, which relations need; attention maps do not."""
     return signal.form.content is not Content.ATTENTION_MAP
 
 
 def _attention_kind(term: AttentionTerm) -> str:
-    """Return the kind of signal that decides which layers there are."""
+    """Return the kind of signal that decides which layers can be compared."""
     return "value" if term.compared_relations == ("vv",) else "attention"
 
 
@@ -162,42 +162,46 @@ def _attention_signals(
     chosen: Sequence[CapturedSignal],
     key: str,
 ) -> list[CapturedSignal]:
-    """Return the signals that one teacher layer's attention term is made of."""
+    """Return the signals that the attention term needs of one teacher layer."""
     term = objective.attention
-    found = []
+    selected: list[CapturedSignal] = []
     if _attention_kind(term) == "attention":
         usable = signals
         if term.compared_relations:
             usable = [s for s in signals if s.kind != "attention" or _has_vectors(s)]
-            if not _there(usable, "attention", layer) and _there(signals, "attention", layer):
+            if not _captured(usable, "attention", layer) and _captured(signals, "attention", layer):
                 raise IncompatibleError(
                     f"{key}.loss.attention: relations are made of query and key, attention/{layer} "
                     "is captured as maps alone; capture it in form "
                     f"{names_of(Content.QUERY_KEY)} too, or use loss head_mean"
                 )
-        found.append(_one(usable, "attention", layer, term.form, key))
+        selected.append(_one(usable, "attention", layer, term.form, key))
     if "vv" in term.compared_relations:
         best = _best(signals, "value", layer)
         others = [s for s in signals if (s.kind, s.layer) != ("value", layer)]
-        found.append(_one([*others, *best], "value", layer, None, key))
-    for below in [signal.needs["hidden"] for signal in found if signal.needs]:
-        # One form of a layer is decoded: that of the feature term, where it uses the layer too.
+        selected.append(_one([*others, *best], "value", layer, None, key))
+    for below in [signal.needs["hidden"] for signal in selected if signal.needs]:
+        # A layer is decoded from one form: the feature term's, if that uses the layer too.
         if any((signal.kind, signal.layer) == ("hidden", below) for signal in chosen):
             continue
         form = objective.feature.form
-        is_named = any(s.form_name == form for s in _there(signals, "hidden", below))
-        usable = _there(signals, "hidden", below) if is_named else _best(signals, "hidden", below)
-        found.append(_one(usable, "hidden", below, form if is_named else None, key))
-    return found
+        is_named = any(s.form_name == form for s in _captured(signals, "hidden", below))
+        usable = (
+            _captured(signals, "hidden", below) if is_named else _best(signals, "hidden", below)
+        )
+        selected.append(_one(usable, "hidden", below, form if is_named else None, key))
+    return selected
 
 
-def _there(signals: Sequence[CapturedSignal], kind: str, layer: int | None) -> list[CapturedSignal]:
+def _captured(
+    signals: Sequence[CapturedSignal], kind: str, layer: int | None
+) -> list[CapturedSignal]:
     return [signal for signal in signals if (signal.kind, signal.layer) == (kind, layer)]
 
 
 def _best(signals: Sequence[CapturedSignal], kind: str, layer: int) -> list[CapturedSignal]:
-    """Return the most faithful signal of a layer, or nothing where there is none."""
-    return sorted(_there(signals, kind, layer), key=lambda signal: signal.form.rank)[:1]
+    """Return the most faithful signal of a layer, or nothing if there is none."""
+    return sorted(_captured(signals, kind, layer), key=lambda signal: signal.form.rank)[:1]
 
 
 def _student_layers(own: dict[str, Any], teacher: dict[str, Any], key: str) -> int:
@@ -229,21 +233,23 @@ def _checkpoint_config(checkpoint: str | None, revision: str | None, key: str) -
 def _one(
     signals: Sequence[CapturedSignal], kind: str, layer: int | None, form: str | None, key: str
 ) -> CapturedSignal:
-    place = kind if layer is None else f"{kind}/{layer}"
-    there = _there(signals, kind, layer)
-    fitting = [signal for signal in there if form in (None, signal.form_name)]
+    wanted = kind if layer is None else f"{kind}/{layer}"
+    captured = _captured(signals, kind, layer)
+    fitting = [signal for signal in captured if form in (None, signal.form_name)]
     if not fitting:
         has = sorted(f"{s.layer}" for s in signals if s.kind == kind and s.layer is not None)
-        what = f" in form {form}" if form and there else ""
+        in_form = f" in form {form}" if form and captured else ""
         raise IncompatibleError(
-            f"{key}: needs {place}{what}, which is not in the store "
+            f"{key}: needs {wanted}{in_form}, which is not in the store "
             f"(it has {kind} {', '.join(has) or 'none' if layer is not None else 'none'}); add "
             f"it under the "
             "teacher's capture section and run `dvc repro`"
         )
     if len(fitting) > 1:
         forms = ", ".join(signal.name.rsplit("/", 1)[1] for signal in fitting)
-        raise ConfigError(f"{key}: {place} is captured as {forms}; name one with the term's `form`")
+        raise ConfigError(
+            f"{key}: {wanted} is captured as {forms}; name one with the term's `form`"
+        )
     return fitting[0]
 
 
@@ -262,12 +268,12 @@ def _blocks(
         )
     except IncompatibleError as error:
         raise IncompatibleError(f"{key}.model.blocks: {error}") from error
-    found = next((r for r in records if r.get("signal") == "blocks"), None)
-    have = found["layers"] if found else []
-    if found is None or not set(wanted) <= set(have):
+    asset = next((r for r in records if r.get("signal") == "blocks"), None)
+    have = asset["layers"] if asset else []
+    if asset is None or not set(wanted) <= set(have):
         raise IncompatibleError(
             f"{key}.model: starts from teacher blocks {list(wanted)}, the store's assets have "
             f"{have or 'none'}; "
             "add them to the teacher's capture.blocks and run `dvc repro`"
         )
-    return {"digest": found["digest"], "layers": list(wanted)}
+    return {"digest": asset["digest"], "layers": list(wanted)}

@@ -36,7 +36,7 @@ class _Rows:
 class OutputTerms:
     """The terms `output` and `labels`.
 
-    A language model's logits never exist as a whole, see `chunked_head_loss`. A classifier's, which
+    A language model's logits are computed in chunks, see `chunked_head_loss`. A classifier's, which
     are few, are plain tensors.
 
     Args:
@@ -67,10 +67,10 @@ class OutputTerms:
         declared = self._features.declaration("logits")
         vocab = self._features.outputs
         head = student.get_output_embeddings()
-        found = student.config.num_labels if head is None else head.weight.shape[0]
-        if vocab != found:
+        outputs = student.config.num_labels if head is None else head.weight.shape[0]
+        if vocab != outputs:
             raise IncompatibleError(
-                f"loss.output: the teacher has {vocab} outputs, the student {found}; give "
+                f"loss.output: the teacher has {vocab} outputs, the student {outputs}; give "
                 "the student the teacher's vocabulary or classes"
             )
         check_output_loss(declared, self._term)
@@ -86,23 +86,23 @@ class OutputTerms:
         *,
         apart: bool,
     ) -> list[tuple[Tensor, dict[str, Tensor]]]:
-        """Return weighted sums, with a graph, and the terms each is made of.
+        """Return weighted sums, with a graph, each with its terms.
 
-        Gradients of a language model's terms are found with the values, weighted as they are to be.
-        So either all terms are in one sum, from the same logits and without graphs of their own, or
-        each is apart, from its own.
+        A language model's gradients are computed with the values, so the weights must be known.
+        Either all terms are in one sum, from the same logits and without graphs of their own, or
+        each is a sum of its own.
 
         Args:
             student: The student.
-            output: What it said: a language model's input of the head, else logits.
+            output: A language model's input of the head, else logits.
             batch: The batch with its stored features.
             live: Where tokens are.
-            counts: What each term is divided by; a term without is left out.
-            factors: What each term is multiplied by in the sum.
+            counts: The count that each term is divided by; a term without one is left out.
+            factors: The factor of each term in the sum.
             apart: Give each term a graph of its own.
 
         Raises:
-            IncompatibleError: If labels are wanted and the store has none.
+            IncompatibleError: If the label term is on and the store has no labels.
         """
         wanted = [term for term in TERMS if term in counts]
         if not wanted:
@@ -112,7 +112,7 @@ class OutputTerms:
             values = self._losses(rows, wanted, counts)(slice(None))(rows.student, slice(None))
             weighted = [factors[term] * value for term, value in zip(wanted, values, strict=True)]
             return [(torch.stack(weighted).sum(), dict(zip(wanted, values, strict=True)))]
-        head, found = linear_head(student), []
+        head, sums = linear_head(student), []
         for group in [[term] for term in wanted] if apart else [wanted]:
             total, values = chunked_head_loss(
                 self._losses(rows, group, counts),
@@ -123,10 +123,10 @@ class OutputTerms:
                 count=counts[group[0]],
             )
             if len(group) == 1:
-                found.append((factors[group[0]] * total, {group[0]: total}))
+                sums.append((factors[group[0]] * total, {group[0]: total}))
             else:
-                found.append((total, dict(zip(group, values, strict=True))))
-        return found
+                sums.append((total, dict(zip(group, values, strict=True))))
+        return sums
 
     def _rows(
         self,
@@ -154,7 +154,7 @@ class OutputTerms:
     def _losses(
         self, rows: _Rows, wanted: Sequence[str], counts: Mapping[str, Count]
     ) -> Callable[[slice], BlockLoss]:
-        """Return what starts a chunk of rows: it makes the teacher's logits for its blocks."""
+        """Return a function that begins a chunk of rows with the teacher's logits of its blocks."""
 
         def begin(chunk: slice) -> BlockLoss:
             teacher = None

@@ -1,7 +1,7 @@
-"""Many layers to many: the cheapest way to carry student layers to teacher layers, anew each batch.
+"""Optimal transport between student and teacher layers, computed anew for each batch.
 
 BERT-EMD (arXiv 2010.06133) with uniform masses, and without that paper's cost attention, which
-would learn the masses. The plan is a constant; gradients go through the costs it picks.
+would learn the masses. The transport plan is a constant; gradients go through the costs it picks.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,14 +18,14 @@ Compare = Callable[[int], Tensor]
 def transport_plan(
     cost: Float[Tensor, "students teachers"],
 ) -> Float[Tensor, "students teachers"]:
-    """Return the plan of least cost between uniform masses; its entries sum to 1.
+    """Return the transport plan of least cost between uniform masses; its entries sum to 1.
 
-    With whole numbers as masses some optimal plan is whole, so each layer is split into as many
-    equal copies as make both sides as many, and an exact assignment of copies is an optimal plan.
+    With integer masses some optimal plan is integer. So each layer is split into equal copies, the
+    same number on both sides, and an exact assignment of copies is an optimal plan.
 
     Args:
-        cost: Cost of carrying all of one student layer to one teacher layer. One that is not
-            finite gives the even plan, so that the loss shows it.
+        cost: Cost of carrying all of one student layer to one teacher layer. If one is not finite,
+            the plan is even, so that the loss shows it.
     """
     students, teachers = cost.shape
     copies = lcm(students, teachers)
@@ -45,12 +45,11 @@ def mapped_loss(
 ) -> Float[Tensor, ""]:
     """Return the mean over student layers of their loss against their teacher layers.
 
-    Layers that have a list share one plan; each has the same part in the mean as a layer with one
-    teacher, so that a plan which pairs one to one says what the same pairs say.
+    Student layers with a list of teachers share one transport plan. Each weighs as much in the mean
+    as a layer with one teacher, so a plan that pairs one to one has the loss of the same pairs.
 
     Args:
-        pairs: Student layer → teacher layer, or the teacher layers a plan chooses between, the
-            same for all that have a list.
+        pairs: The layer map; all lists in it are the same.
         against: Takes a teacher layer and returns the loss by student layer.
     """
     losses = [
@@ -67,8 +66,8 @@ def _transported(
 ) -> list[Tensor]:
     """Return the terms of the plan's cost, times the number of student layers.
 
-    Costs are found without a graph first: at most students + teachers - 1 of them are in the plan,
-    and a graph of them all would hold every pair's maps.
+    Costs are computed without a graph first: at most students + teachers - 1 of them are in the
+    plan, and a graph of all costs would keep every pair's maps.
     """
     columns = []
     with torch.no_grad():

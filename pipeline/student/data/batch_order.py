@@ -1,9 +1,9 @@
-"""In which order examples are trained on: a pure function of (seed, epoch), planned as arrays.
+"""The order of the examples in training: a pure function of seed and epoch, planned as arrays.
 
-An epoch's segments, in random order, are dealt to lanes. A lane's come one after the other,
-mixed a few at a time, and every batch takes as many examples of each lane. So a batch is a mixture
-of many segments while few are in memory, and a rank that has lanes of its own reads no segment of
-another rank. Nothing is read for it: a resumed run skips batches without decoding them.
+An epoch's segments, in random order, are dealt to lanes. A lane mixes its segments a few at a time,
+and every batch takes the same number of examples from each lane. So a batch is a mixture of many
+segments while few are in memory, and a rank with lanes of its own reads no segment of another rank.
+The order is planned without reading: a resumed run skips batches without decoding them.
 """
 
 import heapq
@@ -19,14 +19,14 @@ from pipeline.errors import ConfigError
 from pipeline.student.data.timetable import Timetable, make_timetable
 
 WINDOW_BATCHES = 8
-"""Batches whose examples are sorted by length together: less padding, and still well mixed."""
+"""Batches whose examples are sorted by length together: less padding, but still well mixed."""
 
 
 Lanes = TypeVar("Lanes", list[list[int]], NDArray[np.int64])
 
 
 class _Share(NamedTuple):
-    """One rank's examples of an epoch, batch after batch, and where batches begin and end."""
+    """One rank's examples of an epoch, batch after batch, and where each batch begins."""
 
     members: NDArray[np.int64]
     starts: NDArray[np.int64]
@@ -35,15 +35,15 @@ class _Share(NamedTuple):
 class BatchOrder(Sampler[list[int]]):
     """The batches of an epoch as lists of examples: a batch sampler for a `DataLoader`.
 
-    Every epoch holds every example once, in the same number of batches. All are of one size but the
-    last two that are cut, which share what is left over.
+    Every epoch has every example once, in the same number of batches. All have the same size,
+    except the last two, which share the remainder.
 
     On several ranks a batch of all ranks is planned and each takes its share, so n ranks run the
-    batches that one rank of n times the batch size runs. (Only where a rank has one example a batch
-    and fewer than ranks are left over these join the last batch, for each rank needs one.) Where
-    the ranks divide the lanes, each has lanes of its own and shares segments with others only in
-    the epoch's last batches, of what is left when the first lane has run out. A share is sorted,
-    longest example first.
+    batches that one rank with n times the batch size runs. (One exception: with a batch size of 1,
+    a remainder smaller than the number of ranks joins the last batch, because each rank needs an
+    example.) If the number of ranks divides the number of lanes, each rank has lanes of its own. It
+    then shares segments with others only in the epoch's last batches, made of what is left when the
+    first lane has run out. A share is sorted, longest example first.
     """
 
     def __init__(
@@ -65,8 +65,8 @@ class BatchOrder(Sampler[list[int]]):
             batch_size: Examples in a batch of one rank.
             pool_segments: Segments that are mixed together, over all ranks.
             seed: Seed of the order.
-            rank: Which rank's share iteration gives.
-            ranks: How many there are.
+            rank: The rank whose share is iterated.
+            ranks: The number of ranks.
 
         Raises:
             ConfigError: If there are fewer examples than ranks.
@@ -86,19 +86,19 @@ class BatchOrder(Sampler[list[int]]):
         by_segment = np.argsort(segment, kind="stable")
         numbers, first = np.unique(segment[by_segment], return_index=True)
         self._members = np.split(by_segment, first[1:].tolist())
-        # Of batch and pool alone: the batches must be the same at any number of ranks.
+        # Depends on batch and pool alone: the batches must be the same for any number of ranks.
         most = min(pool_segments, len(numbers))
         self._lanes = max(n for n in range(1, most + 1) if self._batch % n == 0)
         self._mixed_segments = pool_segments // self._lanes
         self._has_own_lanes = self._lanes % ranks == 0
 
     def __len__(self) -> int:
-        whole, rest = divmod(len(self._length), self._batch)
-        joins = self._batch == self._ranks and whole > 0
-        return whole + (rest > 0 and not joins)
+        full, rest = divmod(len(self._length), self._batch)
+        joins = self._batch == self._ranks and full > 0
+        return full + (rest > 0 and not joins)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that iteration will give."""
+        """Choose the epoch that is iterated next."""
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -108,11 +108,11 @@ class BatchOrder(Sampler[list[int]]):
     def next_segments(self) -> list[int]:
         """Return the segments that this rank needs first in the epoch after this one."""
         lanes = self._deal(np.random.default_rng([self._seed, self._epoch + 1]))
-        found = [lane[: self._mixed_segments] for lane in self._own(lanes)]
-        return [int(self._segment[self._members[n][0]]) for lane in found for n in lane]
+        first = [lane[: self._mixed_segments] for lane in self._own(lanes)]
+        return [int(self._segment[self._members[n][0]]) for lane in first for n in lane]
 
     def timetable(self) -> Timetable:
-        """Return when this rank needs which segment in the epoch."""
+        """Return the timetable of this rank's batches in the epoch."""
         members, starts = self._share()
         lanes = self._lanes // self._ranks if self._has_own_lanes else self._lanes
         together = lanes * self._mixed_segments
@@ -129,7 +129,7 @@ class BatchOrder(Sampler[list[int]]):
         size = self._batch // len(lanes)
         count = min(len(lane) for lane in lanes) // size
         if count and 0 < len(self._length) - count * self._batch < self._batch:
-            # A rest too small for a batch, perhaps for the ranks, has one to share with.
+            # A rest too small for a batch, or for the ranks, shares with this one.
             count -= 1
         body = self._body(np.stack([lane[: count * size] for lane in lanes]), count, generator)
         rest = np.concatenate([lane[count * size :] for lane in lanes])
@@ -151,7 +151,7 @@ class BatchOrder(Sampler[list[int]]):
         return lanes
 
     def _own(self, lanes: Lanes) -> Lanes:
-        """Return the lanes that this rank takes examples of."""
+        """Return the lanes that this rank takes examples from."""
         own = len(lanes) // self._ranks if self._has_own_lanes else 0
         return lanes[self._rank * own : (self._rank + 1) * own] if own else lanes
 
@@ -159,7 +159,7 @@ class BatchOrder(Sampler[list[int]]):
         """Return a lane's examples: those of a few segments mixed, then those of the next few."""
         members = [self._members[number] for number in numbers]
         group = np.repeat(
-            np.arange(len(members)) // self._mixed_segments, [len(one) for one in members]
+            np.arange(len(members)) // self._mixed_segments, [len(examples) for examples in members]
         )
         mixed = np.argsort(group + generator.random(len(group)), kind="stable")
         return np.concatenate(members)[mixed]
@@ -183,14 +183,14 @@ class BatchOrder(Sampler[list[int]]):
         return batches if self._has_own_lanes else batches[:, self._rank :: self._ranks]
 
     def _window(self, size: int) -> int:
-        """Return how many batches to sort together, not to need many more segments at a time."""
+        """Return how many batches to sort together without needing many more segments at a time."""
         mixed = len(self._length) / len(self._members) * self._mixed_segments
         return max(1, min(WINDOW_BATCHES, int(mixed // size)))
 
     def _tail(
         self, rest: NDArray[np.int64], generator: np.random.Generator
     ) -> Iterator[NDArray[np.int64]]:
-        """Yield the batches of what the lanes have left, over all ranks, longest example first."""
+        """Yield the batches of all ranks that the lanes' rest makes, longest example first."""
         mixed = generator.permutation(rest)
         sizes = self._sizes(len(mixed))
         for first in range(0, len(sizes), WINDOW_BATCHES):
@@ -204,9 +204,9 @@ class BatchOrder(Sampler[list[int]]):
 
     def _sizes(self, count: int) -> list[int]:
         """Return the sizes of the batches of `count` examples: the last two share the rest."""
-        whole, rest = divmod(count, self._batch)
-        if not rest or not whole:
-            return [self._batch] * whole + [rest] * (rest > 0)
+        full, rest = divmod(count, self._batch)
+        if not rest or not full:
+            return [self._batch] * full + [rest] * (rest > 0)
         half = (self._batch + rest) // 2
         ends = [self._batch + rest - half, half] if half >= self._ranks else [self._batch + rest]
-        return [self._batch] * (whole - 1) + ends
+        return [self._batch] * (full - 1) + ends

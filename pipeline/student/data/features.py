@@ -1,4 +1,4 @@
-"""The teacher's side of a batch: stored arrays widened on the device into what the losses take."""
+"""Decodes the teacher's stored signals of a batch, on the device, for the losses."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,10 +26,10 @@ WIDENED = 2**24
 
 @dataclass(frozen=True)
 class TeacherLogits:
-    """The teacher's output at some rows: over all classes, its top k with the normaliser, or draws.
+    """The teacher's output at some rows: all logits, the top-k with the normaliser, or samples.
 
-    `samples` are ids drawn from its distribution at temperature 1: the mean of -log q over them has
-    the cross-entropy as its expectation, which is the KL and the teacher's entropy.
+    `samples` are ids drawn from its distribution at temperature 1. The expectation of the mean of
+    -log q over them is the cross-entropy, that is the KL plus the teacher's entropy.
     """
 
     full: Float[Tensor, "rows vocab"] | None = None
@@ -51,15 +51,14 @@ class TeacherFeatures(nn.Module):
     Args:
         reader: The store, pinned to the student's signals.
         signals: Names of the signals.
-        temperature: The temperature of the output term; a form that keeps only some is checked for
-            it.
-        vocabulary: The teacher's ids that the student keeps, in the student's order; logits are
-            over these.
+        temperature: The temperature of the output term; the form of the logits must serve it.
+        vocabulary: The teacher's ids that the student keeps, in the student's order; logits have
+            these alone.
 
     Raises:
         IncompatibleError: If the logits' form does not serve this temperature or vocabulary, an
-            asset is not the one that belongs to its signal, or attention is to be rebuilt from a
-            hidden state that is not among the signals.
+            asset does not belong to its signal, or a signal is rebuilt from another that is not
+            among the signals.
     """
 
     head_weight: Tensor
@@ -79,7 +78,7 @@ class TeacherFeatures(nn.Module):
         self._vocabulary = vocabulary
         self.head: HeadSpec | None = None
         self._normalizer = 0
-        # No submodules: blocks are neither trained nor saved, and stay in evaluation mode.
+        # Not submodules: blocks are neither trained nor saved, and stay in evaluation mode.
         self._blocks: dict[int, QueryKeyBlock] = {}
         for name in signals:
             declared = reader.signal(name).declaration
@@ -92,7 +91,7 @@ class TeacherFeatures(nn.Module):
             if declared.kind == "logits":
                 self._normalizer = temperature_index(declared, temperature)
                 _check_vocabulary(declared, vocabulary)
-                # Of a student that keeps part of the vocabulary: as many as it keeps.
+                # A student with a smaller vocabulary has logits of its own ids alone.
                 self.outputs = declared.geometry.vocab if vocabulary is None else len(vocabulary)
             if declared.form.tap is Tap.HEAD_INPUT:
                 self._load_head(reader, declared, vocabulary)
@@ -113,10 +112,10 @@ class TeacherFeatures(nn.Module):
         [asset] = declared.assets
         tensors = _own_asset(reader, declared, asset)
         sizes = declared.geometry
-        found = None if "weight" not in tensors else tuple(tensors["weight"].shape)
-        if found != (sizes.vocab, sizes.width):
+        shape = None if "weight" not in tensors else tuple(tensors["weight"].shape)
+        if shape != (sizes.vocab, sizes.width):
             raise IncompatibleError(
-                f"{declared.name}: the store's {asset} is {found}, the signal needs "
+                f"{declared.name}: the store's {asset} is {shape}, the signal needs "
                 f"{(sizes.vocab, sizes.width)}; run the capture stage again (`decant capture "
                 "TEACHER`)"
             )
@@ -166,9 +165,9 @@ class TeacherFeatures(nn.Module):
         """Return rows of a layer's hidden states in units of each channel's deviation.
 
         Args:
-            layer: Which.
-            features: Those of a batch.
-            rows: Of its live tokens, one after the other; all if it is left out.
+            layer: The layer.
+            features: The features of a batch.
+            rows: Which of the batch's live tokens, counted one after the other.
         """
         declared = self.declaration("hidden", layer)
         channels = self._channels(declared)
@@ -182,7 +181,7 @@ class TeacherFeatures(nn.Module):
         features: Mapping[str, Mapping[str, Tensor]],
         live: Bool[Tensor, "batch seq"],
     ) -> MapRows:
-        """Return what gives rows of a layer's attention maps, which never exist as a whole."""
+        """Return a function that decodes some rows of a layer's attention maps at a time."""
         declared = self.declaration("attention", layer)
         if declared.form.content is not Content.ATTENTION_MAP:
             vectors = self.attention_vectors(layer, features, live)
@@ -194,8 +193,8 @@ class TeacherFeatures(nn.Module):
         ) -> Float[Tensor, "some heads rows keys"]:
             seen = visible[:, 0]
             keys = torch.arange(seen.shape[-1], device=seen.device)
-            places = torch.where(seen, first[examples, queries, None] + keys, 0)
-            chosen = {array: value[places] for array, value in features[declared.name].items()}
+            pairs = torch.where(seen, first[examples, queries, None] + keys, 0)
+            chosen = {array: value[pairs] for array, value in features[declared.name].items()}
             maps = declared.form.decode(chosen, None)["probability"] * seen[..., None]
             return probabilities_to_log(maps.permute(0, 3, 1, 2))
 
@@ -207,10 +206,10 @@ class TeacherFeatures(nn.Module):
         features: Mapping[str, Mapping[str, Tensor]],
         live: Bool[Tensor, "batch seq"],
     ) -> dict[str, Float[Tensor, "batch some_heads seq d_head"]]:
-        """Return a layer's `query` and (possibly of fewer heads) `key`, zero at padding.
+        """Return a layer's `query` and `key`, which may have fewer heads, zero at padding.
 
         Raises:
-            IncompatibleError: If the layer's form keeps attention maps, and no vectors.
+            IncompatibleError: If the layer's form keeps attention maps instead of vectors.
         """
         declared = self.declaration("attention", layer)
         if declared.form.content is Content.ATTENTION_MAP:
@@ -224,8 +223,8 @@ class TeacherFeatures(nn.Module):
         hidden = self._decode("hidden", declared.needs["hidden"], features)["hidden"]
         states = hidden.new_zeros((*live.shape, hidden.shape[-1]))
         states[live] = hidden
-        found = zip(("query", "key"), self._blocks[layer](states), strict=True)
-        return {key: value * live[:, None, :, None] for key, value in found}
+        vectors = zip(("query", "key"), self._blocks[layer](states), strict=True)
+        return {key: value * live[:, None, :, None] for key, value in vectors}
 
     def values(
         self,
@@ -241,7 +240,7 @@ class TeacherFeatures(nn.Module):
         features: Mapping[str, Mapping[str, Tensor]],
         rows: Bool[Tensor, " tokens"] | None,
     ) -> tuple[Tensor, ...]:
-        """Return the output signal's tensors at the kept rows, as `logits` takes them in chunks."""
+        """Return the decoded output signal at the kept rows, which `logits` takes in chunks."""
         parts = self._decode("logits", None, features, slice(None) if rows is None else rows)
         if self.declaration("logits").form.content is Content.TOP_K:
             return parts["ids"], parts["log_probs"], parts["log_normalizer"][:, self._normalizer]
@@ -268,7 +267,7 @@ def _product(
     weight: Float[Tensor, "vocab d"],
     bias: Float[Tensor, " vocab"] | None,
 ) -> Float[Tensor, "rows vocab"]:
-    """Return the head's product in float32; of a head in half precision no wide copy exists."""
+    """Return the head's product in float32, without a float32 copy of a head in half precision."""
     if weight.dtype == torch.float32:
         return F.linear(head_input, weight, bias)
     product = head_input.new_empty(len(head_input), len(weight))
@@ -284,7 +283,7 @@ def _product(
 def _padded(
     parts: Mapping[str, Tensor], live: Bool[Tensor, "batch seq"]
 ) -> dict[str, Float[Tensor, "batch some_heads seq d_head"]]:
-    """Put rows of live tokens, each (heads, d_head), back to their places; zeros elsewhere."""
+    """Scatter rows of live tokens, each (heads, d_head), to a padded batch; zeros elsewhere."""
     padded = {}
     for key, value in parts.items():
         full = value.new_zeros((*live.shape, *value.shape[1:]))
@@ -294,7 +293,7 @@ def _padded(
 
 
 def _own_asset(reader: StoreReader, declared: Declaration, name: str) -> dict[str, Tensor]:
-    """Load an asset after seeing that it is the one its signal was captured with."""
+    """Load an asset; it must be the one that its signal was captured with."""
     if reader.index["assets"].get(name) != declared.info.get(name):
         raise IncompatibleError(
             f"{declared.name}: the store's asset {name} is not the one it was captured with; "

@@ -1,7 +1,7 @@
-"""Batches built ahead of the step that wants them, and on the device when it does.
+"""Builds batches ahead of the step that needs them, and has them on the device in time.
 
-One thread looks batches up and counts them while the step before runs. For a GPU they lie in pinned
-memory, and are copied on a stream of their own.
+One thread looks batches up and counts their units while the step before runs. For a GPU they are
+built in pinned memory and copied on a stream of their own.
 """
 
 from collections import deque
@@ -17,7 +17,7 @@ from pipeline.student.data.stream import StoreDataset
 
 Batch = dict[str, Any]
 AHEAD_BATCHES = 2
-"""Batches that are built while a step runs, at least; else as many as a step takes."""
+"""The least number of batches that are built while a step runs; a step may take more."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Fed:
     """One batch, without any reference to the store.
 
     Attributes:
-        pieces: Its micro-batches, on the device when they are taken, in order.
+        pieces: Its micro-batches in order; each is on the device when it is taken.
         counts: Units of each term over all of them.
         tokens: Live tokens over all of them.
     """
@@ -36,26 +36,27 @@ class Fed:
 
 
 def most_waiting(count: int) -> int:
-    """Return how many micro-batches wait on a GPU at most while another one is used.
+    """Return the most micro-batches that wait on a GPU while another one is used.
 
-    The first one of every batch that is built, and the next one of the batch in use.
+    These are the first micro-batch of every batch that is built, and the next one of the batch in
+    use.
 
     Args:
-        count: Batches that a step takes.
+        count: Batches of a step.
     """
     return count + max(count, AHEAD_BATCHES)
 
 
 class Feed:
-    """Builds the batches that an order names, some ahead, in a thread that ends with `close`.
+    """Builds the batches of an order, some ahead, in a thread that ends with `close`.
 
-    Nothing here draws a random number.
+    It draws no random numbers.
 
     Args:
-        dataset: Where examples are looked up; by nobody else meanwhile.
-        device: Where batches go.
-        count: Units of each term of a batch, see `term_counts`.
-        piece_size: Examples of a micro-batch at most; None for whole batches.
+        dataset: Looks up examples; nothing else may use it meanwhile.
+        device: The device that batches go to.
+        count: Returns the units of each term of a batch, see `term_counts`.
+        piece_size: The most examples of a micro-batch; None for undivided batches.
     """
 
     def __init__(
@@ -69,9 +70,9 @@ class Feed:
         self._dataset = dataset
         self._count = count
         self._piece_size = piece_size
-        self._way = Way(device) if device.type == "cuda" else None
+        self._copies = Copies(device) if device.type == "cuda" else None
         self._device = device
-        dataset.pins_memory = self._way is not None
+        dataset.pins_memory = self._copies is not None
         self._builder: ThreadPoolExecutor | None = None
         self._order: Iterator[list[int]] | None = None
         self._ahead: deque[Future[Fed]] = deque()
@@ -79,12 +80,12 @@ class Feed:
     def take(self, order: Iterator[list[int]], count: int) -> list[Fed]:
         """Return the next `count` batches of an epoch, fewer at its end.
 
-        Further batches are taken from the order at once and built ahead; another iterator than at
-        the call before drops those of the earlier one.
+        Further batches are taken from the order at once and built ahead. Another iterator than in
+        the call before drops the batches of the earlier one.
 
         Args:
             order: The epoch's batches as lists of examples; the same iterator until its end.
-            count: How many.
+            count: How many batches.
 
         Raises:
             IntegrityError: If a segment that one of these batches needs is missing or altered.
@@ -100,9 +101,9 @@ class Feed:
         return [self._ahead.popleft().result() for _ in range(min(count, len(self._ahead)))]
 
     def close(self) -> None:
-        """Give up what was built ahead, end the thread, and let go of the store's segments.
+        """Drop the batches that were built ahead, end the thread and release the segments.
 
-        Once the batch that is being built is done. The feed can be used again.
+        Waits until the batch that is being built is done. The feed can be used again.
         """
         self._drop()
         self._order = None
@@ -122,21 +123,21 @@ class Feed:
             self._dataset.__getitems__(members[first : first + size])
             for first in range(0, len(members), size)
         ]
-        found = [self._count(piece) for piece in pieces]
-        counts = {term: sum(one[term] for one in found) for term in found[0]}
+        by_piece = [self._count(piece) for piece in pieces]
+        counts = {term: sum(units[term] for units in by_piece) for term in by_piece[0]}
         tokens = int(self._dataset.length[members].sum())
-        if self._way is not None:
-            return Fed(Arriving(pieces, self._way), counts, tokens)
+        if self._copies is not None:
+            return Fed(Arriving(pieces, self._copies), counts, tokens)
         return Fed([_on(piece, self._device) for piece in pieces], counts, tokens)
 
 
 class Arriving(Sequence[Batch]):
-    """Micro-batches in pinned memory: while one is used the next is on its way, and no more."""
+    """Micro-batches in pinned memory: while one is used, the next one alone is copied."""
 
-    def __init__(self, pieces: list[Batch], way: "Way") -> None:
+    def __init__(self, pieces: list[Batch], copies: "Copies") -> None:
         self._pieces = pieces
-        self._way = way
-        self._sent = {0: way.send(pieces[0])}
+        self._copies = copies
+        self._sent = {0: copies.send(pieces[0])}
 
     def __len__(self) -> int:
         return len(self._pieces)
@@ -148,32 +149,32 @@ class Arriving(Sequence[Batch]):
     def __getitem__(self, index: int | slice) -> Batch | Sequence[Batch]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        place = range(len(self))[index]
-        sent = self._sent.pop(place, None) or self._way.send(self._pieces[place])
-        if place + 1 < len(self):
-            self._sent = {place + 1: self._way.send(self._pieces[place + 1])}
-        return self._way.arrive(sent)
+        index = range(len(self))[index]
+        sent = self._sent.pop(index, None) or self._copies.send(self._pieces[index])
+        if index + 1 < len(self):
+            self._sent = {index + 1: self._copies.send(self._pieces[index + 1])}
+        return self._copies.arrive(sent)
 
 
-class Way:
-    """The way to a GPU: copies on a stream of their own, beside what is computed."""
+class Copies:
+    """Copies to a GPU on a stream of their own, while other work is computed."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)
 
     def send(self, piece: Batch) -> tuple[Batch, torch.Event]:
-        """Begin to copy a piece that lies in pinned memory."""
-        # A thread starts out on the first GPU, whichever is this process's own.
+        """Begin to copy a piece from pinned memory."""
+        # A new thread uses the first GPU, not this process's own.
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             return _on(piece, self._device), self._stream.record_event()
 
     def arrive(self, sent: tuple[Batch, torch.Event]) -> Batch:
-        """Return a piece that was sent; what is computed from it waits for it on the GPU."""
+        """Return a piece that was sent; the GPU waits for the copy before it computes with it."""
         piece, event = sent
         stream = torch.cuda.current_stream(self._device)
         stream.wait_event(event)
-        # Its memory is not given to a later piece before it was used.
+        # Its memory must not go to a later piece before it was used.
         for tensor in tensors_of(piece):
             tensor.record_stream(stream)
         return piece
@@ -181,12 +182,12 @@ class Way:
 
 def _on(value: Any, device: torch.device) -> Any:
     if isinstance(value, dict):
-        return {key: _on(one, device) for key, one in value.items()}
+        return {key: _on(item, device) for key, item in value.items()}
     return value.to(device, non_blocking=True)
 
 
 def tensors_of(piece: Batch) -> Iterator[torch.Tensor]:
-    """Yield every tensor of a micro-batch, those of its features among them."""
+    """Yield every tensor of a micro-batch, including those of its features."""
     for value in piece.values():
         if isinstance(value, dict):
             yield from tensors_of(value)

@@ -1,6 +1,6 @@
-"""Batches of examples with their features, looked up in a store and gathered in stored dtypes.
+"""Batches of examples with their features, looked up in a store, in the stored dtypes.
 
-Segments are read ahead in threads, in the order of a timetable; values are widened on the device.
+Segments are read ahead in threads, in the order of a timetable. Values are widened on the device.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from pipeline.student.data.reads import SegmentReads
 from pipeline.student.data.timetable import Timetable, make_timetable
 
 POOLS = 2
-"""Segments in memory, in units of those that are mixed at a time: one pool is used, one read."""
+"""Pools of segments in memory, each as large as what is mixed at a time: one in use, one read."""
 
 
 class StoreDataset(Dataset[dict[str, Any]]):
@@ -29,17 +29,15 @@ class StoreDataset(Dataset[dict[str, Any]]):
 
     A batch is right-padded. Token-axis features hold live tokens only, flat, in the order of the
     padded batch's live positions; example-axis features one row an example; pair-axis features the
-    visible pairs of each example, in order of query, then key. `labels` are classes, or the numbers
-    that a regression or multi-label model is asked for. A batch is a copy: it keeps no segment in
-    memory.
+    visible pairs of each example, in order of query, then key. `labels` are classes, or the targets
+    of a regression or multi-label model. A batch is a copy: it keeps no segment in memory.
 
-    In memory are the segments that the timetable says are in use, and as many read ahead as make
-    twice those it mixes at a time: never more than these, or those in use if they are more. Any
-    example can be looked up at any time: a timetable changes when segments are read, nothing else.
-    For one thread at a time.
+    The segments in use by the timetable are in memory, and so many read ahead that together they
+    are twice those that are mixed at a time. Any example can be looked up at any time: the
+    timetable only decides when segments are read. Only one thread at a time may use it.
 
     Attributes:
-        pins_memory: Whether batches lie in pinned memory, from which a GPU copies by itself.
+        pins_memory: Whether batches are in pinned memory, which a GPU copies from by itself.
     """
 
     def __init__(
@@ -57,16 +55,16 @@ class StoreDataset(Dataset[dict[str, Any]]):
         Args:
             reader: The store.
             signals: Names of the signals that batches carry.
-            split: Which examples.
-            pool_segments: Segments in use at a time while no timetable is followed; then as many
-                are read ahead.
-            parts: So many of the first parts of the training split; None for all.
-            reads: Where segments come from, with these signals and perhaps more; several data sets
-                may share it. None: reads of its own.
+            split: The split of the examples.
+            pool_segments: Segments in use at a time while no timetable is followed; as many are
+                read ahead.
+            parts: How many of the first parts of the training split; None for all.
+            reads: Reads the segments, with these signals or more; several data sets may share it.
+                None: the data set has its own.
 
         Raises:
             IncompatibleError: If the store has fewer parts.
-            ValueError: If `reads` has not all of the signals.
+            ValueError: If `reads` lacks a signal.
         """
         self.reader = reader
         self.pins_memory = False
@@ -89,7 +87,7 @@ class StoreDataset(Dataset[dict[str, Any]]):
         self._label = table["label"][self.examples].astype(np.int64)
         self._targets = None if reader.targets is None else reader.targets[self.examples]
         declared = {name: reader.signal(name).declaration for name in signals}
-        self._axis = {name: (one.axis, one.rule) for name, one in declared.items()}
+        self._axis = {name: (signal.axis, signal.rule) for name, signal in declared.items()}
         self._rows = {
             (axis, rule): self._rows_on(axis, rule)
             for axis, rule in {(Axis.TOKEN, None), *self._axis.values()}
@@ -108,25 +106,26 @@ class StoreDataset(Dataset[dict[str, Any]]):
         return len(self.examples)
 
     def follow(self, timetable: Timetable, then: Sequence[int] = ()) -> None:
-        """Say which segments will be needed when; batches are those it was made for.
+        """Follow the timetable of the batches that will be looked up.
 
-        Without it they are expected one after the other, as they lie in the store.
+        Without one, examples are expected in the order of the store.
 
         Args:
-            timetable: That of an epoch.
-            then: The segments needed first when it is over.
+            timetable: The timetable of an epoch.
+            then: The segments that are needed first after the epoch.
         """
         self._timetable = timetable
         self._then = list(then)
 
     def release(self) -> None:
-        """Give up the segments in memory; what is asked for later is read again."""
+        """Drop the segments in memory; they are read again when needed."""
         self._held = {}
 
     def _rows_on(self, axis: Axis, rule: str | None) -> NDArray[np.int64]:
         """Return the first row of each example, and the one after its last, [2, examples].
 
-        Within its segment's arrays, where examples lie one after the other on every axis.
+        They count from the beginning of its segment's arrays, where examples follow each other on
+        every axis.
         """
         table = self.reader.examples
         rows = example_rows(axis, table["length"], rule)
@@ -136,7 +135,7 @@ class StoreDataset(Dataset[dict[str, Any]]):
         return np.stack([first - begin, last - begin])[:, self.examples]
 
     def _enter(self, indices: Sequence[int]) -> list[Segment]:
-        """Return the segment of each example, and see to what is read ahead and what is dropped."""
+        """Return the segment of each example; read others ahead and drop those that are done."""
         numbers = self.segment[indices].tolist()
         table = self._timetable
         now = int(table.batch[indices].min())
@@ -147,12 +146,12 @@ class StoreDataset(Dataset[dict[str, Any]]):
         wanted = dict.fromkeys([*numbers, *in_use, *near])
         self._held = {n: self._held.get(n) or self._reads.get(n) for n in wanted}
         try:
-            found = {number: self._held[number].result() for number in set(numbers)}
+            segments = {number: self._held[number].result() for number in set(numbers)}
         except IntegrityError:
-            # What is gone or altered may have been withdrawn or rewritten; then that is the reason.
+            # A signal that was withdrawn or rewritten is the better reason.
             self.reader.check_pins()
             raise
-        return [found[number] for number in numbers]
+        return [segments[number] for number in numbers]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.__getitems__([index])
@@ -164,14 +163,15 @@ class StoreDataset(Dataset[dict[str, Any]]):
         live = np.arange(lengths.max())[None, :] < lengths[:, None]
         batch: dict[str, Any] = {"attention_mask": self._empty(live.shape, torch.int64)}
         batch["attention_mask"].numpy()[...] = live
-        place = Axis.TOKEN, None
         for column in self.reader.plan["columns"]:
             dtype = torch.bool if column == "loss_mask" else torch.int64
             padded = self._empty(live.shape, dtype)
             values = padded.numpy()
             values.fill(self.reader.plan["pad_id"] if column == "input_ids" else 0)
             values[live] = np.concatenate(
-                self._slices(place, indices, [one.tokens[column] for one in segments])
+                self._slices(
+                    (Axis.TOKEN, None), indices, [segment.tokens[column] for segment in segments]
+                )
             )
             batch[column] = padded
         if self._targets is not None:
@@ -180,7 +180,9 @@ class StoreDataset(Dataset[dict[str, Any]]):
             batch["labels"] = torch.from_numpy(self._label[indices])
         batch["features"] = {
             name: {
-                array: self._gather(name, indices, [one.features[name][array] for one in segments])
+                array: self._gather(
+                    name, indices, [segment.features[name][array] for segment in segments]
+                )
                 for array in segments[0].features[name]
             }
             for name in self._signals
@@ -195,10 +197,10 @@ class StoreDataset(Dataset[dict[str, Any]]):
         return rows
 
     def _slices(
-        self, place: tuple[Axis, str | None], indices: list[int], arrays: list[NDArray[Any]]
+        self, axis: tuple[Axis, str | None], indices: list[int], arrays: list[NDArray[Any]]
     ) -> list[NDArray[Any]]:
-        """Return the rows of each example, a view of its segment's array."""
-        first, last = self._rows[place][:, indices].tolist()
+        """Return each example's rows, as views of its segment's arrays."""
+        first, last = self._rows[axis][:, indices].tolist()
         return [array[a:b] for array, a, b in zip(arrays, first, last, strict=True)]
 
     def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -206,7 +208,7 @@ class StoreDataset(Dataset[dict[str, Any]]):
 
 
 def target_positions(batch: dict[str, Tensor]) -> Tensor:
-    """Return where a prediction counts: position t iff its target t + 1 is in `loss_mask`."""
+    """Return which predictions count: position t does if its target t + 1 is in `loss_mask`."""
     positions = torch.zeros_like(batch["loss_mask"])
     positions[:, :-1] = batch["loss_mask"][:, 1:] & batch["attention_mask"][:, 1:].bool()
     return positions

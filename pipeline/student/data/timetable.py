@@ -1,4 +1,4 @@
-"""When an epoch needs which segments: what to read ahead, and what to drop."""
+"""When an epoch needs which segments: decides what is read ahead and what is dropped."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ class Timetable:
         segments: The segments it needs, in order of first need.
         first: The batch that needs each first, [segments], rising.
         last: The last batch that needs each, [segments].
-        batch: The batch of every example, [examples]; -1 where it is another rank's.
+        batch: The batch of every example, [examples]; -1 for examples of another rank.
         together: Segments that the rank mixes at a time.
     """
 
@@ -46,9 +46,9 @@ def make_timetable(
     needed = segment[members]
     last = np.full(int(segment.max(initial=-1)) + 1, -1, np.int64)
     first = last.copy()
-    # Where an index comes twice the last value stays.
+    # If an index occurs twice the last value stays.
     last[needed] = number
     first[needed[::-1]] = number[::-1]
-    found = np.flatnonzero(last >= 0)
-    found = found[np.argsort(first[found], kind="stable")]
-    return Timetable(found, first[found], last[found], batch, together)
+    segments = np.flatnonzero(last >= 0)
+    segments = segments[np.argsort(first[segments], kind="stable")]
+    return Timetable(segments, first[segments], last[segments], batch, together)

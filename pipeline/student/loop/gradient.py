@@ -8,8 +8,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import TrainerState
 
+from pipeline.student.align.balance import TermGradients
 from pipeline.student.align.distiller import Distiller
-from pipeline.student.align.term_gradients import TermGradients
 from pipeline.student.data.feed import Batch, Fed
 from pipeline.training.values import GRADIENT, LOSS, StepValues
 

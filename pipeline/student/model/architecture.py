@@ -1,8 +1,8 @@
 """The student's configuration: the teacher's, with the keys that `params.yaml` changes.
 
-What a tokenizer fixes (vocabulary, special ids) is never changed, or rows of the store would mean
-something else to the student. What follows from a changed key (head width, key heads, lists with
-an entry for each layer) follows it.
+Keys that belong to the tokenizer (vocabulary, special ids) never change: the ids in the store would
+mean something else to the student. Keys that depend on a changed key (head width, key heads, lists
+with an entry for each layer) are adapted to it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ TOKENIZER_KEYS = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
 
 
 def teacher_configuration(teacher_config: Mapping[str, Any]) -> PreTrainedConfig:
-    """Read the teacher's `config.json`; of a model that reads images too, the text part.
+    """Read the teacher's `config.json`; if the model also reads images, only the text part.
 
     Raises:
         IncompatibleError: If the installed transformers does not know its model type.
@@ -49,18 +49,18 @@ def student_configuration(
 ) -> PreTrainedConfig:
     """Return the teacher's configuration with the keys of `architecture` in place of its own.
 
-    With another `model_type` only vocabulary, special ids and the longest position are
-    inherited, all else are that family's defaults. Neither labels nor weights' dtype are carried.
+    With another `model_type` only vocabulary, special ids and the longest position are inherited;
+    everything else has that family's defaults. Labels and the weights' dtype are not inherited.
 
     Args:
-        architecture: Keys of the configuration class; its common and its own names both hold.
+        architecture: Keys of the configuration class, under its common or its own names.
         teacher: The teacher's configuration.
         vocab: Length of the teacher's tokenizer.
-        layer_choice: The teacher block that each student block stands for; lists with an entry for
-            each layer, such as `layer_types`, are picked by it.
+        layer_choice: The teacher block that each student block replaces; it picks the entries of
+            lists with an entry for each layer, such as `layer_types`.
 
     Raises:
-        ConfigError: If a key is unknown to the class, or its value makes no model.
+        ConfigError: If a key is unknown to the class, or its value is invalid.
         IncompatibleError: If the vocabulary or a special id is not the teacher's.
     """
     family = family_of(architecture.get("model_type", teacher.model_type))
@@ -84,7 +84,7 @@ def student_configuration(
     config = make_configuration(family, values | given, "model.architecture")
     if family.model_type == teacher.model_type:
         derived = _derived(config, teacher, layer_lists, layer_choice)
-        # What the class computes itself must not be set.
+        # Keys that the class computes itself must not be set.
         derived = {key: value for key, value in derived.items() if key in settable_keys(family)}
         config = make_configuration(family, values | derived | given, "model.architecture")
     _check_heads(config)
@@ -98,9 +98,9 @@ def keep_room(
     task: str,
     architecture: Mapping[str, Any],
 ) -> None:
-    """Enlarge an inherited table of positions that holds fewer tokens in the student's family.
+    """Enlarge an inherited position table that holds fewer tokens in the student's family.
 
-    RoBERTa needs two rows more than BERT for rows of one length.
+    RoBERTa needs two positions more than BERT for rows of the same length.
     """
     common = "max_position_embeddings"
     is_given = common in architecture or config.attribute_map.get(common) in architecture
@@ -110,7 +110,7 @@ def keep_room(
         with torch.device("meta"):
             room = longest_row(auto_class(task).from_config(config))
     except (ValueError, RuntimeError, AssertionError):
-        return  # whoever builds the student says why it cannot be
+        return  # building the student will say why it cannot be built
     if room is not None and room < config.max_position_embeddings:
         config.max_position_embeddings += config.max_position_embeddings - room
 
@@ -118,7 +118,7 @@ def keep_room(
 def check_vocabulary(
     config: PreTrainedConfig, teacher: PreTrainedConfig, vocab: int, where: str
 ) -> None:
-    """Refuse a student that would read or predict other ids than the teacher.
+    """Refuse a student whose vocabulary or special ids are not the teacher's.
 
     Args:
         config: The student's configuration.
@@ -128,7 +128,8 @@ def check_vocabulary(
         where: The key or file at fault, for the message.
 
     Raises:
-        IncompatibleError: If rows or special ids differ, or are fewer than the tokenizer's ids.
+        IncompatibleError: If the sizes of the embeddings or the special ids differ, or the
+            embedding has fewer rows than the tokenizer has ids.
     """
     if not size_of(teacher, "vocab_size"):
         raise IncompatibleError(
@@ -146,19 +147,19 @@ def check_vocabulary(
             "a student shares its teacher's vocabulary"
         )
     for key in TOKENIZER_KEYS[1:]:
-        found, expected = getattr(config, key, None), getattr(teacher, key, None)
-        if found != expected:
+        own_id, expected = getattr(config, key, None), getattr(teacher, key, None)
+        if own_id != expected:
             raise IncompatibleError(
-                f"{where}: {key} is {found}, the teacher's {expected}; "
+                f"{where}: {key} is {own_id}, the teacher's {expected}; "
                 "leave it out, it is inherited"
             )
 
 
 def _layer_lists(values: Mapping[str, Any], depth: int) -> dict[str, list[Any]]:
-    """Pick the values with an entry for each layer: layer_types, mlp_layer_types, and so on.
+    """Return the values with an entry for each layer: layer_types, mlp_layer_types, and so on.
 
-    By shape, not by a list of names. They cannot be inherited whole: a list of another length than
-    the student's depth is refused by the class.
+    They are recognised by their length, not by a list of names. They cannot be inherited as they
+    are: the class refuses a list whose length is not the student's depth.
     """
     return {
         key: value
@@ -173,7 +174,7 @@ def _derived(
     layer_lists: Mapping[str, list[Any]],
     layer_choice: Literal["uniform"] | Sequence[int],
 ) -> dict[str, Any]:
-    """Values that the teacher's file spells out but that follow from keys which were changed."""
+    """Return the values in the teacher's file that depend on changed keys."""
     derived: dict[str, Any] = {}
     heads, own = size_of(teacher, "num_attention_heads"), size_of(config, "num_attention_heads")
     if heads and own:
@@ -196,7 +197,7 @@ def _derived(
 
 
 def _check_heads(config: PreTrainedConfig) -> None:
-    """Refuse head counts that torch would refuse later, in words of its own."""
+    """Refuse head counts that torch would refuse later, with a clearer message."""
     width, heads = config.hidden_size, size_of(config, "num_attention_heads")
     if not heads:
         return

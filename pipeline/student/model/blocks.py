@@ -1,7 +1,7 @@
-"""A student that starts from the teacher's own blocks, which capture put beside the features.
+"""Fills a student with blocks of the teacher, which capture keeps in the store's assets.
 
-The file holds the teacher's weights outside its blocks and the chosen blocks, under the teacher's
-names; the teacher itself is not needed. For a narrower student they are cut to it.
+The file holds the chosen blocks and the teacher's weights outside its blocks, under the teacher's
+names; the teacher itself is not needed. For a narrower student the weights are cut.
 """
 
 import logging
@@ -15,8 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pipeline.errors import IncompatibleError, IntegrityError
-from pipeline.student.model.sizes import Sizes
-from pipeline.student.model.width import WidthCut
+from pipeline.student.model.width import Sizes, WidthCut
 from pipeline.taps.anatomy import Anatomy, find_anatomy
 from pipeline.taps.magnitudes import PREFIX
 
@@ -31,7 +30,7 @@ def load_blocks(
     Weights are widened or narrowed to the student's dtype.
 
     Args:
-        model: The student, of the teacher's architecture but for its depth and widths.
+        model: The student; its architecture is the teacher's, except for depth and widths.
         path: A safetensors file of the teacher's weights.
         choice: For each student block, the teacher's block, counted from 1.
         teacher: The teacher's configuration.
@@ -51,7 +50,7 @@ def load_blocks(
             _check_names(path, anatomy, choice, sources, held, weights)
             # In order: sums of floating-point numbers depend on it.
             wanted = sorted(set(sources.values()) & held)
-            found = {name: file.get_tensor(name) for name in wanted}
+            values = {name: file.get_tensor(name) for name in wanted}
             magnitudes = {
                 name: file.get_tensor(f"{PREFIX}{name}")
                 for name in wanted
@@ -63,18 +62,18 @@ def load_blocks(
         ) from error
     ours, theirs = Sizes.of(model.config), Sizes.of(teacher)
     if ours != theirs:
-        blocks = {name: anatomy.block_of(name) for name in found}
-        cut = WidthCut(found, blocks, teacher=theirs, student=ours, magnitudes=magnitudes)
-        found = {name: cut.cut(name, value) for name, value in found.items()}
+        blocks = {name: anatomy.block_of(name) for name in values}
+        cut = WidthCut(values, blocks, teacher=theirs, student=ours, magnitudes=magnitudes)
+        values = {name: cut.cut(name, value) for name, value in values.items()}
         logger.info("the teacher's weights cut to %s", ours)
     with torch.no_grad():
         for name, source in sources.items():
-            if source in found:
-                _copy(weights[name], found[source], source)
+            if source in values:
+                _copy(weights[name], values[source], source)
 
 
 def _source(name: str, anatomy: Anatomy, choice: Sequence[int]) -> str:
-    """Name the teacher's weight that fills a student's."""
+    """Return the name of the teacher's weight that fills a weight of the student."""
     block = anatomy.block_of(name)
     if block is None:
         return name
@@ -90,7 +89,7 @@ def _check_names(
     held: set[str],
     weights: dict[str, Tensor],
 ) -> None:
-    """Require a source for each weight, and a use for each source, so that nothing is dropped."""
+    """Require a source for each weight, and a use for each source."""
     numbered = re.compile(rf"{re.escape(anatomy.path)}\.(\d+)\.")
     blocks = {int(match[1]) + 1 for match in map(numbered.match, held) if match}
     for block in choice:
@@ -108,8 +107,7 @@ def _check_names(
                 f"init teacher-layers: {path.name} has no {source} for the student's {name}; "
                 "the student must be of the teacher's architecture and task"
             )
-    wanted = held - set(sources.values())
-    for name in sorted(wanted):
+    for name in sorted(held - set(sources.values())):
         block = anatomy.block_of(name)
         if block is None or block in choice:
             raise IncompatibleError(
@@ -119,7 +117,7 @@ def _check_names(
 
 
 def _copy(target: Tensor, value: Tensor, name: str) -> None:
-    """Copy one weight into the student, where `copy_` alone would broadcast."""
+    """Copy a weight into the student; `copy_` alone would broadcast."""
     if target.shape != value.shape:
         raise IncompatibleError(
             f"init teacher-layers: {name} is {tuple(target.shape)} in the student, "

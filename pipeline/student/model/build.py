@@ -1,4 +1,4 @@
-"""A new student: architecture by configuration or by checkpoint, start random or from the teacher.
+"""Builds a student from a configuration or a checkpoint, with random weights or the teacher's.
 
 The teacher's `config.json` and weights come from the store's assets; the teacher is not loaded.
 """
@@ -30,7 +30,7 @@ from pipeline.student.model.architecture import (
 from pipeline.student.model.blocks import load_blocks
 from pipeline.student.model.lora import add_adapters
 from pipeline.student.model.origin import LoraOptions
-from pipeline.student.model.sizes import check_sizes
+from pipeline.student.model.width import check_sizes
 from pipeline.student.vocabulary.vocabulary import keep_vocabulary
 from pipeline.taps.configuration import auto_class
 from pipeline.tasks import Task, models_language, outputs_of
@@ -69,22 +69,22 @@ def build_student(
     Args:
         architecture: Keys that replace those of the teacher's configuration; `{}` for none.
         checkpoint: A directory or hub id of safetensors weights, instead of `architecture`.
-        init: `random` (what a checkpoint does not bring is random too), or `teacher-layers`.
+        init: `random` (weights that a checkpoint lacks are random too), or `teacher-layers`.
         teacher_config: The teacher's `config.json`.
         vocab: Length of the teacher's tokenizer.
         classes: Names of the classes; empty for a language task or regression.
-        task: What the student's head is for.
-        seed: Of all random weights.
+        task: One of `pipeline.tasks`; decides the student's head.
+        seed: Seed of all random weights.
         blocks: The teacher's blocks among the store's assets, for `teacher-layers`.
-        layer_choice: For each student block the teacher's block, counted from 1, or `uniform`.
+        layer_choice: The teacher's block for each student block, counted from 1, or `uniform`.
         revision: Revision of a hub checkpoint.
         vocabulary: The teacher's ids that the student keeps, in its order; None for all.
         lora: Adapters that train instead of the weights the student starts with.
-        tokenizer: Directory of the teacher's tokenizer, which that of a checkpoint is compared
-            with; None compares nothing.
+        tokenizer: Directory of the teacher's tokenizer, which a checkpoint's must equal; None
+            compares nothing.
 
     Raises:
-        ConfigError: If the choice contradicts itself, a key is unknown, or no model comes of it.
+        ConfigError: If the choice contradicts itself, a key is unknown, or no model can be built.
         IncompatibleError: If vocabulary, tokenizer, special ids, sizes or blocks do not fit the
             teacher.
         IntegrityError: If the file of blocks is missing or broken.
@@ -122,7 +122,7 @@ def _from_architecture(
     task: Task,
     seed: int,
 ) -> PreTrainedModel:
-    """Draw a student's weights, and put the teacher's in their place where asked for."""
+    """Draw a student's weights; with `init: teacher-layers` replace them by the teacher's."""
     _set_task(config, classes, task)
     if init == "teacher-layers":
         if blocks is None:
@@ -158,11 +158,11 @@ def _check_choice(
     classes: tuple[str, ...],
     task: Task,
 ) -> None:
-    """Refuse what contradicts itself before any file is read."""
+    """Refuse a contradictory choice before any file is read."""
     if (architecture is None) == (checkpoint is None):
-        found = "neither" if architecture is None else "both"
+        given = "neither" if architecture is None else "both"
         raise ConfigError(
-            f"model: {found} of architecture and checkpoint given; give exactly one "
+            f"model: {given} of architecture and checkpoint given; give exactly one "
             "(architecture: {} is the teacher's own)"
         )
     if checkpoint is not None and init != "random":
@@ -185,13 +185,13 @@ def _from_checkpoint(
     task: Task,
     seed: int,
 ) -> tuple[PreTrainedModel, Collection[str]]:
-    """Load a student's weights, and name those that the checkpoint does not bring.
+    """Load a checkpoint; return the student and the names of weights that the checkpoint lacks.
 
-    Its special ids become the teacher's, whose tokenizer it gets.
+    Its special ids become those of the teacher, whose tokenizer the student uses.
     """
-    if places := own_code(checkpoint, revision):
+    if code := own_code(checkpoint, revision):
         raise ConfigError(
-            f"model.checkpoint {checkpoint}: brings code of its own ({places[0]}), and students "
+            f"model.checkpoint {checkpoint}: brings code of its own ({code[0]}), and students "
             "run transformers' own models alone; take auto_map out of a copy of its config.json, "
             "or choose another checkpoint"
         )
@@ -231,7 +231,7 @@ def _from_checkpoint(
 
 
 def _set_task(config: PreTrainedConfig, classes: tuple[str, ...], task: Task) -> None:
-    """Give the configuration the corpus's classes; a language model keeps none of the teacher's."""
+    """Set the corpus's classes in the configuration of a student that is no language model."""
     if models_language(task):
         return
     config.problem_type = PROBLEM_TYPES[task]

@@ -1,4 +1,4 @@
-"""What a finished training leaves: a plain Hugging Face directory, and the curve of its loss."""
+"""The results of a training: a plain Hugging Face directory, and the curve of the loss."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -27,15 +27,20 @@ def export(
     record: Mapping[str, Any],
     kept: Vocabulary | None = None,
 ) -> None:
-    """Write the student, with the tokenizer, where any Hugging Face loader finds it.
+    """Write the student and its tokenizer as a Hugging Face directory.
 
-    transformers 4.57 and 5 read the same model from it.
+    transformers 4.57 and 5 read the same model from it. The directory is written and synced under
+    another name and replaces an earlier one by two renames, so a student is complete or absent.
 
-    It is written and synced aside, with `record` of where it comes from, and takes the place of an
-    earlier one by two renames: a student is whole or it is not there.
+    Args:
+        student: The student.
+        reader: The store, which holds the teacher's tokenizer.
+        output: The directory.
+        record: How the student was made; written as `distillation.json`.
+        kept: The student's own vocabulary, if it is smaller than the teacher's.
 
     Raises:
-        ResourceError: If there is no room for it.
+        ResourceError: If the disk is full.
     """
     staging = output.with_name(f".{output.name}.writing")
     shutil.rmtree(staging, ignore_errors=True)
@@ -53,10 +58,10 @@ def export(
 
 
 def write_curve(history: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Write the logged values, a row a logged step, columns in a fixed order."""
+    """Write the logged values as CSV, one row for each logged step, columns in a fixed order."""
     rows = [row for row in history if "loss" in row]
-    more = sorted({key for row in rows for key in row if key.startswith(("gradient_", "factor_"))})
-    wanted = ["step", "epoch", "loss", *TERMS, *more, "grad_norm", "learning_rate"]
+    extra = sorted({key for row in rows for key in row if key.startswith(("gradient_", "factor_"))})
+    wanted = ["step", "epoch", "loss", *TERMS, *extra, "grad_norm", "learning_rate"]
     columns = [key for key in wanted if any(key in row for row in rows)]
     lines = [",".join(columns)]
     lines += [",".join(f"{row[key]:.6g}" if key in row else "" for key in columns) for row in rows]

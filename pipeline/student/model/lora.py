@@ -1,7 +1,7 @@
-"""Low-rank adapters in a student: only they train, and the export is the plain model again.
+"""Low-rank adapters (LoRA, arXiv 2106.09685): only they train, and the export has them merged.
 
-LoRA, arXiv 2106.09685, by peft, whose layers replace the adapted ones while the student's class and
-the names around them stay: taps, losses and checkpoints see the model they know.
+They are peft's, whose layers replace the adapted ones. The student's class and its other names stay
+the same, so taps, losses and checkpoints work as without adapters.
 """
 
 import logging
@@ -17,26 +17,26 @@ from pipeline.student.model.origin import LoraOptions
 
 logger = logging.getLogger(__name__)
 KNOWN = (nn.Linear, Conv1D, nn.Embedding, nn.modules.conv._ConvNd)
-"""Modules whose matrices are adapted by themselves, or not at all."""
+"""Modules that peft adapts as modules, or that are not adapted."""
 NUMBER = re.compile(r"\.\d+\.")
 
 
 def add_adapters(
     model: PreTrainedModel, options: LoraOptions, *, fresh: Collection[str] = ()
 ) -> None:
-    """Put adapters into a model and freeze all else; its outputs stay the same until it trains.
+    """Add adapters to a model and freeze everything else; outputs stay the same until it trains.
 
-    Random weights are drawn from torch's generator. Matrices that stay as they are, such as
-    embeddings, are named in the log with their share of the weights.
+    Random weights are drawn from torch's generator. Matrices without an adapter, such as
+    embeddings, are listed in the log with their share of the weights.
 
     Args:
-        model: The student, of one dtype.
-        options: Rank, scale and places of the adapters.
-        fresh: Names of parameters that no checkpoint filled; they are trained whole, for nothing
-            of them is worth keeping, and get no adapter.
+        model: The student; all parameters have the same dtype.
+        options: Rank, scale and targets of the adapters.
+        fresh: Names of parameters that no checkpoint filled. They train directly and get no
+            adapter.
 
     Raises:
-        ConfigError: If peft is not installed, or no module has the names asked for.
+        ConfigError: If peft is not installed, or no module has a name in `target_modules`.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -44,8 +44,8 @@ def add_adapters(
         raise ConfigError(
             "model.lora: the package peft is not installed; run pip install 'decant-kd[lora]'"
         ) from error
-    # Heads stay plain: the losses apply a language model's themselves, and a matrix that nobody has
-    # trained needs no low-rank change. What peft calls all-linear would take a classifier's in.
+    # Heads get no adapter: the losses multiply with a language model's head themselves, and a new
+    # head trains directly. peft's own all-linear would include a classifier's head.
     newly = {name.rpartition(".")[0] for name in fresh}
     linear = [name for name, part in model.named_modules() if isinstance(part, nn.Linear | Conv1D)]
     base = f"{model.base_model_prefix}."
@@ -55,12 +55,12 @@ def add_adapters(
     if options.target_modules == "all-linear":
         adapted = set(linear) - set(left_out)
     else:
-        plain = [name for name in plain if any(_ends(name, one) for one in adapted)]
+        plain = [name for name in plain if any(_ends(name, ending) for ending in adapted)]
         # peft warns of an ending that only fits such matrices.
-        modules = [one for one in adapted if any(_ends(name, one) for name in linear)]
+        modules = [ending for ending in adapted if any(_ends(name, ending) for name in linear)]
         adapted = modules if modules or plain else adapted
     if options.dropout:
-        plain = []  # their forward pass is not theirs alone, so dropout has no place in it
+        plain = []  # peft has no dropout for parameters
     config = LoraConfig(
         r=options.r,
         lora_alpha=options.alpha,  # pyright: ignore[reportArgumentType]  (a float is as good)
@@ -68,7 +68,7 @@ def add_adapters(
         target_modules=sorted(adapted),
         target_parameters=plain or None,
         exclude_modules=left_out or None,
-        # GPT-2's matrices are stored transposed; peft says so only by a warning.
+        # GPT-2's matrices are stored transposed; without this peft warns.
         fan_in_fan_out=any(isinstance(part, Conv1D) for part in model.modules()),
     )
     total = sum(p.numel() for p in model.parameters())
@@ -87,9 +87,9 @@ def add_adapters(
     for parameter in parameters.values():
         parameter.requires_grad_(True)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    there = sum(p.numel() for p in model.parameters())
-    logger.info("adapters of rank %d: %d of %d parameters train", options.r, trained, there)
-    _tell_the_rest(matrices.keys() - _adapted_names(model), matrices, total)
+    count = sum(p.numel() for p in model.parameters())
+    logger.info("adapters of rank %d: %d of %d parameters train", options.r, trained, count)
+    _log_the_rest(matrices.keys() - _adapted_names(model), matrices, total)
 
 
 def _ends(name: str, ending: str) -> bool:
@@ -97,9 +97,9 @@ def _ends(name: str, ending: str) -> bool:
 
 
 def _plain_matrices(model: PreTrainedModel) -> list[str]:
-    """Return the names of matrices that no linear module holds, such as experts and routers.
+    """Return the names of matrices outside linear modules, such as experts and routers.
 
-    A family of mixtures keeps its experts in one parameter of three dimensions, expert by expert.
+    Mixture-of-experts families keep all experts in one parameter of three dimensions.
     """
     return [
         f"{name}.{key}"
@@ -111,7 +111,7 @@ def _plain_matrices(model: PreTrainedModel) -> list[str]:
 
 
 def _adapted_names(model: PreTrainedModel) -> set[str]:
-    """Return the names, as they were before, of matrices that have an adapter."""
+    """Return the original names of matrices that have an adapter."""
     return {
         f"{name.replace('.base_layer', '')}.{getattr(part, 'parameter_name', 'weight')}"
         for name, part in model.named_modules()
@@ -119,8 +119,8 @@ def _adapted_names(model: PreTrainedModel) -> set[str]:
     }
 
 
-def _tell_the_rest(names: Collection[str], sizes: dict[str, int], total: int) -> None:
-    """Name the matrices that nothing changes, one line for those of all blocks."""
+def _log_the_rest(names: Collection[str], sizes: dict[str, int], total: int) -> None:
+    """Log which matrices have no adapter, one entry for the same matrix of all blocks."""
     kinds: dict[str, int] = {}
     for name in sorted(names):
         kind = NUMBER.sub(".*.", name)
@@ -131,9 +131,9 @@ def _tell_the_rest(names: Collection[str], sizes: dict[str, int], total: int) ->
 
 
 def merge_adapters(model: PreTrainedModel) -> None:
-    """Add every adapter's product to its matrix and take the adapters out; outputs stay the same.
+    """Merge every adapter into its matrix and remove it; outputs stay the same.
 
-    A model without adapters stays as it is.
+    A model without adapters is not changed.
     """
     adapted = [
         (name, part) for name, part in model.named_modules() if hasattr(part, "get_base_layer")
@@ -142,7 +142,7 @@ def merge_adapters(model: PreTrainedModel) -> None:
         part.merge()  # pyright: ignore[reportCallIssue]
     for name, part in adapted:
         parent, _, child = name.rpartition(".")
-        # Of several adapters of one module, each is around the next one.
+        # Several adapters of one module are nested.
         if child != "base_layer":
             setattr(model.get_submodule(parent), child, part.get_base_layer())  # pyright: ignore[reportCallIssue]
     if adapted:

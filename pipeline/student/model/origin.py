@@ -1,4 +1,4 @@
-"""What a student starts as: an architecture or a checkpoint, and its first weights."""
+"""How a student starts: from an architecture or a checkpoint, and with which weights."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,10 +16,10 @@ class LoraOptions(Section):
     """Low-rank adapters (arXiv 2106.09685) that train in place of the student's own weights.
 
     Attributes:
-        r: Rank of the two matrices beside each adapted one.
+        r: Rank of the two matrices that are added to each adapted one.
         alpha: Their product is scaled by alpha / r.
-        dropout: Of the adapters' input.
-        target_modules: Endings of the names of adapted modules, or `all-linear`: every linear one
+        dropout: Dropout of the adapters' input.
+        target_modules: Endings of the names of adapted modules, or `all-linear`: all linear modules
             below the head.
     """
 
@@ -33,10 +33,10 @@ class StudentModel(Section):
     """Section `students.S.model`.
 
     `architecture` holds Hugging Face configuration keys that differ from the teacher's;
-    `checkpoint` is a directory or hub id instead, of a `revision`. With `init: teacher-layers` the
-    first weights are those of the teacher's `blocks`, counted from 1 (None: spread evenly), which
-    capture put into the store's assets; where the architecture is narrower they are cut to it.
-    With `vocabulary: corpus` the student has only the ids that its training rows need.
+    `checkpoint` is a directory, or a hub id with a `revision`, instead. With `init: teacher-layers`
+    the student starts with the teacher's `blocks`, counted from 1 (None: spread evenly), which
+    capture put into the store's assets; they are cut if the architecture is narrower. With
+    `vocabulary: corpus` the student has only the ids that its training rows need.
     """
 
     architecture: dict[str, Any] | None = None
@@ -65,9 +65,9 @@ class StudentModel(Section):
 
 
 def checkpoint_digest(checkpoint: str | None) -> dict[str, str]:
-    """Return the SHA-256 of each file of a local checkpoint that decides a student's first weights.
+    """Return the SHA-256 of each weight and configuration file of a local checkpoint.
 
-    Empty for a hub id, whose revision says what it is, and without a checkpoint.
+    Empty for a hub id, which the revision identifies, and without a checkpoint.
     """
     if checkpoint is None or not Path(checkpoint).is_dir():
         return {}

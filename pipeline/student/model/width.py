@@ -1,16 +1,18 @@
-"""The teacher's weights cut to a narrower student: channels, heads and neurons by importance.
+"""Cuts the teacher's weights to a narrower student: channels, heads and neurons by importance.
 
-What a part matters is how large it is times how strongly it is read: the norm of what capture saw
-come into a matrix, feature by feature, times that of the feature's weights (Minitron,
-arXiv 2407.14679; Wanda, arXiv 2306.11695). No teacher has to run for it. A hidden channel runs
-through the whole model and is chosen once for all of it; heads, in whole groups that share a key,
-and neurons are each block's own. What is kept stays in order.
+The importance of an input feature of a matrix is the norm of its values, as capture measured it,
+times the norm of its weights (Minitron, arXiv 2407.14679; Wanda, arXiv 2306.11695). The teacher
+does not have to run. Hidden channels run through the entire model and are chosen once for all of
+it. Neurons, and heads in complete groups that share a key, are chosen for each block. The order
+stays.
 
-It is where training starts, not a compressed model: a norm over fewer channels is another norm.
+The result is a start for training, not a compressed model: a norm over fewer channels is another
+norm.
 """
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
@@ -19,12 +21,11 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from pipeline.errors import IncompatibleError
-from pipeline.student.model.sizes import Sizes
-from pipeline.taps.configuration import auto_class
+from pipeline.taps.configuration import auto_class, head_width, key_heads, size_of
 
 Axis: TypeAlias = Literal["channel", "head", "key", "fused", "neuron", "own"]
 """What an axis of a weight counts. `head`, `key`: heads times their width; `fused`: query, key and
-value side by side; `own`: classes, positions, ids, a head's own width, which are never cut."""
+value in one; `own`: classes, positions, ids, a head's own width, which are never cut."""
 
 ROLES: tuple[tuple[str, tuple[Axis, ...]], ...] = (
     # GPT-2, whose Conv1D has the input first
@@ -73,19 +74,100 @@ ROLES: tuple[tuple[str, tuple[Axis, ...]], ...] = (
     (r"(\.|^)(lm_head|score|classifier|classifier\.out_proj)\.weight", ("own", "channel")),
     (r"(\.|^)(lm_head|score|classifier|classifier\.out_proj)\.bias", ("own",)),
 )
-"""By the end of a weight's name, what each of its axes counts."""
+"""What each axis of a weight counts, by the end of its name."""
 
 INPUT_FIRST = r"\.(attn|mlp)\.c_(attn|fc|proj)\.weight"
-"""Matrices whose first axis is their input; of all others it is the second."""
+"""Matrices whose first axis is their input; all others have it second."""
+
+
+def check_sizes(student: PreTrainedConfig, teacher: PreTrainedConfig) -> None:
+    """Refuse a student whose blocks are neither built like the teacher's nor cut out of them.
+
+    Equal shapes would not be enough: two head counts have the same weights' shapes.
+
+    Raises:
+        IncompatibleError: Naming the first size that does not fit, with both values.
+    """
+    if student.model_type != teacher.model_type:
+        raise IncompatibleError(
+            f"init teacher-layers: the student's model_type is {student.model_type}, the "
+            f"teacher's {teacher.model_type}; leave it out of model.architecture or use init: "
+            "random"
+        )
+    check_cut(Sizes.of(student), Sizes.of(teacher))
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a model that a cut can change, and the width of a head, which it cannot."""
+
+    width: int
+    heads: int
+    key_heads: int
+    head_width: int
+    neurons: int
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig) -> "Sizes":
+        """Read the sizes from a configuration, under the names of its family."""
+        neurons = [getattr(config, key, None) for key in ("intermediate_size", "hidden_dim")]
+        width = size_of(config, "hidden_size")
+        return cls(
+            width,
+            size_of(config, "num_attention_heads"),
+            key_heads(config),
+            head_width(config),
+            # GPT-2 has no number if it is four times the width.
+            next((n for n in neurons if n), None) or getattr(config, "n_inner", None) or 4 * width,
+        )
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a key head."""
+        return self.heads // self.key_heads if self.key_heads else 1
+
+
+def check_cut(student: Sizes, teacher: Sizes) -> None:
+    """Refuse sizes that the teacher's weights cannot be cut to.
+
+    Raises:
+        IncompatibleError: If the student is wider anywhere, its heads have another width, or its
+            keys are shared by another number of heads.
+    """
+    for key, name in (
+        ("width", "hidden_size"),
+        ("heads", "num_attention_heads"),
+        ("key_heads", "num_key_value_heads"),
+        ("neurons", "intermediate_size"),
+    ):
+        size, most = getattr(student, key), getattr(teacher, key)
+        if size > most:
+            raise IncompatibleError(
+                f"init teacher-layers: the student's {name} is {size}, the teacher's {most}; a "
+                "student is cut out of its teacher: lower it or use init: random"
+            )
+    if student.head_width != teacher.head_width:
+        raise IncompatibleError(
+            f"init teacher-layers: the student's head_dim is {student.head_width}, the teacher's "
+            f"{teacher.head_width}; only complete heads are kept: give head_dim "
+            f"{teacher.head_width}, or if the family has no such key hidden_size = "
+            f"num_attention_heads x {teacher.head_width}"
+        )
+    if student.group != teacher.group:
+        raise IncompatibleError(
+            f"init teacher-layers: {student.group} of the student's heads share a key, "
+            f"{teacher.group} of the teacher's; only complete groups are kept: give "
+            f"num_key_value_heads {max(1, student.heads // teacher.group)}"
+        )
 
 
 def check_cuttable(student: PreTrainedConfig, teacher: PreTrainedConfig, task: str) -> None:
-    """Refuse a narrower student of a family whose weights nobody knows how to cut.
+    """Refuse a narrower student of a family whose weights cannot be cut.
 
     Args:
         student: The student's configuration.
         teacher: The teacher's configuration.
-        task: What its head is for.
+        task: One of `pipeline.tasks`.
 
     Raises:
         IncompatibleError: Naming a weight whose axes are not known.
@@ -100,17 +182,17 @@ def check_cuttable(student: PreTrainedConfig, teacher: PreTrainedConfig, task: s
 
 
 class WidthCut:
-    """Chooses what of a teacher a narrower student keeps, and cuts weights to it.
+    """Chooses which parts of the teacher a narrower student keeps, and cuts weights to them.
 
     Args:
         weights: The teacher's weights that the student starts from, by name; all of one model.
-        blocks: For each of those names the block it belongs to, None for those around the blocks.
+        blocks: The block that each of those names belongs to; None for weights outside the blocks.
         teacher: The teacher's sizes.
         student: The student's sizes, see `check_cut`.
-        magnitudes: By the name of a block's matrix, the root mean square of what it reads.
+        magnitudes: Root mean square of each input of a block's matrix, by the matrix's name.
 
     Raises:
-        IncompatibleError: If a weight's name or shape says nothing of what its axes are, or the
+        IncompatibleError: If the axes of a weight are not known by its name and shape, or the
             magnitudes of a block's matrix are missing.
     """
 
@@ -165,12 +247,12 @@ class WidthCut:
         if role == "head":
             return queries
         # Query, key and value, each as wide as all of the teacher's heads (GPT-2: no groups).
-        whole = self._teacher.heads * width
-        return torch.cat([queries, whole + keys, 2 * whole + keys])
+        size = self._teacher.heads * width
+        return torch.cat([queries, size + keys, 2 * size + keys])
 
 
 def _roles(name: str, value: Tensor, sizes: Sizes) -> tuple[Axis, ...]:
-    """Find what a weight's axes count, and see that they are as long as that says."""
+    """Return what a weight's axes count; their lengths must agree with it."""
     lengths: dict[Axis, int] = {
         "channel": sizes.width,
         "head": sizes.heads * sizes.head_width,
@@ -195,7 +277,7 @@ def _input_role(name: str, roles: tuple[Axis, ...]) -> Axis:
 
 
 def _energy(name: str, value: Tensor, magnitudes: Mapping[str, Tensor]) -> Float[Tensor, " inputs"]:
-    """Return for each feature that a matrix reads the mean square of what it adds to the output."""
+    """Return the importance of each input of a matrix: its mean square in the output."""
     if name not in magnitudes:
         raise IncompatibleError(
             f"init teacher-layers: the store does not say how large the inputs of {name} are, so "
@@ -207,10 +289,10 @@ def _energy(name: str, value: Tensor, magnitudes: Mapping[str, Tensor]) -> Float
 
 
 def _largest(importance: Float[Tensor, " parts"], count: int) -> Int[Tensor, " kept"]:
-    """Return the places of the `count` largest values, in order; of equal ones the first."""
+    """Return the indices of the `count` largest values, in order; of equal ones the first."""
     ranked = importance.argsort(descending=True, stable=True)
     return ranked[:count].sort().values
 
 
-def _stretches(groups: Int[Tensor, " kept"], width: int) -> Int[Tensor, " places"]:
+def _stretches(groups: Int[Tensor, " kept"], width: int) -> Int[Tensor, " indices"]:
     return (groups[:, None] * width + torch.arange(width)).flatten()

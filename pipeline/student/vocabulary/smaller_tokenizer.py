@@ -1,8 +1,7 @@
-"""A tokenizer cut down to the ids that some texts need, which writes them in the same pieces.
+"""Cuts a tokenizer down to the ids that some texts need; it still splits these texts as before.
 
-`tokenizer.json` is edited, whatever its model: byte-pair merges, WordPiece, Unigram or whole words.
-Every text that could be written still can be, in more pieces. Ids are numbered anew, without gaps,
-in the order that they had.
+`tokenizer.json` is edited, for all four models: BPE, WordPiece, Unigram and WordLevel. Every other
+text can still be tokenized, into more pieces. Ids are renumbered without gaps, in their old order.
 """
 
 import json
@@ -29,7 +28,7 @@ class SmallerTokenizer:
     """A cut tokenizer.
 
     Attributes:
-        ids: The ids kept, of the tokenizer it was cut from; an id's place is its new id.
+        ids: The kept ids of the original tokenizer; the index of an id is its new id.
         files: Text of each file, by name.
     """
 
@@ -37,7 +36,7 @@ class SmallerTokenizer:
     files: Mapping[str, str]
 
     def save(self, directory: Path) -> None:
-        """Write what `AutoTokenizer` loads into a directory."""
+        """Write the files to a directory, from which `AutoTokenizer` loads them."""
         for name, text in self.files.items():
             path = directory / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,11 +44,10 @@ class SmallerTokenizer:
 
 
 def cut_tokenizer(source: Path, used: Collection[int]) -> SmallerTokenizer:
-    """Cut a tokenizer down to used ids, added tokens, and what it needs to write every text.
+    """Return a tokenizer with used ids, added tokens, and pieces that any text can be split into.
 
-    A text all of whose ids are used is written in the same pieces as before. (But for one: a word
-    that was unknown to WordPiece as a whole may become known, where a removed piece stood in the
-    way.)
+    A text with used ids alone is split into the same pieces as before. (One exception: a word that
+    WordPiece did not know may become known if a removed piece prevented its match.)
 
     Args:
         source: Directory with `tokenizer.json`.
@@ -57,8 +55,8 @@ def cut_tokenizer(source: Path, used: Collection[int]) -> SmallerTokenizer:
 
     Raises:
         IntegrityError: If the file is missing or broken.
-        IncompatibleError: If the tokenizer's model is none of the four, or gives other ids when
-            numbered anew.
+        IncompatibleError: If the tokenizer's model is none of the four, or does not load with the
+            new ids.
     """
     path = source / TOKENIZER_FILE
     try:
@@ -76,7 +74,7 @@ def cut_tokenizer(source: Path, used: Collection[int]) -> SmallerTokenizer:
     if _kind(model) == "BPE":
         needed |= _intermediate(model, wanted)
     kept = sorted({*added, *(ids[piece] for piece in needed if piece in ids)})
-    new = {number: place for place, number in enumerate(kept)}
+    new = {number: index for index, number in enumerate(kept)}
     cut = {
         **backend,
         "model": _cut_model(model, new),
@@ -92,13 +90,13 @@ def cut_tokenizer(source: Path, used: Collection[int]) -> SmallerTokenizer:
         for file in sorted(source.glob(pattern)):
             if file.is_file():
                 files[str(file.relative_to(source))] = file.read_text(encoding="utf-8")
-    found = SmallerTokenizer(tuple(kept), files)
-    _check(found, pieces | added, path)
-    return found
+    smaller = SmallerTokenizer(tuple(kept), files)
+    _check(smaller, pieces | added, path)
+    return smaller
 
 
 def _kind(model: Mapping[str, Any]) -> str:
-    """Name the model; files of old write no type."""
+    """Return the name of the model; old files have no type."""
     kind = model.get("type")
     if kind is None:
         kind = "BPE" if "merges" in model else "WordPiece"
@@ -126,29 +124,29 @@ def _unknown(model: Mapping[str, Any]) -> set[str]:
 
 
 def _smallest(model: Mapping[str, Any], pieces: Iterable[str]) -> set[str]:
-    """Return what any text can be written in: bytes where it can fall back on them, or characters.
+    """Return pieces that any text can be split into: bytes if it falls back on them, or characters.
 
-    Unigram keeps its characters in any case: it takes the way to a byte only where there is no
-    other. And it keeps its least likely piece, whose score prices the unknown.
+    Unigram keeps its characters in any case, because it uses a byte only for a character without a
+    piece. It also keeps its least likely piece, whose score decides that of unknown characters.
     """
     kind = _kind(model)
     if kind == "WordLevel":
         return set()
-    found = {piece for piece in pieces if BYTE.fullmatch(piece)}
-    if kind == "BPE" and model.get("byte_fallback") and found:
-        return found
+    smallest = {piece for piece in pieces if BYTE.fullmatch(piece)}
+    if kind == "BPE" and model.get("byte_fallback") and smallest:
+        return smallest
     prefix = model.get("continuing_subword_prefix") or ""
     suffix = model.get("end_of_word_suffix") or ""
-    found |= {
+    smallest |= {
         piece for piece in pieces if len(piece.removeprefix(prefix).removesuffix(suffix)) <= 1
     }
     if kind == "Unigram":
-        found.add(min(model["vocab"], key=lambda entry: entry[1])[0])
-    return found
+        smallest.add(min(model["vocab"], key=lambda entry: entry[1])[0])
+    return smallest
 
 
 def _merges(model: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the merges by rank; files of old have both halves in one string."""
+    """Return the merges by rank; old files have both halves in one string."""
     pairs = (m.split(" ", 1) if isinstance(m, str) else m for m in model["merges"])
     return [(left, right) for left, right in pairs]
 
@@ -158,16 +156,16 @@ def _merged(model: Mapping[str, Any], left: str, right: str) -> str:
 
 
 def _intermediate(model: Mapping[str, Any], pieces: Collection[str]) -> set[str]:
-    """Return all that stands between characters and these pieces when they are merged.
+    """Return all pieces between the characters and these pieces, in the order of merging.
 
-    A piece comes about inside a word as it does alone: merges go by rank, and none that crosses
-    its borders was made. With every step of the used pieces kept, the next merge of a text is
-    always there, and no merge that is left can come before it: the same pieces.
+    A piece is merged inside a word as it is alone: merges go by rank, and none across its borders
+    was made. If every step of the used pieces is kept, the next merge of a text always exists, and
+    no other merge that is left can come before it. So the text has the same pieces.
     """
     ranks = {pair: rank for rank, pair in reversed(list(enumerate(_merges(model))))}
     prefix = model.get("continuing_subword_prefix") or ""
     suffix = model.get("end_of_word_suffix") or ""
-    found: set[str] = set()
+    steps: set[str] = set()
     for piece in pieces:
         start = prefix if prefix and piece.startswith(prefix) else ""
         end = suffix if suffix and piece.endswith(suffix) else ""
@@ -175,19 +173,19 @@ def _intermediate(model: Mapping[str, Any], pieces: Collection[str]) -> set[str]
         if symbols:
             symbols[0] = start + symbols[0].removeprefix(prefix)
             symbols[-1] += end
-        found.update(symbols)
+        steps.update(symbols)
         while len(symbols) > 1:
             pairs = list(pairwise(symbols))
             at = min(range(len(pairs)), key=lambda i: ranks.get(pairs[i], len(ranks)))
             if pairs[at] not in ranks:
                 break
             symbols[at : at + 2] = [_merged(model, *pairs[at])]
-            found.add(symbols[at])
-    return found
+            steps.add(symbols[at])
+    return steps
 
 
 def _cut_model(model: Mapping[str, Any], new: Mapping[int, int]) -> dict[str, Any]:
-    """Return the model with the kept pieces, and the merges between them, under their new ids."""
+    """Return the model with the kept pieces under their new ids, and the merges between them."""
     if _kind(model) == "Unigram":
         entries = [entry for number, entry in enumerate(model["vocab"]) if number in new]
         unknown = model.get("unk_id")
@@ -211,14 +209,14 @@ def _renumbered(value: Any, new: Mapping[int, int]) -> Any:
         return [_renumbered(part, new) for part in value]
     if not isinstance(value, dict):
         return value
-    found = {key: _renumbered(part, new) for key, part in value.items()}
+    renumbered = {key: _renumbered(part, new) for key, part in value.items()}
     if isinstance(value.get("ids"), list):  # TemplateProcessing's special tokens
-        found["ids"] = [new[number] for number in value["ids"]]
+        renumbered["ids"] = [new[number] for number in value["ids"]]
     for key in ("sep", "cls"):  # BertProcessing and RobertaProcessing: token and id
         if isinstance(value.get(key), list):
             token, number = value[key]
-            found[key] = [token, new[number]]
-    return found
+            renumbered[key] = [token, new[number]]
+    return renumbered
 
 
 def _cut_config(path: Path, new: Mapping[int, int]) -> str:
@@ -233,22 +231,23 @@ def _cut_config(path: Path, new: Mapping[int, int]) -> str:
     return json.dumps(config, ensure_ascii=False, indent=2)
 
 
-def _check(found: SmallerTokenizer, pieces: Mapping[int, str], path: Path) -> None:
-    """Require that anyone who loads it has the ids that were written.
+def _check(smaller: SmallerTokenizer, pieces: Mapping[int, str], path: Path) -> None:
+    """Require that the tokenizer has the written ids when it is loaded.
 
-    The library numbers added tokens itself, and transformers' classes rebuild some tokenizers.
+    The tokenizers library numbers added tokens itself, and transformers' classes rebuild some
+    tokenizers.
     """
     with TemporaryDirectory() as directory:
-        found.save(Path(directory))
+        smaller.save(Path(directory))
         read = AutoTokenizer.from_pretrained(directory).get_vocab()
-    for place, number in enumerate(found.ids):
-        if read.pop(pieces[number], None) != place:
+    for index, number in enumerate(smaller.ids):
+        if read.pop(pieces[number], None) != index:
             raise IncompatibleError(
-                f"vocabulary: corpus: {path}: piece {pieces[number]!r} would not have id {place} "
+                f"vocabulary: corpus: {path}: piece {pieces[number]!r} would not have id {index} "
                 "when ids are numbered anew; use vocabulary: teacher"
             )
     if read:
         raise IncompatibleError(
             f"vocabulary: corpus: {path}: transformers adds {min(read)!r} to it, expected the "
-            f"{len(found.ids)} pieces kept; use vocabulary: teacher"
+            f"{len(smaller.ids)} pieces kept; use vocabulary: teacher"
         )

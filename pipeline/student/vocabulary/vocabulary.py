@@ -1,9 +1,9 @@
-"""A student with only the ids that its training rows need: fewer rows of embedding and head.
+"""A vocabulary of only the ids that the training rows need, for a smaller embedding and head.
 
-In a small student of a large vocabulary the embedding is most of the parameters, and most of its
-rows stand for pieces that the training text never has. The rows kept are the same in embedding,
-head, tokenizer and targets. Where the student learns from the teacher's logits, these are taken
-over the kept ids alone: the teacher's distribution on the condition that one of them comes next.
+In a small student with a large vocabulary most parameters are in the embedding, mostly for pieces
+that the training text never has. Embedding, head, tokenizer and targets keep the same ids. If the
+student learns from the teacher's logits, it gets those of the kept ids alone: the teacher's
+distribution on the condition that one of them comes next.
 """
 
 import logging
@@ -32,8 +32,8 @@ class Vocabulary:
     """The ids of a student.
 
     Attributes:
-        ids: The teacher's ids that are kept, rising; an id's place is the student's id.
-        tokenizer: The teacher's tokenizer, cut down to them.
+        ids: The teacher's ids that are kept, rising; the index of an id is the student's id.
+        tokenizer: The teacher's tokenizer with these ids alone.
     """
 
     ids: Int[Tensor, " kept"]
@@ -43,12 +43,12 @@ class Vocabulary:
 def corpus_vocabulary(reader: StoreReader, parts: int | None = None) -> Vocabulary:
     """Return the ids that the store's training rows need, with a tokenizer that has just these.
 
-    Kept are the ids in the rows, added and special tokens, and what the tokenizer needs to write
-    every text. Validation and test rows have no say.
+    It keeps the ids in the rows, added and special tokens, and pieces that any text can be split
+    into. Validation and test rows do not count.
 
     Args:
         reader: The store.
-        parts: So many of the first parts of the training rows; None for all.
+        parts: How many of the first parts of the training rows; None for all.
 
     Raises:
         IntegrityError: If rows or tokenizer are missing or altered.
@@ -61,15 +61,15 @@ def corpus_vocabulary(reader: StoreReader, parts: int | None = None) -> Vocabula
         rows = zip(segment.offset.tolist(), segment.length.tolist(), strict=True)
         for start, length in rows:
             used.update(np.unique(segment.tokens["input_ids"][start : start + length]).tolist())
-    found = smaller_vocabulary(
+    vocabulary = smaller_vocabulary(
         used,
         reader.teacher_config(),
         reader.tokenizer(),
         vocab=plan["vocab"],
         pad_id=plan["pad_id"],
     )
-    logger.info("vocabulary: %d of %d ids kept", len(found.ids), plan["vocab"])
-    return found
+    logger.info("vocabulary: %d of %d ids kept", len(vocabulary.ids), plan["vocab"])
+    return vocabulary
 
 
 def smaller_vocabulary(
@@ -80,7 +80,7 @@ def smaller_vocabulary(
     vocab: int,
     pad_id: int,
 ) -> Vocabulary:
-    """Return used ids, those that a configuration names, and what the tokenizer needs of its own.
+    """Return the used ids, those in a configuration, and those that the tokenizer needs.
 
     Args:
         used: Ids in the training rows.
@@ -103,7 +103,7 @@ def smaller_vocabulary(
 
 
 def keep_vocabulary(model: PreTrainedModel, ids: Int[Tensor, " kept"]) -> None:
-    """Leave a model the given rows of its embedding and head, in this order.
+    """Keep only the given ids in a model's embedding and head, in this order.
 
     Special ids in its configurations are renumbered; one that is not kept becomes None.
     """
@@ -132,7 +132,7 @@ def keep_vocabulary(model: PreTrainedModel, ids: Int[Tensor, " kept"]) -> None:
 
 
 class VocabularyDataset(StoreDataset):
-    """A store's batches in the ids of a student that has fewer than its teacher."""
+    """A store's batches in the ids of a student with a smaller vocabulary."""
 
     def __init__(
         self,
@@ -146,14 +146,14 @@ class VocabularyDataset(StoreDataset):
     ) -> None:
         """Open the training examples; `ids` are the teacher's, in the student's order."""
         super().__init__(reader, signals, pool_segments=pool_segments, parts=parts, reads=reads)
-        self._place = torch.full((reader.plan["vocab"],), -1)
-        self._place[ids] = torch.arange(len(ids))
+        self._new_ids = torch.full((reader.plan["vocab"],), -1)
+        self._new_ids[ids] = torch.arange(len(ids))
 
     def __getitems__(self, indices: list[int]) -> dict[str, Any]:
-        """Return the padded batch of these examples; targets follow, as they are its ids."""
+        """Return the padded batch of these examples, in the student's ids; so are its targets."""
         batch = super().__getitems__(indices)
         # In place: it may lie in pinned memory.
-        batch["input_ids"].copy_(self._place[batch["input_ids"]])
+        batch["input_ids"].copy_(self._new_ids[batch["input_ids"]])
         return batch
 
 
