@@ -19,8 +19,7 @@ from pipeline.corpus.tokens.tokens import TokenColumns, TokenMeta, token_digest,
 from pipeline.provenance import software
 from pipeline.store.forms.registry import build_form
 from pipeline.store.signals import Signal
-from pipeline.teacher.source.reference import TeacherReference
-from pipeline.teacher.source.weights import weights_sha256
+from pipeline.teacher.source.reference import TeacherReference, weights_sha256
 
 VOCAB = 2048
 MAX_LENGTH = 128

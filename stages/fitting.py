@@ -15,7 +15,7 @@ from pipeline.store.forms.registry import names_of
 from pipeline.store.signals import Signal
 from pipeline.student.losses.registry import AttentionLoss, find_loss
 from pipeline.tasks import generates, models_language
-from pipeline.teacher.source.quantization import check_packed, check_quantization
+from pipeline.teacher.source.quantization import check_quantization, check_stored_quantization
 from pipeline.training.options import TrainOptions
 from stages.miniatures import teacher_values
 from stages.parameters import Section
@@ -104,7 +104,9 @@ def _check_packing(key: str, teacher: TeacherParams) -> None:
     packing = None if quantization is None else quantization.build()
     is_trained = teacher.fit is not None
     check_quantization(packing, key=key, path=teacher.model.path, is_trained=is_trained)
-    check_packed(teacher_values(teacher.model), packing, key=key, is_trained=is_trained)
+    check_stored_quantization(
+        teacher_values(teacher.model), packing, key=key, is_trained=is_trained
+    )
 
 
 def check_rows(key: str, teacher: TeacherParams, task: Any, rows: list[Example]) -> None:

@@ -29,9 +29,8 @@ from pipeline.tasks import generates, models_language
 from pipeline.teacher.capture.capture import Runtime, capture
 from pipeline.teacher.capture.complete import write_manifests
 from pipeline.teacher.capture.spec import SegmentOptions
-from pipeline.teacher.source.reference import TeacherReference
+from pipeline.teacher.source.reference import TeacherReference, weights_sha256
 from pipeline.teacher.source.teach import _plain_config
-from pipeline.teacher.source.weights import weights_sha256
 from tests.tiny import CAUSAL, PAD_ID, Kind, tiny_model
 
 VOCAB = 64

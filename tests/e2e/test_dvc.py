@@ -100,7 +100,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     kill_when(folder, "data/work/train/*/checkpoint-*/complete.json")
     output = run(folder, "dvc", "repro")
     assert "teach@main" not in stages_in(output)
-    assert re.search(r"going on from .*checkpoint-\d+", output)
+    assert re.search(r"resuming from .*checkpoint-\d+", output)
     commit(folder, "run")
     return folder
 

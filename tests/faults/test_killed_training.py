@@ -131,7 +131,7 @@ def finish(
     child = start(decant, "train", "small", cwd=project.root, stderr=stderr)
     child.wait()
     text = child.errors()
-    resumed = [line for line in text.splitlines() if "going on from" in line]
+    resumed = [line for line in text.splitlines() if "resuming from" in line]
     at_last = [Path(line.rsplit(maxsplit=1)[1]).name for line in resumed]
     lost = at_last != ([Path(last).name] if last and whole else [])
     same = student_files(project) == expected.student and _curve(project) == expected.curve

@@ -18,8 +18,7 @@ from pipeline.corpus.tokens.tokens import TokenColumns, TokenSet, token_digest, 
 from pipeline.errors import IntegrityError
 from pipeline.store.reader import StoreReader
 from pipeline.student.data.stream import StoreDataset
-from pipeline.teacher.source.reference import TeacherReference
-from pipeline.teacher.source.weights import weights_sha256
+from pipeline.teacher.source.reference import TeacherReference, weights_sha256
 from stages.cli import main
 from tests.captured import prepared, signal
 from tests.faults.forked import Child, decant, start

@@ -130,7 +130,7 @@ def test_a_trained_model_stays_what_it_was_and_its_checkpoints_wait(
     write_params(Path(), params)
     result = decant(*command(name))
     assert result.exit_code == 0, result.output
-    assert "going on from" in caplog.text
+    assert "resuming from" in caplog.text
     assert not list(Path("data/work", name).glob("*/checkpoint-*"))
 
 

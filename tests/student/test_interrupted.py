@@ -142,7 +142,7 @@ def test_it_goes_on_with_other_threads_and_micro_batches(
         found = train(store, tmp_path, options=dict(RARELY), micro_batch_size=size)
     finally:
         torch.set_num_threads(before)
-    (line,) = [one for one in caplog.messages if "going on from" in one]
+    (line,) = [one for one in caplog.messages if "resuming from" in one]
     assert line.endswith("checkpoint-4")
     for name, value in found.items():
         torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-5)

@@ -24,8 +24,7 @@ from pipeline.student.data.stream import StoreDataset
 from pipeline.teacher.capture import capture as module
 from pipeline.teacher.capture.complete import is_whole
 from pipeline.teacher.capture.disk_space import DISK_RESERVE_BYTES
-from pipeline.teacher.source.reference import TeacherReference
-from pipeline.teacher.source.weights import weights_sha256
+from pipeline.teacher.source.reference import TeacherReference, weights_sha256
 from pipeline.teacher.workers import schedule
 from tests.captured import (
     DAMAGES,

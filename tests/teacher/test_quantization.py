@@ -12,7 +12,11 @@ from pipeline.errors import ConfigError
 from pipeline.taps.weights import plain_weights
 from pipeline.teacher.capture.spec import store_fingerprint, store_spec
 from pipeline.teacher.source import quantization as module
-from pipeline.teacher.source.quantization import Quantization, check_packed, check_quantization
+from pipeline.teacher.source.quantization import (
+    Quantization,
+    check_quantization,
+    check_stored_quantization,
+)
 from pipeline.teacher.source.reference import TeacherReference
 from pipeline.teacher.source.teach import teach
 from pipeline.training.options import TrainOptions
@@ -113,19 +117,23 @@ def test_a_missing_package_is_named_before_anything_is_loaded(own, monkeypatch):
 
 def test_a_teacher_that_is_trained_here_stays_as_it_is(own):
     fit = TrainOptions(epochs=1, batch_size=2, learning_rate=0.1)
-    with pytest.raises(ConfigError, match=r"quantization: found beside a fit section"):
+    with pytest.raises(ConfigError, match=r"quantization: given together with a fit section"):
         taught(own, EIGHT, fit=fit)
-    with pytest.raises(ConfigError, match=r"quantization: found beside model.scratch"):
+    with pytest.raises(ConfigError, match=r"quantization: given together with model.scratch"):
         check_quantization(EIGHT, key="teachers.t", path=None, is_trained=True)
 
 
 def test_weights_that_are_packed_in_their_files_stay_so():
     config = {"quantization_config": {"quant_method": "gptq"}}
-    check_packed(config, None, key="teachers.t", is_trained=False)
-    with pytest.raises(ConfigError, match=r"quantization: given, and .* already \(gptq\)"):
-        check_packed(config, EIGHT, key="teachers.t", is_trained=False)
-    with pytest.raises(ConfigError, match=r"teachers.t.fit: given, and the weights are quantised"):
-        check_packed(config, None, key="teachers.t", is_trained=True)
+    check_stored_quantization(config, None, key="teachers.t", is_trained=False)
+    with pytest.raises(
+        ConfigError, match=r"quantization: given, but .* already quantised \(gptq\)"
+    ):
+        check_stored_quantization(config, EIGHT, key="teachers.t", is_trained=False)
+    with pytest.raises(
+        ConfigError, match=r"teachers.t.fit: given, but the weights are already quantised"
+    ):
+        check_stored_quantization(config, None, key="teachers.t", is_trained=True)
 
 
 def test_a_quantised_directory_is_a_teacher_too(own):

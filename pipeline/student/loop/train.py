@@ -189,7 +189,7 @@ class StudentRun:
         with checkpoint_lock(directory) if is_first else nullcontext():
             resumed = last_complete_checkpoint(directory, reader.pins)
             if resumed is not None:
-                logger.info("%s: going on from %s", self.asked.name, resumed)
+                logger.info("%s: resuming from %s", self.asked.name, resumed)
             try:
                 yield from loop.steps(None if resumed is None else Path(resumed))
             except (MemoryError, RuntimeError) as error:

@@ -1,1 +1,1 @@
-"""Where a teacher comes from: loaded, trained from scratch, quantised, placed on devices."""
+"""Make a teacher available: load, fine-tune, build from scratch, quantise, place on devices."""

@@ -1,7 +1,7 @@
-"""The teacher writes its own targets, once: the text that students are then taught on.
+"""Generate training targets with the teacher, for sequence-level distillation.
 
-Each batch that is finished is kept, so a run that was cut off goes on where it was, and its text is
-that of a run that was not.
+Every finished batch is saved, so an interrupted run resumes and gives the same text as one that was
+not interrupted.
 """
 
 import hashlib
@@ -37,8 +37,8 @@ from pipeline.training.checkpoints import checkpoint_lock
 
 logger = logging.getLogger(__name__)
 
-# Rises when the same options would give other text.
 VERSION = 1
+"""Increased whenever the same options would give other text."""
 
 
 def generate(
@@ -53,24 +53,24 @@ def generate(
     placement: Placement | None = None,
     before_commit: Callable[[], None] = lambda: None,
 ) -> None:
-    """Let a teacher continue every training prompt, and write the token set that comes of it.
+    """Let a teacher continue every training prompt, and write the resulting token set.
 
     Args:
         name: The teacher's name.
         tokens: Directory of the tokenised corpus.
         teacher: The teacher's directory.
-        output: Directory to write, whole or not at all.
-        work: Directory for finished batches; they are removed when all is written.
-        options: How to continue a prompt.
+        output: Directory to write atomically.
+        work: Directory for finished batches; they are removed at the end.
+        options: Decoding options.
         device: A torch device.
         placement: How the teacher is spread over devices.
-        before_commit: Called before the token set is written; if it raises, an earlier one and
-            the finished batches stay.
+        before_commit: Called before the token set is written; if it raises, a previous token set
+            and the finished batches stay.
 
     Raises:
         ConfigError: If the task has no prompts, or the teacher cannot be found.
         IncompatibleError: If the teacher's weights or tokenizer changed, or a prompt leaves no
-            room.
+            room for a continuation.
         ResourceError: If the disk is full.
     """
     token_set, reference = TokenSet.load(tokens), TeacherReference.load(teacher)
@@ -89,7 +89,7 @@ def generate(
         train.input_ids[start : start + count].tolist()
         for start, count in zip(train.offsets[:-1], train.prompt_tokens, strict=True)
     ]
-    # The teacher's context holds max_length tokens: teach has seen to it.
+    # The teach stage checked that the teacher's context holds max_length tokens.
     batches = plan_batches(
         [len(ids) for ids in prompts], options, limit=meta.max_length, parts=meta.parts
     )
@@ -97,7 +97,7 @@ def generate(
         {
             "version": VERSION,
             "tokens": meta.digest,
-            # No part of the token set's digest, which only knows what changes features.
+            # Not in the token set's digest, which covers only what changes features.
             "prompts": hashlib.sha256(train.prompt_tokens.astype("<i4").tobytes()).hexdigest(),
             "tokenizer": meta.tokenizer_digest,
             "teacher": reference.identity(),
@@ -107,37 +107,38 @@ def generate(
     finished = work / "generate" / f"{name}-{identity[:16]}"
     tokenizer = AutoTokenizer.from_pretrained(token_set.tokenizer_path)
     with checkpoint_lock(finished):
-        found = _finished(finished, batches)
-        if len(found) < len(batches):
-            if found:
-                logger.info("%s: going on after %d of %d batches", name, len(found), len(batches))
-            place = torch.device(device)
+        continuations = _finished(finished, batches)
+        if len(continuations) < len(batches):
+            if continuations:
+                logger.info(
+                    "%s: resuming after %d of %d batches", name, len(continuations), len(batches)
+                )
+            torch_device = torch.device(device)
             model = load_teacher(
                 teacher,
                 reference,
                 task=meta.task,
-                device=place,
+                device=torch_device,
                 dtype=torch.float32,
                 placement=placement,
             )
-            place = input_device(model, place)
-            for batch, continuations in generate_batches(
+            for batch, generated in generate_batches(
                 model,
                 prompts,
                 batches,
                 options=options,
                 pad_id=meta.pad_id,
-                # Of the corpus itself: what is added to it does not change what was written.
+                # Only of the first part: added text must not change what was generated before.
                 eos_ids=end_ids(model, tokenizer, _rows(train)[: meta.first_rows]),
-                device=place,
+                device=input_device(model, torch_device),
                 description=f"generate {name}",
-                done=frozenset(found),
+                done=frozenset(continuations),
             ):
-                rows = [asdict(one) for one in continuations]
-                write_json(_file(finished, batch.number), {"rows": batch.rows, "found": rows})
-                found[batch.number] = continuations
+                records = [asdict(continuation) for continuation in generated]
+                write_json(_file(finished, batch.number), {"rows": batch.rows, "found": records})
+                continuations[batch.number] = generated
         before_commit()
-        _write(output, token_set, train, batches, found, tokenizer)
+        _write(output, token_set, train, batches, continuations, tokenizer)
         shutil.rmtree(finished, ignore_errors=True)
 
 
@@ -146,25 +147,25 @@ def _write(
     token_set: TokenSet,
     train: TokenColumns,
     batches: Sequence[PromptBatch],
-    found: dict[int, list[Continuation]],
+    continuations: dict[int, list[Continuation]],
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    """Put the batches back into the order of the rows and write them."""
-    rows = {
-        row: one
+    """Reorder the batches' continuations by row and write the token set."""
+    by_row = {
+        row: continuation
         for batch in batches
-        for row, one in zip(batch.rows, found[batch.number], strict=True)
+        for row, continuation in zip(batch.rows, continuations[batch.number], strict=True)
     }
-    ordered = [rows[row] for row in range(len(rows))]
-    ends = {one.end for one in ordered if one.end is not None}
-    ids = [[*one.ids, *([] if one.end is None else [one.end])] for one in ordered]
+    ordered = [by_row[row] for row in range(len(by_row))]
+    ends = {text.end for text in ordered if text.end is not None}
+    ids = [[*text.ids, *([] if text.end is None else [text.end])] for text in ordered]
     space = token_set.meta.text_form.get("target_begins_with", "")
-    texts = [text_of(tokenizer, one.ids).removeprefix(space) for one in ordered]
+    texts = [text_of(tokenizer, text.ids).removeprefix(space) for text in ordered]
     write_transfer(output, token_set, train, ids, texts, end_ids=frozenset(ends))
 
 
 def _rows(train: TokenColumns) -> list[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
-    """Ids and loss mask of each row."""
+    """Return ids and loss mask of each row."""
     return [
         (train.input_ids[start:end], train.loss_mask[start:end])
         for start, end in pairwise(train.offsets)
@@ -176,8 +177,8 @@ def _file(directory: Path, number: int) -> Path:
 
 
 def _finished(directory: Path, batches: Sequence[PromptBatch]) -> dict[int, list[Continuation]]:
-    """Batches that an earlier run finished; a file that is not what was planned is made anew."""
-    found = {}
+    """Return the batches that an earlier run finished, without unreadable or different files."""
+    continuations = {}
     for batch in batches:
         path = _file(directory, batch.number)
         if not path.exists():
@@ -185,7 +186,9 @@ def _finished(directory: Path, batches: Sequence[PromptBatch]) -> dict[int, list
         try:
             record = read_json(path)
             if record["rows"] == list(batch.rows):
-                found[batch.number] = [Continuation(**one) for one in record["found"]]
+                continuations[batch.number] = [
+                    Continuation(**continuation) for continuation in record["found"]
+                ]
         except (IntegrityError, KeyError, TypeError) as error:
-            logger.warning("%s: not a finished batch (%s); making it again", path, error)
-    return found
+            logger.warning("%s: not a finished batch (%s); generating it again", path, error)
+    return continuations

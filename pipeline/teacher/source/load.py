@@ -1,4 +1,4 @@
-"""Loads a teacher for inference, or refuses it before anything expensive."""
+"""Load a teacher for inference, or refuse it before anything expensive."""
 
 import logging
 import threading
@@ -14,27 +14,26 @@ from pipeline.taps.configuration import auto_class
 from pipeline.tasks import models_language, outputs_of
 from pipeline.teacher.source.placement import Placement, remove_with
 from pipeline.teacher.source.quantization import Quantization
-from pipeline.teacher.source.reference import TeacherReference
-from pipeline.teacher.source.weights import weights_sha256
+from pipeline.teacher.source.reference import TeacherReference, weights_sha256
 from pipeline.training.memory import is_out_of_memory
 from pipeline.training.own_code import code_sha256, own_code
 from pipeline.written_by import remedy
 
 logger = logging.getLogger(__name__)
 _LOADING = threading.Lock()
-"""transformers swaps methods of its classes while it loads; two threads at once leave them so."""
-SIZES = "ignore_mismatched_sizes"
-"""What the library names when weights are of other sizes."""
+"""transformers patches its classes while loading; two threads at once would leave the patches."""
+SIZE_MISMATCH = "ignore_mismatched_sizes"
+"""Text in transformers' error about weights whose shapes differ from the configuration."""
 PROBLEM_TYPES = {
     "classification": "single_label_classification",
     "multi-label": "multi_label_classification",
     "regression": "regression",
 }
-"""Which loss a sequence model of the library computes."""
+"""Problem type, which selects the loss of a transformers sequence classifier, by task."""
 
 
 def head_options(task: str, classes: tuple[str, ...]) -> dict[str, Any]:
-    """Return the configuration keys of a new head: its size, its names and its loss."""
+    """Return the configuration keys of a new head: number and names of outputs, and loss."""
     if models_language(task):
         return {}
     names = dict(enumerate(classes or ("score",)))
@@ -61,24 +60,24 @@ def load_pretrained(
     """Load a pretrained model with the head of a task, each weight once and in its dtype.
 
     Args:
-        model: A directory, or a hub id.
-        task: What the head is for.
+        model: A directory or a hub id.
+        task: The task of the head.
         revision: Revision of a hub id.
         trust_remote_code: Run code from the model's repository.
-        dtype: Of the weights.
-        classes: Names of the classes, for a head of as many.
-        new_head: Draw the head anew where the stored one is of another size.
-        seed: Of what the weights on disk do not bring.
-        options: What else `from_pretrained` takes, as the places of weights.
+        dtype: Dtype of the weights.
+        classes: Names of the classes; the head has one output per class.
+        new_head: Initialise the head at random if the stored one has another size.
+        seed: Seed for weights that are not on disk.
+        options: Further arguments of `from_pretrained`, such as the device map.
 
     Raises:
-        ConfigError: If it cannot be found, needs remote code that was not asked for or a package
-            that is not there, or has no place as `options` say.
+        ConfigError: If it cannot be found, needs remote code that is not allowed or a package that
+            is not installed, or does not fit the device map.
         IncompatibleError: If the architecture has no such head.
         ResourceError: If the weights do not fit into memory.
     """
     if not trust_remote_code and own_code(model, revision):
-        raise _needs_code(model)  # also where it was put there after the teach stage
+        raise _needs_code(model)  # code may have been added after the teach stage
     keywords: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if classes and not new_head:
         names = dict(enumerate(classes))
@@ -88,8 +87,8 @@ def load_pretrained(
         with _LOADING, torch.random.fork_rng():
             torch.manual_seed(seed)
             if new_head and not models_language(task):
-                # A checkpoint of another task would bring that task's loss along, and the library
-                # refuses its own number of classes with ours: both are replaced, after loading.
+                # A checkpoint of another task has that task's loss and number of classes, which
+                # cannot be changed while the configuration is loaded: replace them after.
                 config = AutoConfig.from_pretrained(model, **keywords)
                 for key, value in head_options(task, classes).items():
                     setattr(config, key, value)
@@ -118,34 +117,33 @@ def load_pretrained(
         reason = str(error).splitlines()[0]
         if "trust_remote_code" in str(error):
             raise _needs_code(model) from error
-        _refuse_places(error, options)
+        _refuse_device_map(error, options)
         raise IncompatibleError(f"teacher {model}: no {task} model ({reason})") from error
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise ResourceError(
-                f"teacher {model}: its weights do not fit into memory ({in_short(error)}); give "
+                f"teacher {model}: its weights do not fit into memory ({in_short(error)}); set "
                 "device_map: auto in runtime.yaml, a narrower capture.dtype or quantization"
             ) from error
-        if SIZES not in str(error):
-            _refuse_places(error, options)
+        if SIZE_MISMATCH not in str(error):
+            _refuse_device_map(error, options)
         raise IncompatibleError(
-            f"teacher {model}: weights of other sizes than its configuration says "
-            f"({in_short(error)}); expected a directory that save_pretrained "
-            "wrote"
+            f"teacher {model}: its weights have other shapes than its configuration says "
+            f"({in_short(error)}); expected a directory written by save_pretrained"
         ) from error
     if not new_head:
         _refuse_missing(model, task, info["missing_keys"])
     return loaded
 
 
-def _refuse_places(error: Exception, options: Mapping[str, Any] | None) -> None:
-    """Say that a map of devices, if there is one, does not fit the model or the machine."""
-    places = (options or {}).get("device_map")
-    # Of one device the machine has been asked before.
-    if isinstance(places, str) or (places and "" not in places):
+def _refuse_device_map(error: Exception, options: Mapping[str, Any] | None) -> None:
+    """Raise if there is a device map: then that does not fit the model or the machine."""
+    device_map = (options or {}).get("device_map")
+    # A single device was already checked.
+    if isinstance(device_map, str) or (device_map and "" not in device_map):
         raise ConfigError(
-            f"runtime device_map {places}: {in_short(error)}; expected a device of this machine, "
-            "cpu or disk for every module, or auto"
+            f"runtime device_map {device_map}: {in_short(error)}; expected a device of this "
+            "machine, cpu or disk for every module, or auto"
         ) from error
 
 
@@ -157,23 +155,23 @@ def _needs_code(model: str) -> ConfigError:
 
 
 def _refuse_missing(model: str, task: str, missing: Collection[str]) -> None:
-    """Weights that are not on disk would be drawn at random, without a word."""
+    """Refuse missing weights, which transformers would silently initialise at random."""
     if missing:
         names = ", ".join(sorted(missing)[:3])
         raise IncompatibleError(
-            f"teacher {model}: no weights for {names} ({len(missing)} in all); expected a whole "
+            f"teacher {model}: no weights for {names} ({len(missing)} in all); expected a complete "
             f"{task} model, or add a fit section to train what is missing"
         )
 
 
 def _check_weights(location: str, reference: TeacherReference) -> None:
-    """A directory's weights and code may have been replaced since the reference was written."""
+    """Refuse a directory whose weights or code changed since the reference was written."""
     if not Path(location).is_dir():
         return
-    found = weights_sha256(Path(location))
-    if found != reference.weights_sha256:
+    digest = weights_sha256(Path(location))
+    if digest != reference.weights_sha256:
         raise IncompatibleError(
-            f"{location}: weights {found[:16]}, expected {reference.weights_sha256[:16]} as the "
+            f"{location}: weights {digest[:16]}, expected {reference.weights_sha256[:16]} as the "
             "teach stage found them; run `dvc repro --force teach` to take the new ones"
         )
     if reference.trust_remote_code and not reference.trained:
@@ -198,15 +196,15 @@ def load_teacher(
 
     Args:
         directory: The teacher's directory.
-        reference: What is in it.
-        task: What its head is for.
-        device: Where it runs, unless it is spread.
-        dtype: Of its weights.
-        placement: How it is spread over devices; see `input_device` for where its inputs go.
+        reference: The reference in that directory.
+        task: The task of its head.
+        device: Its device, unless it is spread over several.
+        dtype: Dtype of its weights.
+        placement: How it is spread over devices; see `input_device` for the device of its inputs.
 
     Raises:
-        ConfigError: If it cannot be found, or what it needs is not there.
-        IncompatibleError: If its weights or its code are not those of the reference.
+        ConfigError: If it cannot be found, or a package that it needs is not installed.
+        IncompatibleError: If its weights or its code differ from the reference.
     """
     location = reference.location(directory)
     if reference.trained and not Path(location).is_dir():
@@ -218,7 +216,7 @@ def load_teacher(
         quantization.require(f"teacher {location}")
         options["quantization_config"] = quantization.config(dtype)
     if quantization is not None or "quantization_config" in reference.config:
-        # Without a place such weights go to whatever GPU there is.
+        # Without a device map, quantised weights go to any GPU of the machine.
         options.setdefault("device_map", {"": device})
     model = load_pretrained(
         location,
@@ -231,7 +229,7 @@ def load_teacher(
     remove_with(model, options)
     model.config.use_cache = False
     if not models_language(task):
-        # A decoder that classifies looks for the last token that is not padding.
+        # A decoder used as classifier reads the last token that is not padding.
         model.config.pad_token_id = reference.config.get("pad_token_id")
     if "device_map" not in options:
         model.to(device)  # pyright: ignore[reportArgumentType]
@@ -252,8 +250,7 @@ def load_config(model: str, *, revision: str | None, trust_remote_code: bool) ->
         if "trust_remote_code" in str(error):
             raise _needs_code(model) from error
         raise ConfigError(
-            f"teacher {model}: no configuration to be had ({str(error).splitlines()[0]}); "
-            f"expected a "
+            f"teacher {model}: no configuration found ({str(error).splitlines()[0]}); expected a "
             "directory with config.json, or a hub id in the local cache"
         ) from error
     return config.to_dict()

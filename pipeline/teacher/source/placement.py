@@ -1,7 +1,7 @@
-"""Where a teacher's weights lie: on one device, or spread over several, the CPU and disk.
+"""Placement of a teacher's weights: on one device, or spread over several, the CPU and disk.
 
-It changes where a value is computed and not which, so it is no part of a store's identity. Weights
-are read straight to their place, in their dtype; accelerate's hooks carry them and their inputs.
+Placement does not change values, so it is not part of a store's identity. Weights are loaded
+directly to their device in their dtype; accelerate's hooks move offloaded weights and inputs.
 """
 
 import shutil
@@ -16,18 +16,17 @@ import torch
 from transformers import PreTrainedModel
 
 AUTOMATIC = ("auto", "balanced", "balanced_low_0", "sequential")
-ELSEWHERE = ("cpu", "disk")
-"""Places whose weights are brought to a device when they are needed."""
+OFFLOADED = ("cpu", "disk")
+"""Entries of a device map whose weights are moved to a device when they are needed."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """How a teacher is spread, in accelerate's words; without `device_map` it is on one device.
+    """How a teacher is spread, in accelerate's terms; without `device_map` it is on one device.
 
-    `device_map` is one of `AUTOMATIC` or says of each module a device, `cpu` or `disk`.
-    `max_memory` is what may be used of a device, by its number or `cpu`. What disk takes and is not
-    in the teacher's own files as it is needed is written below `offload_directory`, and removed
-    with the model.
+    `device_map` is one of `AUTOMATIC`, or maps modules to a device, `cpu` or `disk`. `max_memory`
+    is the memory to use per device, by its number or `cpu`. Weights on disk that cannot be read
+    from the teacher's own files are written below `offload_directory`, and removed with the model.
     """
 
     device_map: str | Mapping[str, int | str] | None = None
@@ -35,48 +34,49 @@ class Placement:
     offload_directory: Path | None = None
 
     def options(self, device: torch.device) -> dict[str, Any]:
-        """Return what `from_pretrained` takes for it.
+        """Return the arguments of `from_pretrained`.
 
         Args:
-            device: Where a teacher lies that is not spread.
+            device: The device of a teacher that is not spread.
         """
         if self.device_map is None:
             return {} if device.type == "cpu" else {"device_map": {"": device}}
-        places = self.device_map
-        found: dict[str, Any] = {"device_map": places if isinstance(places, str) else dict(places)}
+        device_map = self.device_map
+        options: dict[str, Any] = {
+            "device_map": device_map if isinstance(device_map, str) else dict(device_map)
+        }
         if self.max_memory is not None:
-            found["max_memory"] = dict(self.max_memory)
+            options["max_memory"] = dict(self.max_memory)
         if self.offload_directory is not None:
             self.offload_directory.mkdir(parents=True, exist_ok=True)
-            # One of its own: workers load at the same time.
-            found["offload_folder"] = mkdtemp(dir=self.offload_directory)
-        return found
+            # A separate directory per load: workers load at the same time.
+            options["offload_folder"] = mkdtemp(dir=self.offload_directory)
+        return options
 
 
 def remove_with(model: PreTrainedModel, options: Mapping[str, Any]) -> None:
-    """Remove a model's offloaded weights when the model is gone, at the latest when Python ends."""
+    """Delete a model's offloaded weights when the model is freed, at the latest at exit."""
     if folder := options.get("offload_folder"):
         weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
 
 
 def is_spread(model: PreTrainedModel) -> bool:
-    """Tell whether a model's parts were given their places when it was loaded, and must stay."""
+    """Tell whether a model was loaded with a device map and must not be moved."""
     return hasattr(model, "hf_device_map")
 
 
 def input_device(model: PreTrainedModel, device: torch.device) -> torch.device:
-    """Return where a model takes its inputs, given the device of one that is not spread.
+    """Return the device of a model's inputs; `device` is that of a model that is not spread.
 
-    What is offloaded runs on the map's first device that is none of `ELSEWHERE`, as accelerate
-    does it.
+    As in accelerate, offloaded modules run on the first device of the map that is not `OFFLOADED`.
     """
     if not is_spread(model):
         return device
-    found: dict[str, Any] = model.hf_device_map  # pyright: ignore[reportAssignmentType]
-    main = next((place for place in found.values() if place not in ELSEWHERE), "cpu")
+    device_map: dict[str, Any] = model.hf_device_map  # pyright: ignore[reportAssignmentType]
+    main = next((entry for entry in device_map.values() if entry not in OFFLOADED), "cpu")
     embeddings = model.get_input_embeddings()
     name = next(name for name, part in model.named_modules() if part is embeddings)
-    above = [key for key in found if not key or name == key or name.startswith(f"{key}.")]
-    place = found[max(above, key=len)]
-    place = main if place in ELSEWHERE else place
-    return torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
+    parents = [key for key in device_map if not key or name == key or name.startswith(f"{key}.")]
+    entry = device_map[max(parents, key=len)]
+    entry = main if entry in OFFLOADED else entry
+    return torch.device("cuda", entry) if isinstance(entry, int) else torch.device(entry)

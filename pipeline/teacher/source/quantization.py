@@ -1,9 +1,9 @@
-"""Weights in eight or four bits: what no longer fits in bfloat16 may still teach.
+"""Quantise a teacher to 8 or 4 bits when it is loaded, for teachers that do not fit otherwise.
 
-It changes what the teacher says, so it is part of the teacher's identity. Eight bits are
-LLM.int8() (arXiv 2208.07339): what a matrix reads is rounded too, but for channels of outliers,
-which are those of a whole batch. Four bits are NF4 (arXiv 2305.14314), for the weights alone. The
-head and what is tied to it stay as they are.
+Quantisation changes the teacher's outputs, so it is part of the teacher's identity. 8 bits are
+LLM.int8() (arXiv 2208.07339): the input activations are rounded too, except for outlier channels,
+which are determined over a full batch. 4 bits are NF4 (arXiv 2305.14314) and round only weights.
+The head and weights tied to it are not quantised.
 """
 
 import logging
@@ -19,34 +19,34 @@ EXTRA = 'install the extra "quantized" (pip install "decant-kd[quantized]")'
 
 @dataclass(frozen=True)
 class Quantization:
-    """How a teacher's matrices are packed when it is loaded, and by which package."""
+    """Number of bits of a teacher's matrices when it is loaded, and the package that does it."""
 
     method: Literal["bitsandbytes"]
     bits: Literal[8, 4]
 
     @classmethod
-    def of(cls, found: Mapping[str, Any] | None) -> "Quantization | None":
-        """Return what a teacher's reference says of it."""
-        return None if found is None else cls(**found)
+    def of(cls, record: Mapping[str, Any] | None) -> "Quantization | None":
+        """Return the quantisation recorded in a teacher's reference."""
+        return None if record is None else cls(**record)
 
     def require(self, key: str) -> None:
-        """Refuse to begin without the package.
+        """Refuse to start if the package is not installed.
 
         Raises:
             ConfigError: Naming `key` and what to install.
         """
         if find_spec(self.method) is None:
             raise ConfigError(
-                f"{key}: {self.method} is not installed, which packs weights in {self.bits} bits; "
-                f"{EXTRA}, or leave quantization out"
+                f"{key}: {self.method} is not installed, which quantises weights to {self.bits} "
+                f"bits; {EXTRA}, or leave quantization out"
             )
 
     def config(self, dtype: Any) -> Any:
-        """Return what `from_pretrained` takes, given the dtype of products; 8 bits use float16."""
-        # Not above: whoever asks whether the package is there needs neither torch nor transformers.
+        """Return the `from_pretrained` argument for products in a dtype; 8 bits use float16."""
+        # Imported here, because the checks of this module need neither torch nor transformers.
         from transformers import BitsAndBytesConfig
 
-        # It says of every product of every batch that its inputs are rounded.
+        # It would log for every matrix product that inputs are rounded.
         logging.getLogger(self.method).setLevel(logging.ERROR)
         if self.bits == 8:
             return BitsAndBytesConfig(load_in_8bit=True)
@@ -58,10 +58,10 @@ class Quantization:
 def check_quantization(
     quantization: Quantization | None, *, key: str, path: str | None, is_trained: bool
 ) -> None:
-    """See that a teacher can be quantised, before anything of it is loaded.
+    """Check that a teacher can be quantised, before it is loaded.
 
     Args:
-        quantization: What is asked for; None asks for nothing.
+        quantization: The requested quantisation, or None.
         key: `teachers.T`, for the error.
         path: Directory or hub id of a pretrained teacher; None for one from scratch.
         is_trained: Whether it has a fit section.
@@ -72,34 +72,34 @@ def check_quantization(
     if quantization is None:
         return
     if path is None or is_trained:
-        found = "a fit section" if path is not None else "model.scratch"
+        other = "a fit section" if path is not None else "model.scratch"
         raise ConfigError(
-            f"{key}.model.quantization: found beside {found}, expected a pretrained teacher that "
-            "is not trained here; remove one of them (a teacher trained here can be quantised as "
-            "the model.path of another one)"
+            f"{key}.model.quantization: given together with {other}, expected a pretrained "
+            "teacher that is not trained here; remove one of them (a teacher trained here can be "
+            "quantised as the model.path of another one)"
         )
     quantization.require(f"{key}.model.quantization")
 
 
-def check_packed(
+def check_stored_quantization(
     config: Mapping[str, Any], quantization: Quantization | None, *, key: str, is_trained: bool
 ) -> None:
-    """Weights that are packed in their files can be packed no further, nor trained.
+    """Refuse to quantise or train weights that are already quantised in their files.
 
     Args:
         config: The teacher's `config.json`.
-        quantization: What is asked for.
+        quantization: The requested quantisation, or None.
         key: `teachers.T`, for the error.
         is_trained: Whether it has a fit section.
 
     Raises:
-        ConfigError: If they are packed and one of it is asked.
+        ConfigError: If the weights are quantised and quantisation or training is requested.
     """
-    packed = config.get("quantization_config")
-    if packed and (quantization is not None or is_trained):
-        place = "model.quantization" if quantization is not None else "fit"
+    stored = config.get("quantization_config")
+    if stored and (quantization is not None or is_trained):
+        section = "model.quantization" if quantization is not None else "fit"
         raise ConfigError(
-            f"{key}.{place}: given, and the weights are quantised already "
-            f"({packed.get('quant_method', 'unknown')}), expected plain ones; remove it, or take "
-            "the unquantised model"
+            f"{key}.{section}: given, but the weights are already quantised "
+            f"({stored.get('quant_method', 'unknown')}), expected unquantised weights; remove it, "
+            "or use the unquantised model"
         )

@@ -1,4 +1,4 @@
-"""A teacher that is to be built here: its configuration, on the tokenizer it gets."""
+"""Configuration of a teacher that is trained from scratch, for its tokenizer and task."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,26 +22,26 @@ def scratch_config(
     """Return the configuration of a new teacher.
 
     Args:
-        scratch: `model_type` and its Hugging Face keys.
-        task: What its head is for.
+        scratch: `model_type` and keys of its Hugging Face configuration.
+        task: The task of its head.
         classes: Names of the classes.
-        vocab: Ids of the tokenizer.
+        vocab: Number of ids of the tokenizer.
         pad_id: The padding id.
         key: `teachers.T`, for the error.
 
     Raises:
-        ConfigError: If transformers has no such family, the keys make no configuration, or one of
-            them means nothing to it.
+        ConfigError: If transformers has no such family, the family does not know a key, or its
+            configuration class refuses a value.
     """
     where = f"{key}.model.scratch"
     try:
         family = family_of(scratch["model_type"], where)
-    except IncompatibleError as error:  # of a name that somebody typed
+    except IncompatibleError as error:  # here the name comes from the parameters
         raise ConfigError(str(error)) from error
     check_keys(family, scratch, where)
-    known = {name: value for name, value in scratch.items() if name != "model_type"}
+    keys = {name: value for name, value in scratch.items() if name != "model_type"}
     ids = {"vocab_size": vocab, "pad_token_id": pad_id, "bos_token_id": None, "eos_token_id": None}
-    config = make_configuration(family, {**ids, **known}, where)
+    config = make_configuration(family, {**ids, **keys}, where)
     for name, value in head_options(task, classes).items():
         setattr(config, name, value)
     return config

@@ -1,7 +1,6 @@
-"""A teacher: referenced as it is, fine-tuned on the corpus, or built from scratch on it.
+"""Prepare a teacher: reference it unchanged, fine-tune it, or train it from scratch.
 
-A teacher built here exists so that the whole pipeline runs without a download; its training is
-plain `Trainer`.
+Training uses `Trainer`. A teacher from scratch lets the complete pipeline run without a download.
 """
 
 import json
@@ -29,10 +28,13 @@ from pipeline.taps.inputs import model_columns
 from pipeline.taps.row_length import require_room
 from pipeline.tasks import models_language, outputs_of
 from pipeline.teacher.source.load import load_config, load_pretrained
-from pipeline.teacher.source.quantization import Quantization, check_packed, check_quantization
-from pipeline.teacher.source.reference import TeacherReference
+from pipeline.teacher.source.quantization import (
+    Quantization,
+    check_quantization,
+    check_stored_quantization,
+)
+from pipeline.teacher.source.reference import TeacherReference, weights_sha256
 from pipeline.teacher.source.scratch import scratch_config
-from pipeline.teacher.source.weights import weights_sha256
 from pipeline.training.arguments import training_arguments
 from pipeline.training.both_versions import write_for_both
 from pipeline.training.checkpoints import (
@@ -46,6 +48,7 @@ from pipeline.training.watched import WatchedTrainer
 
 logger = logging.getLogger(__name__)
 IGNORED = -100
+"""Label that the loss ignores."""
 
 
 def teach(
@@ -63,29 +66,28 @@ def teach(
     quantization: Quantization | None = None,
     before_commit: Callable[[], None] = lambda: None,
 ) -> TeacherReference:
-    """Write a teacher's reference, and its weights only if they were trained here.
+    """Write a teacher's reference, and its weights if they are trained here.
 
     Args:
         name: The teacher's name.
         tokens: Directory of the tokenised corpus.
         output: The teacher's directory.
         work: Directory for checkpoints.
-        scratch: Hugging Face configuration of a new model, `model_type` among its keys.
-        path: Directory or hub id of a pretrained one instead.
+        scratch: Hugging Face configuration of a new model, including `model_type`.
+        path: Directory or hub id of a pretrained model instead.
         revision: Revision of a hub id.
         trust_remote_code: Run code from the model's repository.
-        fit: How to train; needed for `scratch`, fine-tuning for `path`, None to leave weights
-            alone.
+        fit: Training options: required for `scratch`, fine-tuning for `path`; None to use the
+            weights unchanged.
         device: A torch device.
-        quantization: How later stages pack the weights; of a pretrained model without `fit`.
-        before_commit: Called before the teacher is written; if it raises, an earlier teacher and
+        quantization: How later stages quantise the weights of a pretrained model without `fit`.
+        before_commit: Called before the teacher is written; if it raises, a previous teacher and
             the checkpoints stay.
 
     Raises:
-        ConfigError: If the model cannot be found or the configuration is not one, or it cannot be
-            quantised or trained as asked, or not on this device.
-        IncompatibleError: If model and tokenizer do not fit, or the rows are longer than its
-            context.
+        ConfigError: If the model cannot be found, its configuration is invalid, or it cannot be
+            quantised, or cannot be trained with these options on this device.
+        IncompatibleError: If model and tokenizer do not match, or rows are longer than its context.
     """
     token_set = TokenSet.load(tokens)
     meta = token_set.meta
@@ -105,7 +107,7 @@ def teach(
                 f"teachers.{name}.model.revision: missing; {path} is a hub id, whose weights may "
                 "change: pin a revision"
             )
-        check_packed(config, quantization, key=key, is_trained=is_trained)
+        check_stored_quantization(config, quantization, key=key, is_trained=is_trained)
         check_same_tokenizer(
             path,
             revision,
@@ -125,14 +127,14 @@ def teach(
             classes=meta.classes,
             new_head=fit is not None,
             seed=0 if fit is None else fit.seed,
-            # To look at sizes and names needs no memory.
+            # Sizes and names can be read without loading weights.
             options={"device_map": {"": "meta"}} if fit is None else None,
         )
     else:
         model = _scratch(scratch or {}, meta, name, seed=fit.seed if fit else 0)
     _check_fit(model, meta, name)
     if not models_language(meta.task):
-        # The padding of the store's batches, which a decoder that classifies must know.
+        # A decoder used as classifier needs the padding id of the store's batches.
         model.config.pad_token_id = meta.pad_id
     checkpoints: Path | None = None
     if fit is None:
@@ -180,33 +182,33 @@ def teach(
 
 
 def _check_code(path: str, revision: str | None, name: str, *, is_trusted: bool) -> None:
-    """Refuse code that nobody asked for, or that no revision pins, before any of it could run."""
-    places = own_code(path, revision)
-    if places and not is_trusted:
+    """Refuse code that is not trusted or not pinned by a revision, before any of it can run."""
+    sources = own_code(path, revision)
+    if sources and not is_trusted:
         raise ConfigError(
             f"teachers.{name}.model.trust_remote_code: false, and teacher {path}: brings code of "
-            f"its own ({places[0]}); set model.trust_remote_code: true and pin model.revision (a "
-            "directory needs none) if you trust it, or take auto_map out of a copy of its "
+            f"its own ({sources[0]}); set model.trust_remote_code: true and pin model.revision (a "
+            "directory needs none) if you trust it, or remove auto_map from a copy of its "
             "config.json to run transformers' own model"
         )
-    for place in places:
-        if is_elsewhere(place):
+    for source in sources:
+        if is_elsewhere(source):
             raise ConfigError(
-                f"teachers.{name}.model.path: code of {path} is in another repository ({place}), "
-                "which model.revision does not pin; copy it into a directory of your own beside "
+                f"teachers.{name}.model.path: code of {path} is in another repository ({source}), "
+                "which model.revision does not pin; copy it into a directory of your own with "
                 "the weights"
             )
 
 
 def _plain_config(model: PreTrainedModel) -> dict[str, Any]:
-    """Return the configuration as JSON values, free of where it lay and what wrote it."""
-    # Of a model that reads images too, the part that the corpus is for and students are made of.
+    """Return the configuration as JSON values, without its path and transformers version."""
+    # Of a multimodal model only the text part: the corpus is text, and students are built from it.
     config = json.loads(text_part(model.config).to_json_string(use_diff=False))
     return {key: config[key] for key in config.keys() - {"_name_or_path", "transformers_version"}}
 
 
 def _save(model: PreTrainedModel, tokenizer: Path, target: Path) -> None:
-    """Replace `target` by the model, with the tokenizer beside it, whole or not at all."""
+    """Atomically replace directory `target` by the model and its tokenizer."""
     staging = target.with_name(".model.writing")
     shutil.rmtree(staging, ignore_errors=True)
     needed = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -234,17 +236,17 @@ def _scratch(
             return auto_class(meta.task).from_config(config)
     except (ValueError, RuntimeError, AssertionError) as error:
         raise ConfigError(
-            f"teachers.{name}.model.scratch: no {meta.task} model comes of it ({in_short(error)}); "
-            "change the key it names"
+            f"teachers.{name}.model.scratch: no {meta.task} model can be built from it "
+            f"({in_short(error)}); change the key it names"
         ) from error
 
 
 def _directory(path: str, revision: str | None) -> Path:
     if Path(path).is_dir():
         return Path(path)
-    found = cached_file(path, "config.json", revision=revision)
-    assert found is not None
-    return Path(found).parent
+    config = cached_file(path, "config.json", revision=revision)
+    assert config is not None
+    return Path(config).parent
 
 
 def _refuse_untrained_head(config: Mapping[str, Any], meta: TokenMeta, name: str) -> None:
@@ -256,43 +258,43 @@ def _refuse_untrained_head(config: Mapping[str, Any], meta: TokenMeta, name: str
         )
     labels, outputs = len(config.get("id2label") or {}), outputs_of(meta.task, meta.classes)
     if labels != outputs:
-        words = ", ".join(meta.classes) or "a number"
+        expected = ", ".join(meta.classes) or "a number"
         raise IncompatibleError(
             f"teachers.{name}: the model has {labels} classes, the corpus {outputs} "
-            f"({words}); choose a teacher of this task or add a fit section"
+            f"({expected}); choose a teacher of this task or add a fit section"
         )
     if meta.classes:
         _refuse_other_order(config, meta, name)
 
 
 def _refuse_other_order(config: Mapping[str, Any], meta: TokenMeta, name: str) -> None:
-    """The same names under other ids would make every right answer a wrong one."""
-    found = {int(number): str(label) for number, label in (config.get("id2label") or {}).items()}
-    names = [found[number] for number in sorted(found)]
-    theirs, ours = ([one.casefold() for one in some] for some in (names, meta.classes))
+    """Refuse a model whose class names are the corpus's in another order of ids."""
+    labels = {int(number): str(label) for number, label in (config.get("id2label") or {}).items()}
+    names = [labels[number] for number in sorted(labels)]
+    theirs, ours = ([name.casefold() for name in some] for some in (names, meta.classes))
     if sorted(theirs) == sorted(ours) and theirs != ours:
-        of_corpus = {one.casefold(): one for one in meta.classes}
+        spelling = {name.casefold(): name for name in meta.classes}
         raise IncompatibleError(
             f"teachers.{name}: the model's classes are {', '.join(names)}, the corpus's "
-            f"{', '.join(meta.classes)}, expected one order; set corpus.classes to "
-            f"[{', '.join(of_corpus[one] for one in theirs)}]"
+            f"{', '.join(meta.classes)}, expected the same order; set corpus.classes to "
+            f"[{', '.join(spelling[name] for name in theirs)}]"
         )
 
 
 def _check_fit(model: PreTrainedModel, meta: TokenMeta, name: str) -> None:
-    rows = model.get_input_embeddings().weight.shape[0]  # pyright: ignore[reportIndexIssue]
-    if rows < meta.vocab:
+    embeddings = model.get_input_embeddings().weight.shape[0]  # pyright: ignore[reportIndexIssue]
+    if embeddings < meta.vocab:
         raise IncompatibleError(
-            f"teachers.{name}: the model has {rows} embeddings, the tokenizer {meta.vocab} ids; "
-            "use the tokenizer the model was trained with"
+            f"teachers.{name}: the model has {embeddings} embeddings, the tokenizer {meta.vocab} "
+            "ids; use the tokenizer the model was trained with"
         )
     require_room(model, meta.max_length, f"teachers.{name}")
 
 
 class PaddedRows:
-    """Collates token rows for plain training: right-padded, labels where the loss mask is.
+    """Collates token rows for ordinary training: right-padded, with labels where the loss mask is.
 
-    A sequence task has one label a row, or its targets. `tokens` counts all that it was given.
+    A sequence task has one label per row, or targets. `tokens` counts all tokens collated so far.
     """
 
     def __init__(self, meta: TokenMeta, model: PreTrainedModel) -> None:
@@ -341,11 +343,11 @@ def _fit(
         tokens=lambda: collator.tokens,
         model=model,
         args=training_arguments(fit, directory, device),
-        # Text that was added to the corpus leaves the teacher what it was, and its features too.
+        # Only the first part: added text must not change the teacher and its features.
         train_dataset=rows.select(range(token_set.meta.first_rows)),
         data_collator=collator,
     )
     resumed = last_complete_checkpoint(directory)
     if resumed is not None:
-        logger.info("%s: going on from %s", name, resumed)
+        logger.info("%s: resuming from %s", name, resumed)
     trainer.train_from(None if resumed is None else Path(resumed))
