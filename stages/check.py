@@ -239,7 +239,7 @@ def _check_models(
     key, capture, max_length = f"teachers.{name}", teacher.capture, teacher.tokens.max_length
     for student, options in students.items():
         with found.collected():
-            check_output(student, options, capture, task)
+            check_output(student, options, capture.logits_form(), task)
     config = teacher_values(teacher.model)
     depth = depth_of(config)
     if depth is None:

@@ -10,7 +10,7 @@ from pipeline.corpus.tokens.tokenize_one import tokenize_one
 from pipeline.corpus.tokens.tokenize_prompt import Template
 from pipeline.corpus.tokens.tokenizer import local_tokenizer
 from pipeline.errors import ConfigError, DecantError, IncompatibleError
-from pipeline.store.forms.form import Content
+from pipeline.store.forms.form import Content, Form
 from pipeline.store.forms.registry import names_of
 from pipeline.store.signals import Signal
 from pipeline.student.losses.registry import AttentionLoss, find_loss
@@ -136,11 +136,11 @@ def check_rows(key: str, teacher: TeacherParams, task: Any, rows: list[Example])
         raise ConfigError(f"{key}.tokens: {error}") from error
 
 
-def check_output(name: str, student: StudentParams, capture: CaptureParams, task: str) -> None:
-    """See that the logits' form serves the output term, and a student that has fewer ids."""
+def check_output(name: str, student: StudentParams, logits: Form | None, task: str) -> None:
+    """Check that the form of the logits serves a student's output term and its vocabulary."""
     from pipeline.student.align.output_checks import check_output_loss, temperature_index
 
-    logits, term = capture.logits_form(), student.loss.output
+    term = student.loss.output
     if logits is None or term.weight.is_off:
         return
     signal = Signal(logits, None)

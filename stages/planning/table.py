@@ -121,7 +121,7 @@ def _disk(console: Console, found: dict[str, Any]) -> None:
     console.print(f"{free}, at most {needed} needed: {said}", soft_wrap=True)
     if not disk["fits"]:
         console.print(
-            f"what of it would: decant plan {found['teacher']} --budget "
+            f"to compare smaller choices: decant plan {found['teacher']} --budget "
             f"{show_size(disk['free_bytes'] * 0.9).replace(' ', '')}",
             soft_wrap=True,
         )
@@ -188,24 +188,30 @@ def _time(console: Console, found: dict[str, Any]) -> None:
 
 
 def _budget(console: Console, budget: dict[str, Any]) -> None:
-    size = show_size(budget["bytes"])
-    console.print(
-        f"[bold]budget {show_size(budget['budget_bytes'])}[/]: takes {budget['how']} {size}"
-    )
-    if not budget["given_up"]:
-        console.print("all that is asked for fits; nothing is given up")
-    for words in budget["given_up"]:
-        console.print(f"given up: {words}", soft_wrap=True, markup=False)
-    for student, reason in budget["breaks"].items():
-        console.print(f"breaks {student}: {reason}", soft_wrap=True, markup=False)
-    for kind, entries in budget["capture"].items():
-        for entry in entries:
-            layers = f" layers {entry['layers']}" if entry["layers"] else ""
-            console.print(f"  {kind}: {entry['form']}{layers}", soft_wrap=True, markup=False)
-    if budget["applied"]:
-        console.print("written to params.yaml; next: decant check && dvc repro")
-    elif budget["given_up"]:
-        console.print("--apply writes it to params.yaml")
+    limit = show_size(budget["budget_bytes"])
+    how = "as the probe measured" if budget["is_measured"] else "as if nothing compressed"
+    console.print(f"[bold]choices for a budget of {limit}[/], each one change; bytes {how}:")
+    table = _table("kind", "choice", "at most", "fits", "excludes")
+    excluded: dict[str, str] = {}
+    for choice in budget["choices"]:
+        table.add_row(
+            choice["kind"],
+            choice["change"],
+            show_size(choice["bytes"]),
+            "yes" if choice["fits"] else "no",
+            ", ".join(choice["excludes"]),
+        )
+        for name, reason in choice["excludes"].items():
+            excluded[f"{name}, {choice['kind']} {choice['change']}"] = reason
+    _print_whole(console, table)
+    for student, reason in excluded.items():
+        console.print(f"{student}: {reason}", soft_wrap=True, markup=False)
+    if not any(choice["fits"] for choice in budget["choices"]):
+        console.print(
+            "no single change fits: combine several, capture fewer rows (capture.fraction), or "
+            "leave out a kind",
+            soft_wrap=True,
+        )
 
 
 def _seconds(value: float) -> str:

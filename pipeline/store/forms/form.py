@@ -192,6 +192,15 @@ class Form(ABC):
         """The temperatures at which an output loss can use the form; None if it can at any."""
         return None
 
+    @classmethod
+    def variants(cls, temperatures: tuple[float, ...]) -> "list[Form]":
+        """Return the form with the options that `decant plan --budget` compares.
+
+        Args:
+            temperatures: The temperatures of the students' output losses.
+        """
+        return [cls()]
+
     def needs(self, layer: int | None) -> dict[str, int]:
         """Return the layer of each other kind of signal that decoding needs."""
         return {}

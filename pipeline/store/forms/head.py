@@ -45,6 +45,11 @@ class Head(Form):
     rank: ClassVar[int] = 20
     needs_channels: ClassVar[bool] = True
 
+    @classmethod
+    def variants(cls, temperatures: tuple[float, ...]) -> list[Form]:
+        """Return a small and an exact inner form."""
+        return [cls("bfloat16"), cls("int8")]
+
     @property
     def ratio(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The ratio of the inner form."""
