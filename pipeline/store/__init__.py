@@ -1,1 +1,1 @@
-"""The feature store: plan, forms, shards, receipts, manifests, reader; no model, no torch."""
+"""The feature store: plan, forms, shards, receipts, manifests and reader, without torch."""

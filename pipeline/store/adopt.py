@@ -1,8 +1,8 @@
-"""Takes segments over from another store that has the same rows: what is there is not computed.
+"""Takes segments over from another store with the same rows instead of computing them again.
 
-A shard is a file that is never changed in place, so two stores may share one by a hard link; where
-the file system has none, or the stores lie on two of them, it is copied. What is taken is checked
-as what is read: every byte of it, and of a link the very file that this store will have.
+A shard is never changed in place, so two stores may share it by a hard link. Where hard links are
+not possible, it is copied. Every byte is checked as when reading; with a hard link, those of the
+file that this store will have.
 """
 
 import logging
@@ -21,38 +21,38 @@ logger = logging.getLogger(__name__)
 
 
 def receipts_by_rows(reader: StoreReader, signal: str, declaration: str) -> dict[str, Receipt]:
-    """Return what a store has of a signal, whole or not: receipts by the identity of their rows.
+    """Return the receipts of a signal, complete or not, by the identity of their rows.
 
-    Their files are there in their sizes; nobody has compared checksums.
+    Their files exist with the right sizes; checksums have not been compared.
 
     Args:
         reader: The store.
         signal: The signal's name.
-        declaration: Digest of the declaration that the receipts must be of.
+        declaration: Digest of the declaration under which the receipts must have been written.
     """
-    found: dict[str, Receipt] = {}
+    receipts: dict[str, Receipt] = {}
     for number in range(len(reader.plan["segments"])):
         receipt = trusted_receipt(reader.layout, signal, number, verify=False)
         if receipt is not None and receipt.declaration == declaration:
-            found[receipt.rows] = receipt
-    return found
+            receipts[receipt.rows] = receipt
+    return receipts
 
 
 class Adoption:
-    """Takes segments of one signal from another store; for the holder of the writer's lock alone.
+    """Takes segments of one signal from another store, under this store's lock.
 
-    The other store is only read: it may be written, or removed, meanwhile.
+    The other store is only read; it may be written or removed at the same time.
     """
 
     def __init__(self, writer: SignalWriter, reader: StoreReader) -> None:
-        """Look at how the other store cuts the signal.
+        """Read how the other store cuts the signal into shards.
 
         Args:
-            writer: The signal here.
-            reader: The other store, which has declared it alike.
+            writer: Writes the signal in this store.
+            reader: The other store, whose declaration of the signal is equal.
 
         Raises:
-            IncompatibleError: If that table would take more memory than readers allow.
+            IncompatibleError: If its table of examples would take more memory than readers allow.
             IntegrityError: If its table of examples is missing or altered.
         """
         self._writer = writer
@@ -73,11 +73,11 @@ class Adoption:
         }
 
     def take(self, segment: int, receipt: Receipt) -> bool:
-        """Make a segment durable here from what a receipt there speaks of; tell whether it was.
+        """Take a segment over, durably; return whether that was possible.
 
         Args:
-            segment: The segment here.
-            receipt: One of the other store, of the same rows.
+            segment: The segment of this store.
+            receipt: A receipt of the other store, of the same rows.
 
         Raises:
             ResourceError: If the file system refuses.
@@ -88,25 +88,25 @@ class Adoption:
         except OSError as error:
             raise refused(layout.attempt(WITHIN), error) from error
         try:
-            found = (self._link if self._is_alike else self._encode)(segment, receipt)
+            ours = (self._link if self._is_alike else self._encode)(segment, receipt)
         except (IntegrityError, IncompatibleError) as error:
             logger.warning(
                 "%s segment %d of store %s is not taken over: %s",
                 self._writer.declared.name, receipt.segment, self._reader.layout.root.name, error,
             )  # fmt: skip
             return False
-        self._writer.publish_segment(found, attempt=WITHIN)
+        self._writer.publish_segment(ours, attempt=WITHIN)
         return True
 
     def _files(self, receipt: Receipt) -> dict[str, str]:
-        """Return the name of each array's shard in the other store."""
-        found = self._writer.shards(receipt.segment)
-        if set(receipt.files) != set(found.values()):
-            raise IntegrityError(f"its receipt names other files than {', '.join(found.values())}")
-        return found
+        """Return the path of each array's shard in the other store."""
+        shards = self._writer.shards(receipt.segment)
+        if set(receipt.files) != set(shards.values()):
+            raise IntegrityError(f"its receipt names other files than {', '.join(shards.values())}")
+        return shards
 
     def _link(self, segment: int, receipt: Receipt) -> Receipt:
-        """Stage the shards as they are."""
+        """Stage the shards unchanged."""
         files: dict[str, dict[str, int]] = {}
         theirs = self._files(receipt)
         for array, name in self._writer.shards(segment).items():
@@ -117,10 +117,10 @@ class Adoption:
     def _stage(self, theirs: str, name: str, entry: dict[str, int]) -> None:
         layout, other = self._writer.layout, self._reader.layout.root
         path, source = layout.staged(WITHIN, name, entry["xxh3"]), other / theirs
-        # Here, as no link of a directory leads out of the other store then.
+        # Also checks that no link of a directory leads out of the other store.
         is_there = matches(source, other, entry, verify=False)
         try:
-            # A rename between two names of one file leaves both: this one may still be there.
+            # Renaming one hard link onto another of the same file leaves both, so this may exist.
             path.unlink(missing_ok=True)
             if is_there:
                 os.link(source, path, follow_symlinks=False)
@@ -136,7 +136,7 @@ class Adoption:
             raise IntegrityError(f"{source}: missing or altered, expected checksum {entry['xxh3']}")
 
     def _encode(self, segment: int, receipt: Receipt) -> Receipt:
-        """Stage the values in shards of another size: room is made for the fullest segment."""
+        """Stage the values in shards of another size, which depends on the fullest segment."""
         writer, reader = self._writer, self._reader
         theirs = self._files(receipt)
         buffers = writer.buffers()
@@ -148,11 +148,11 @@ class Adoption:
                 raise IntegrityError(f"it has {spec.shard_rows} rows, its examples have {live}")
             values = read_shard(path, reader.layout.root, spec, receipt.segment, entry)
             buffers[array][:live] = values[:live]
-        found = writer.stage_segment(
+        staged = writer.stage_segment(
             segment, buffers, rows=receipt.rows, skipped=receipt.skipped, attempt=WITHIN
         )
-        if found.content != receipt.content:
+        if staged.content != receipt.content:
             raise IntegrityError(
-                f"its values have digest {found.content[:16]}, expected {receipt.content[:16]}"
+                f"its values have digest {staged.content[:16]}, expected {receipt.content[:16]}"
             )
-        return found
+        return staged

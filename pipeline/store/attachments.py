@@ -1,8 +1,7 @@
-"""What lies in a store beside its arrays: statistics, tokenizer, configuration, head and blocks.
+"""The files of a store other than arrays: statistics, tokenizer, configuration, head and blocks.
 
-Handed out only file by file, each one that a record lists, with its size and checksum. A directory
-of a store is never taken whole: what else lies in it, and where its links lead, is nobody's
-business.
+Only files that a record lists, with size and checksum, are handed out one by one. A directory of a
+store is never used as such, as it may contain other files and links.
 """
 
 import json
@@ -22,16 +21,16 @@ from pipeline.store.records import Declaration
 from pipeline.store.shards import check_file, matches
 
 MAX_TEXT_BYTES = 2**28
-"""Of a file of the tokenizer or the teacher's configuration; the largest known has 2^25."""
+"""The most bytes of a tokenizer's file or a configuration; the largest known has 2^25."""
 NO_TOKENIZER = frozenset({"config.json", "generation_config.json"})
 WEIGHTS = frozenset({".safetensors", ".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack"})
-"""What beside a tokenizer's files would be taken for the student's own, or unpickled."""
+"""Suffixes of files that would be taken for the student's weights, or unpickled."""
 MAX_HEADER_BYTES = 2**16
-"""Beside the numbers in a file of statistics."""
+"""The most bytes of a statistics file in addition to its numbers."""
 
 
 class Attachments:
-    """The attachments of a store whose index and plan are checked already."""
+    """The attachments of a store whose index and plan have been checked."""
 
     def __init__(self, layout: Layout, index: dict[str, Any], plan: dict[str, Any]) -> None:
         self._layout = layout
@@ -44,10 +43,10 @@ class Attachments:
         }
 
     def channels(self, declaration: Declaration) -> Channels | None:
-        """Return mean and deviation of a signal's channels, float32, where it has them.
+        """Return a signal's channel statistics in float32; None if it has none.
 
         Raises:
-            IntegrityError: If the file is not the one that is declared, or holds something else.
+            IntegrityError: If the file is not the declared one, or not a file of statistics.
         """
         if declaration.channels is None:
             return None
@@ -68,10 +67,10 @@ class Attachments:
         return Channels(mean, deviation)
 
     def asset(self, name: str) -> Path:
-        """Return the path of an indexed asset file after checking it.
+        """Return the path of an asset after checking its file.
 
         Raises:
-            IncompatibleError: If capture was not asked for it.
+            IncompatibleError: If it was not captured.
             IntegrityError: If it is missing or altered.
         """
         record = self._assets.get(name)
@@ -81,7 +80,7 @@ class Attachments:
             )
         path = self._layout.assets / record["file"]
         expected = {key: record[key] for key in ("bytes", "xxh3")}
-        # Its size first: a sparse file of a terabyte would be read for hours.
+        # Compares the size first: reading a sparse file of a terabyte would take hours.
         if not matches(path, self._layout.root, expected, verify=True):
             raise IntegrityError(
                 f"{path}: not the asset that the index states; delete it and run capture again"
@@ -92,7 +91,7 @@ class Attachments:
         """Return the teacher's Hugging Face configuration.
 
         Raises:
-            IntegrityError: If it is missing, altered, or no JSON object.
+            IntegrityError: If it is missing, altered, or not a JSON object.
         """
         name = "teacher/config.json"
         try:
@@ -110,7 +109,7 @@ class Attachments:
         return config
 
     def tokenizer(self) -> Path:
-        """Return the directory of the teacher's tokenizer: it holds what the plan lists, no more.
+        """Return the directory of the teacher's tokenizer, which has exactly the files of the plan.
 
         Raises:
             IntegrityError: If a file is missing, altered, a link, or not listed.
@@ -127,10 +126,10 @@ class Attachments:
         return directory
 
     def copy_tokenizer(self, target: Path) -> None:
-        """Write the files of the teacher's tokenizer into a directory, over none that is there.
+        """Write the files of the teacher's tokenizer into a directory, replacing no file.
 
         Raises:
-            IntegrityError: If one is missing or altered, or has the name of a file that is there.
+            IntegrityError: If a file is missing or altered, or its name exists in the directory.
         """
         for relative, name in self._tokenizer_files():
             path = target / relative
@@ -146,7 +145,7 @@ class Attachments:
                 ) from error
 
     def _tokenizer_files(self) -> Iterator[tuple[str, str]]:
-        """Yield each file's name in the tokenizer and below `assets`."""
+        """Yield each file's path in the tokenizer and below `assets`."""
         for name in self._planned:
             if not name.startswith("tokenizer/"):
                 continue
@@ -168,7 +167,7 @@ class Attachments:
 
 
 def _check_size(path: Path, record: dict[str, int], most: int) -> None:
-    """Refuse a size before a file of it is read into memory."""
+    """Refuse a file by its recorded size, before it is read into memory."""
     if record["bytes"] > most:
         raise IntegrityError(
             f"{path}: its record claims {record['bytes']} bytes, expected at most {most}; capture "
@@ -177,15 +176,15 @@ def _check_size(path: Path, record: dict[str, int], most: int) -> None:
 
 
 def _files_below(directory: Path) -> Iterator[Path]:
-    """Yield all that is no directory, links included; none is followed."""
+    """Yield every entry that is not a directory, following no links."""
     try:
         with os.scandir(directory) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
+            ordered = sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         raise IntegrityError(
             f"{directory}: cannot be read ({error.strerror}); capture this store again"
         ) from error
-    for entry in found:
+    for entry in ordered:
         if entry.is_dir(follow_symlinks=False):
             yield from _files_below(Path(entry.path))
         else:

@@ -1,4 +1,4 @@
-"""Shards are compressed and written off the compute thread, with a bound on what may pile up."""
+"""Compresses and writes shards in background threads, with a bound on the waiting jobs."""
 
 import threading
 from collections.abc import Callable
@@ -7,10 +7,10 @@ from types import TracebackType
 
 
 class BackgroundWriter:
-    """Runs write jobs in a few threads; at most `pending` jobs wait or run at once.
+    """Runs write jobs in a few threads; at most `pending` jobs wait or run at a time.
 
-    The first failure is raised by the next `submit` or at the end of the block. After it no waiting
-    job is begun; one that was already running finishes, so what it committed stays whole.
+    The next `submit`, or else the end of the block, raises the first failure. After a failure no
+    waiting job starts; running jobs finish, so what they committed stays complete.
     """
 
     def __init__(self, *, threads: int = 1, pending: int = 2) -> None:
@@ -19,10 +19,10 @@ class BackgroundWriter:
         self._failure: BaseException | None = None
 
     def submit(self, job: Callable[[], object]) -> None:
-        """Queue a job; blocks while `pending` jobs are unfinished.
+        """Queue a job; block while `pending` jobs are unfinished.
 
         Raises:
-            BaseException: What an earlier job raised.
+            BaseException: The error of an earlier job.
             RuntimeError: If the block has ended.
         """
         self._slots.acquire()
@@ -34,7 +34,7 @@ class BackgroundWriter:
         except RuntimeError:
             self._slots.release()
             raise
-        # Called for cancelled jobs too: whoever waits for a slot must not wait for ever.
+        # Also called for cancelled jobs, so that no thread waits for a slot for ever.
         future.add_done_callback(lambda _: self._slots.release())
 
     def _run(self, job: Callable[[], object]) -> None:

@@ -1,8 +1,8 @@
-"""One Zarr v3 shard as bytes, encoded and decoded in memory: the bytes checked are those decoded.
+"""Encodes and decodes Zarr v3 shards in memory, so that the bytes checked are the bytes decoded.
 
-Zarr's own pipelines work on files, read a missing chunk as zeros, may leave out chunks of zeros,
-and are chosen by a setting of the whole process, so that a thread which reads changes how another
-one writes. The format is small: chunks, each Blosc with a crc32c, then an index of offsets and
+Zarr's own codec pipelines work on files, read a missing chunk as zeros and may leave out chunks of
+zeros. They are also chosen process-wide, so that a reading thread would change how another thread
+writes. A shard is simple: Blosc chunks with a crc32c each, followed by an index of offsets and
 sizes with a crc32c. Any Zarr reader opens the result.
 """
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pipeline.errors import IntegrityError
 from pipeline.store.forms.form import ArrayType
 
-# As Zarr sets it: Blosc's own pool does not survive a fork and gains nothing on small chunks.
+# As in Zarr: Blosc's thread pool does not survive a fork and gains nothing on small chunks.
 blosc.use_threads = False
 
 COMPRESSOR = b"zstd"
@@ -51,11 +51,11 @@ def array_metadata(
     """Return the `zarr.json` of an array; equal arguments give equal bytes.
 
     Args:
-        array_type: Dtype and shape of a row.
+        array_type: Dtype and row shape.
         rows: Rows of the array.
         shard_rows: Rows of a shard.
         chunk_rows: Rows of a chunk.
-        axes: What a row is and what its axes are; empty as in stores of the first release.
+        axes: Names of the axes; empty as in stores of the first release.
     """
     unnamed = ["row", *(f"axis_{i + 1}" for i in range(len(array_type.row_shape)))]
     little = {"name": "bytes", "configuration": {"endian": "little"}}
@@ -98,18 +98,17 @@ def array_metadata(
 
 
 def encode_shard(values: NDArray[Any], chunk_rows: int) -> bytes:
-    """Return `values` as one shard; chunks of zeros are written like any other.
+    """Return `values` as the bytes of a shard; chunks of zeros are written like any other.
 
     Raises:
-        ValueError: If the rows are no multiple of `chunk_rows`.
+        ValueError: If the number of rows is not a multiple of `chunk_rows`.
     """
     if len(values) % chunk_rows:
         raise ValueError(f"{len(values)} rows in chunks of {chunk_rows}; expected a multiple")
-    # Little-endian on every machine, as the metadata says.
+    # Little-endian on every machine, as the metadata states.
     values = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
-    # Bytes of quantised values have an entropy that Zstd's own coder finds and their bit planes
-    # hide: 3 to 9% less, as fast to write. A chunk says in its header how it was shuffled, and
-    # that, not the metadata, is what readers go by.
+    # Zstd compresses quantised bytes better than their bit planes: 3 to 9% fewer bytes, written as
+    # fast. Readers take the kind of shuffle from the chunk's header, not from the metadata.
     shuffle = blosc.BITSHUFFLE if values.dtype.itemsize > 1 else blosc.NOSHUFFLE
     encoded = []
     for first in range(0, len(values), chunk_rows):
@@ -130,26 +129,26 @@ def encode_shard(values: NDArray[Any], chunk_rows: int) -> bytes:
 
 
 def most_bytes(decoded: int, chunks: int) -> int:
-    """Return how many bytes a shard has at the worst: Blosc keeps what it cannot compress."""
+    """Return the most bytes that a shard may have: Blosc stores what it cannot compress."""
     return decoded + chunks * (BLOSC_HEADER.size + CRC.size + INDEX_ENTRY.itemsize) + CRC.size
 
 
 def decode_shard(
     data: bytes, array_type: ArrayType, *, shard_rows: int, chunk_rows: int, name: str
 ) -> NDArray[Any]:
-    """Return the values of a shard whose checksum the caller has compared.
+    """Decode a shard whose checksum the caller has compared.
 
-    What every chunk claims is checked before anything is allocated for it.
+    The sizes that a chunk claims are checked before memory is allocated for it.
 
     Args:
-        data: The whole shard.
+        data: The bytes of the shard.
         array_type: Dtype and row shape that the manifest states.
         shard_rows: Rows of the shard.
         chunk_rows: Rows of a chunk.
-        name: What to call the shard in errors.
+        name: The shard's name for errors.
 
     Raises:
-        IntegrityError: If a chunk is missing, lies outside, claims another size, or is not Blosc.
+        IntegrityError: If a chunk is missing, outside the shard, of another size, or not Blosc.
     """
     chunks = shard_rows // chunk_rows
     footer_bytes = chunks * INDEX_ENTRY.itemsize + CRC.size

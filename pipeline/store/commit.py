@@ -1,8 +1,8 @@
-"""The commit protocol: declare, write shards, leave receipts, and only then let readers know.
+"""The commit protocol: declare a signal, write shards and receipts, then publish it to readers.
 
-Order on disk: declaration; for each segment its shards, then its receipt; when all receipts are
-there the manifest, then the index. A crash between any two steps leaves a store that readers see as
-it was before, and that a later capture completes from the receipts.
+The order on disk is: the declaration; for each segment its shards, then its receipt; after all
+receipts the manifest, then the index. After a crash between any two steps readers see the store as
+it was before, and a later capture continues from the receipts.
 """
 
 import hashlib
@@ -32,11 +32,11 @@ from pipeline.store.table import planned_digests
 
 logger = logging.getLogger(__name__)
 WITHIN = "holder"
-"""The attempt of the process that holds the store's lock, where it stages shards itself."""
+"""The attempt in which the holder of the store's lock stages its own shards."""
 
 
 def content_digest(arrays: Mapping[str, NDArray[Any]], live_rows: int) -> str:
-    """Digest of the stored values of a segment in token order, free of padding and compression."""
+    """Return the digest of a segment's stored values in token order, without padding."""
     digest = hashlib.blake2b(digest_size=32)
     for name in sorted(arrays):
         live = np.ascontiguousarray(arrays[name][:live_rows])
@@ -46,11 +46,10 @@ def content_digest(arrays: Mapping[str, NDArray[Any]], live_rows: int) -> str:
 
 
 class SignalWriter:
-    """Writes one signal, segment by segment; threads may share it.
+    """Writes one signal, segment by segment. Threads may share it.
 
     Raises:
-        IncompatibleError: If the declaration's form is not of this software, or a segment of it
-            takes more memory than readers would allow.
+        IncompatibleError: If a segment would take more memory than readers allow.
     """
 
     def __init__(
@@ -84,29 +83,29 @@ class SignalWriter:
 
     @property
     def is_stored(self) -> bool:
-        """Whether the signal has arrays; else its receipts only join its declaration to rows."""
+        """Whether the signal has arrays; if not, receipts only tie its declaration to rows."""
         return bool(self._specs)
 
     def example_rows(self, segment: int) -> NDArray[np.int64]:
-        """Return how many rows each example of a segment has."""
+        """Return the rows of each example of a segment."""
         return self._rows[self._plan.in_segment(segment)]
 
     @property
     def segments(self) -> list[int]:
-        """The segments that carry this signal."""
+        """The segments that have this signal."""
         codes = [SPLITS.index(split) for split in self.declared.splits]
         return np.flatnonzero(np.isin(self._plan.segment_split, codes)).tolist()
 
     def declare(self) -> None:
         """Write array metadata and declaration.
 
-        Receipts left under another declaration are not trusted from here on; a signal that was
-        whole under it is withdrawn.
+        Receipts of an earlier, different declaration are no longer trusted. If the signal was
+        complete under it, it is withdrawn.
         """
         name = self.declared.name
         path = self.layout.declaration(name)
         try:
-            # As fingerprints: JSON knows no tuple.
+            # Compared as fingerprints, since JSON has no tuples.
             changed = fingerprint(read_record(path, self.layout.root)) != self.declared.digest()
         except IntegrityError:
             changed = True
@@ -129,7 +128,7 @@ class SignalWriter:
         }
 
     def shards(self, segment: int) -> dict[str, str]:
-        """Return the shard of each array of a segment, as a path within the store."""
+        """Return the path, within the store, of each array's shard of a segment."""
         return {
             name.rpartition("/")[2]: f"{self.layout.features.name}/{name}/"
             f"{shard_name(segment, spec.array_type)}"
@@ -145,10 +144,10 @@ class SignalWriter:
         skipped: tuple[int, ...] = (),
         attempt: str,
     ) -> Receipt:
-        """Write one segment's shards aside, durably; any process may, and threads at once.
+        """Write one segment's shards aside, durably. Any process or thread may call this.
 
-        Nothing of it counts before `publish_segment`. The directory of the attempt is there or the
-        attempt is over.
+        The segment counts only after `publish_segment`. If the directory of the attempt is missing,
+        the attempt is over.
 
         Raises:
             ResourceError: If the attempt is over, or the file system refuses.
@@ -170,16 +169,16 @@ class SignalWriter:
         )
 
     def publish_segment(self, receipt: Receipt, *, attempt: str) -> None:
-        """Put a staged segment in place, durably, and leave its receipt.
+        """Move a staged segment into place, durably, and write its receipt.
 
-        For the holder of the store's lock alone.
+        Only the holder of the store's lock may call this.
 
         Raises:
-            ResourceError: If a staged shard is gone, or the file system refuses.
+            ResourceError: If a staged shard is missing, or the file system refuses.
         """
         path = self.layout.receipt(self.declared.name, receipt.segment)
-        # A receipt promises that its shards are durable. One that is there speaks of others: were
-        # this process killed now, the next would trust it for shards that nobody has synced.
+        # A receipt promises that its shards are durable. An old one refers to other shards: if this
+        # process were killed now, the next would trust it for shards that are not synced.
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
@@ -195,9 +194,9 @@ class SignalWriter:
         rows: str,
         skipped: tuple[int, ...] = (),
     ) -> Receipt:
-        """Make one segment durable and leave its receipt: stage and publish in one.
+        """Stage and publish one segment.
 
-        For the holder of the store's lock alone; its threads may at once.
+        Only the holder of the store's lock may call this, in several threads if need be.
 
         Raises:
             ResourceError: If the file system refuses; earlier segments stay valid.
@@ -213,9 +212,9 @@ class SignalWriter:
 
     @cached_property
     def _identities(self) -> list[str]:
-        """What receipts must say of each segment's rows; empty while nobody has planned them.
+        """The identity that each segment's receipt must state; empty before the plan is written.
 
-        A segment of another run, with its receipt, may have been left behind or copied here.
+        A segment of another run, with its receipt, may have been left or copied here.
         """
         digests = planned_digests(self.layout)
         if digests is None or len(digests) != len(self._plan.row):
@@ -224,10 +223,10 @@ class SignalWriter:
         return [rows_digest(digests[self._plan.in_segment(number)]) for number in segments]
 
     def receipts(self, *, verify: bool) -> dict[int, Receipt]:
-        """Return the receipts that can be trusted, by segment.
+        """Return the trusted receipts by segment.
 
         Args:
-            verify: Compare each file's size and checksum; else only its existence and size.
+            verify: Compare each file's checksum too, not only its existence and size.
         """
         return {
             segment: receipt
@@ -247,10 +246,10 @@ class SignalWriter:
         return receipt
 
     def missing(self) -> list[int]:
-        """Return the segments to capture, after checking every file there is by checksum.
+        """Return the segments to capture, after checking all existing files by checksum.
 
-        A whole signal that turns out to be damaged is withdrawn from readers before this returns,
-        so that its shards may be written again.
+        If a complete signal is found to be damaged, it is withdrawn from readers first, so that its
+        shards may be written again.
         """
         self._create_arrays()
         trusted = self.receipts(verify=True)
@@ -262,10 +261,10 @@ class SignalWriter:
         return missing
 
     def commit(self) -> dict[str, Any] | None:
-        """Write manifest and index if every receipt is there; return the manifest, else None.
+        """Write manifest and index if all receipts exist; return the manifest, else None.
 
-        A signal that is whole already keeps its manifest, and with it the record of the software
-        that computed it.
+        A signal that is complete already keeps its manifest, which records the software that
+        computed it.
         """
         receipts = self.receipts(verify=False)
         if len(receipts) < len(self.segments):
@@ -273,15 +272,15 @@ class SignalWriter:
         self._sync_names()
         name = self.declared.name
         manifest = manifest_json(self.declared, list(receipts.values()), software())
-        there = self._indexed_manifest()
-        if there and fingerprint(there["receipts"]) == fingerprint(manifest["receipts"]):
-            return there
+        indexed = self._indexed_manifest()
+        if indexed and fingerprint(indexed["receipts"]) == fingerprint(manifest["receipts"]):
+            return indexed
         write_record(self.layout.manifest(name), manifest)
         index_signal(self.layout, name, manifest["digest"])
         return manifest
 
     def _sync_names(self) -> None:
-        """Make durable what a manifest builds on; not shards, for their receipts came later."""
+        """Make the directories durable that a manifest relies on; those of shards already are."""
         layout = self.layout
         directories = {layout.root, layout.declaration(self.declared.name).parent}
         for name in self._specs:
@@ -309,7 +308,7 @@ class SignalWriter:
 
 
 def trusted_receipt(layout: Layout, signal: str, segment: int, verify: bool) -> Receipt | None:
-    """Return a receipt whose files are there with the right size (and checksum), else None."""
+    """Return a receipt if its files exist with the right size (and checksum), else None."""
     path = layout.receipt(signal, segment)
     if not path.exists():
         return None

@@ -1,7 +1,7 @@
-"""How many rows of an axis an example has, a segment has room for, and a chunk holds.
+"""Sizes along an axis: the rows of an example, the capacity of a segment, and the rows of a chunk.
 
-A pure function of the plan, so writer and readers agree on every array's shape. Examples lie in a
-segment one after the other, on every axis.
+They are pure functions of the plan, so writer and readers agree on the shape of every array. On
+each axis the examples of a segment follow one another.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ PAIR_CHUNK_ROWS = 4096
 
 @dataclass(frozen=True)
 class Extent:
-    """Rows of a shard, which is a segment's room, and of a chunk within it."""
+    """Rows of a shard, which is the capacity of a segment, and of a chunk within it."""
 
     shard_rows: int
     chunk_rows: int
@@ -27,12 +27,12 @@ class Extent:
 def example_rows(
     axis: Axis, length: NDArray[np.integer[Any]], rule: str | None = None
 ) -> NDArray[np.int64]:
-    """Return how many rows examples of these lengths have on an axis.
+    """Return the rows that examples of these lengths have on an axis.
 
     Args:
         axis: The axis.
         length: Tokens of each example.
-        rule: Of pairs: `causal`, where a query sees itself and what is before it, or `full`.
+        rule: For pairs: `causal` if a query sees itself and the tokens before it, or `full`.
     """
     tokens = length.astype(np.int64)
     match axis:
@@ -46,7 +46,7 @@ def example_rows(
 
 
 def first_rows(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the first row of each example of one segment, from the rows of all, in order."""
+    """Return the first row of each example in its segment, from the row counts in order."""
     return np.cumsum(rows) - rows
 
 
@@ -58,17 +58,17 @@ def segment_extent(
     segment: NDArray[np.integer[Any]],
     rule: str | None = None,
 ) -> Extent:
-    """Return the room of a segment on an axis.
+    """Return the capacity of a segment on an axis.
 
-    Pairs depend on the square of lengths, so their room is that of the fullest segment.
+    The number of pairs depends on the squares of lengths, so it is that of the fullest segment.
 
     Args:
         axis: The axis.
-        plan: `segment_tokens`, `chunk_tokens` and `examples_per_segment`, among the rest of the
-            plan's record.
+        plan: The plan's record, of which `segment_tokens`, `chunk_tokens` and
+            `examples_per_segment` are used.
         length: Tokens of every example of the plan.
         segment: The segment of every example.
-        rule: Of pairs, as `example_rows` takes it.
+        rule: For pairs, as in `example_rows`.
     """
     match axis:
         case Axis.TOKEN:

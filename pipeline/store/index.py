@@ -1,7 +1,7 @@
-"""The index, `manifest.json`: which signals and assets of a store count. Replaced atomically.
+"""The index, `manifest.json`: the signals and assets of a store that readers see.
 
-Readers open only what it lists, so a signal that is being written, or half removed, does not exist
-for them. It holds nothing that is not in the manifests too, so a lost index is rebuilt from them.
+A signal that is being written or removed is not listed, so readers do not see it. The index is
+replaced atomically. Its content is also in the manifests, from which a lost index is rebuilt.
 """
 
 import logging
@@ -21,7 +21,7 @@ def read_index(layout: Layout) -> dict[str, Any]:
     """Return the index.
 
     Raises:
-        IntegrityError: If it is missing, altered, or not what an index holds.
+        IntegrityError: If it is missing, altered, or not an index.
         IncompatibleError: If the store is of another format.
     """
     index = read_record(layout.index, layout.root)
@@ -35,9 +35,9 @@ def read_index(layout: Layout) -> dict[str, Any]:
 
 
 def ensure_index(layout: Layout) -> None:
-    """Make an index that pins the plan's record as it is; a lost or altered one is rebuilt.
+    """Make sure that there is an index that pins the present plan's record; else rebuild it.
 
-    For the writer alone, under the store's lock.
+    Only the writer may call this, under the store's lock.
 
     Raises:
         IncompatibleError: If the store is of another format.
@@ -78,7 +78,7 @@ def ensure_index(layout: Layout) -> None:
 
 
 def index_signal(layout: Layout, signal: str, digest: str) -> None:
-    """Make a whole signal visible to readers."""
+    """Make a complete signal visible to readers."""
     index = read_index(layout)
     manifest = file_digest(layout.manifest(signal), layout.root)
     index["signals"][signal] = {"digest": digest, "manifest": manifest}
@@ -86,7 +86,7 @@ def index_signal(layout: Layout, signal: str, digest: str) -> None:
 
 
 def index_asset(layout: Layout, name: str, record: dict[str, Any]) -> None:
-    """Make a whole asset (for example the teacher's blocks) visible to readers."""
+    """Make an asset (for example the teacher's blocks) visible to readers."""
     write_record(layout.asset_records / f"{name}.json", record)
     index = read_index(layout)
     index["assets"][name] = record
@@ -94,10 +94,12 @@ def index_asset(layout: Layout, name: str, record: dict[str, Any]) -> None:
 
 
 def withdraw(layout: Layout, signal: str) -> None:
-    """Hide a signal from readers: index first, then manifest; shards and receipts stay.
+    """Hide a signal from readers: remove its index entry, then its manifest.
+
+    Shards and receipts stay.
 
     Raises:
-        IntegrityError: If the index cannot be read, or something else is in the manifest's place.
+        IntegrityError: If the index cannot be read, or the manifest's path is not a file.
     """
     index = read_index(layout)
     if index["signals"].pop(signal, None) is not None:
@@ -112,5 +114,5 @@ def withdraw(layout: Layout, signal: str) -> None:
             f"{manifest}: {error.strerror}, expected a file in a directory; run `decant verify "
             f"{layout.root} --repair`"
         ) from error
-    # Else it might come back after a power cut, and an index that is rebuilt would believe it.
+    # Otherwise it could reappear after a power cut, and a rebuilt index would list it.
     sync_what_is_there([layout.manifests])

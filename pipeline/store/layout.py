@@ -1,4 +1,4 @@
-"""Where things lie inside a store directory."""
+"""The paths of files and directories in a store."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from pipeline.store.signals import dotted
 
 FORMAT = 1
-"""Version of the layout and conventions; part of every store's fingerprint."""
+"""Version of the layout and conventions; it enters every store's fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -17,12 +17,12 @@ class Layout:
 
     @property
     def features(self) -> Path:
-        """The Zarr v3 group that any reader opens."""
+        """The Zarr v3 root group, which any Zarr reader opens."""
         return self.root / "features.zarr"
 
     @property
     def tokens(self) -> Path:
-        """The shards of the ids, one file a segment."""
+        """The directory of the shards of token ids, one file a segment."""
         return self.features / "tokens" / "input_ids" / "c"
 
     @property
@@ -32,58 +32,58 @@ class Layout:
 
     @property
     def index(self) -> Path:
-        """The list of whole signals, replaced atomically."""
+        """The index: the list of complete signals, replaced atomically."""
         return self.root / "manifest.json"
 
     @property
     def plan(self) -> Path:
-        """What the planner wrote and its digests; written after all of it."""
+        """The plan's record, written after all planned files and listing their checksums."""
         return self.manifests / "plan.json"
 
     @property
     def manifests(self) -> Path:
-        """The plan's record and one manifest a whole signal."""
+        """The directory of the plan's record and of one manifest per complete signal."""
         return self.root / "manifests"
 
     @property
     def asset_records(self) -> Path:
-        """What the index says of each asset, should it be lost."""
+        """The directory of the index entries of assets, from which a lost index is rebuilt."""
         return self.root / "receipts" / "assets"
 
     @property
     def staging(self) -> Path:
-        """Shards on their way; safe to delete when no capture runs."""
+        """The directory of unpublished shards; safe to delete when no capture runs."""
         return self.root / "staging"
 
     def attempt(self, name: str) -> Path:
-        """Where the workers of one attempt stage shards; gone when the attempt is over."""
+        """The directory where the workers of an attempt stage shards; removed after the attempt."""
         return self.staging / name
 
     def staged(self, attempt: str, name: str, checksum: int) -> Path:
-        """A shard before it is in place, by its name in the store and its content's checksum.
+        """The path of a staged shard, made of its name in the store and its content's checksum.
 
-        Two workers that computed one segment twice never write into each other's file.
+        Two workers that compute the same segment never write to each other's file.
         """
         return self.attempt(attempt) / f"{dotted(name)}.{checksum:016x}"
 
     @property
     def lock(self) -> Path:
-        """Held, by kernel lock, by the one process that writes."""
+        """The lock file, locked by the writing process."""
         return self.root / "lock"
 
     def manifest(self, signal: str) -> Path:
-        """Written when all receipts of the signal are there."""
+        """The manifest of a signal, written when all its receipts exist."""
         return self.manifests / f"{dotted(signal)}.json"
 
     def declaration(self, signal: str) -> Path:
-        """Written before any of the signal's shards."""
+        """The declaration of a signal, written before its shards."""
         return self.root / "receipts" / dotted(signal) / "declaration.json"
 
     def receipt(self, signal: str, segment: int) -> Path:
-        """Written after the shards of one segment are durable."""
+        """The receipt of a segment, written after its shards are durable."""
         return self.root / "receipts" / dotted(signal) / f"{segment:06d}.json"
 
     def channels(self, kind: str, layer: int | None) -> Path:
-        """Channel statistics of a hidden layer or of the head's input."""
+        """The channel statistics of a hidden layer or of the head's input."""
         name = kind if layer is None else f"{kind}.{layer}"
         return self.assets / "channels" / f"{name}.safetensors"

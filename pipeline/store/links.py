@@ -1,7 +1,7 @@
-"""No link below a store: what writes to it, or removes of it, would reach what lies elsewhere.
+"""Refuses links inside a store: writing or removing through them would change other directories.
 
-Readers look at every file's real place. For those who write, one look at the whole tree is enough:
-under the store's lock nobody else changes it.
+Readers check the real path of every file. For writers one check of the directory tree is enough,
+since nobody else changes it under the store's lock.
 """
 
 import os
@@ -11,14 +11,14 @@ from pathlib import Path
 from pipeline.errors import IntegrityError
 
 MAX_DEPTH = 50
-"""Directories in each other; a store has eight. Python's own walks end at a thousand, badly."""
+"""Levels of directories; a store has eight. Python's own walks fail at a thousand."""
 
 
 def entries_below(root: Path) -> Iterator[os.DirEntry[str]]:
-    """Yield all that lies below a directory and is no directory itself; no link is followed.
+    """Yield every entry below a directory that is not a directory itself, following no links.
 
     Raises:
-        IntegrityError: If directories are nested deeper than those of any store.
+        IntegrityError: If directories are nested deeper than in any store.
     """
     waiting = [(root, 0)]
     while waiting:
@@ -40,16 +40,16 @@ def links_below(root: Path) -> Iterator[Path]:
     """Yield every link below a directory.
 
     Raises:
-        IntegrityError: If directories are nested deeper than those of any store.
+        IntegrityError: If directories are nested deeper than in any store.
     """
     return (Path(entry.path) for entry in entries_below(root) if entry.is_symlink())
 
 
 def refuse_links(root: Path) -> None:
-    """Refuse a store in which there is a link; the store's own directory may be one.
+    """Refuse a store that contains a link; the store's own directory may be one.
 
     Raises:
-        IntegrityError: Naming a link, and where it leads; or if directories are nested too deep.
+        IntegrityError: Naming a link and its target; or if directories are nested too deep.
     """
     for link in links_below(root):
         raise IntegrityError(

@@ -1,6 +1,7 @@
-"""One writer a store, by a kernel lock that dies with its process.
+"""Allows one writer per store, by a kernel lock that is released when its process ends.
 
-The lock file names host and process for the person who waits; the kernel, not the text, decides.
+The lock file names host and process of the holder for the user who waits. Only the kernel's lock
+counts, not the text.
 """
 
 import contextlib
@@ -18,25 +19,25 @@ from pipeline.provenance import make_directory
 
 logger = logging.getLogger(__name__)
 MAX_NAME = 300
-"""Characters of what the lock file may say of its holder."""
+"""Characters of the holder's name that are read from a lock file."""
 
 
 @contextmanager
 def writer_lock(path: Path, *, wait: bool = True, what: str = "this store") -> Iterator[None]:
-    """Hold a lock for the duration of the block: a store's, or that of a checkpoint directory.
+    """Hold the lock of a store or checkpoint directory for the duration of the block.
 
     Raises:
-        ResourceError: If another process holds it and `wait` is false, or if the lock's file
-            cannot be made.
-        IntegrityError: If a link, a pipe or a directory is in its place.
+        ResourceError: If another process holds it and `wait` is false, or if the lock file cannot
+            be created.
+        IntegrityError: If the lock file is a link, a pipe or a directory.
     """
     file = _locked(path, wait=wait, what=what)
-    # The store may have been removed while this process waited, and its lock with it.
+    # While this process waited, the store may have been removed, and its lock file with it.
     while not _is_current(file, path):
         file.close()
         file = _locked(path, wait=wait, what=what)
     with file:
-        # The name is a courtesy: a full disk keeps nobody from the lock.
+        # The name is optional: a full disk must not prevent locking.
         with suppress(OSError):
             os.truncate(file.fileno(), 0)
             os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
@@ -44,14 +45,14 @@ def writer_lock(path: Path, *, wait: bool = True, what: str = "this store") -> I
 
 
 def holder_of(path: Path) -> str | None:
-    """Return who holds a lock, in words; None if nobody does, or it is no plain file."""
+    """Return the holder of a lock in words; None if it is free or not a regular file."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
     try:
         opened = os.fdopen(descriptor, errors="replace")
-    except OSError:  # a directory, whose descriptor is closed already or is closed here
+    except OSError:  # a directory, whose descriptor may already be closed
         with contextlib.suppress(OSError):
             os.close(descriptor)
         return None
@@ -68,8 +69,7 @@ def holder_of(path: Path) -> str | None:
 def _locked(path: Path, *, wait: bool, what: str) -> TextIO:
     try:
         make_directory(path.parent)
-        # Never through a link, which may lead out of a store that came from elsewhere; and a pipe
-        # in its place must not make this process wait.
+        # A link may lead out of a store that came from elsewhere, and opening a pipe would block.
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         file = os.fdopen(os.open(path, flags, 0o666), "a+")
     except OSError as error:

@@ -1,11 +1,11 @@
-"""The segment plan: which example lies where on the token axis, before any of it is written.
+"""The segment plan: the place of every example on the token axis.
 
-Examples of a split are permuted once, seeded, then dealt in that order to segments of fixed
-capacity; a segment holds whole examples of one split. The plan is a pure function of the lengths,
-splits and options, so every later run, worker and reader agrees on it without talking.
+The examples of a split are permuted once, with a seed, and dealt in that order to segments of fixed
+capacity. A segment holds complete examples of one split. The plan is a pure function of lengths,
+splits and options, so every later run, worker and reader agrees on it without communication.
 
-Training text that was added later is a *part* of its own: permuted alone, and begun with a new
-segment, so the segments of the parts before it are what they were without it.
+Training text that is added later is a *part* of its own. It is permuted by itself and starts with a
+new segment, so the segments of earlier parts do not change.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,11 +23,18 @@ Ints: TypeAlias = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Plan:
-    """Every example's place. Arrays are in store order: segment by segment, in order of `start`.
+    """The place of every example. Arrays are in store order: by segment, then by `start`.
 
-    `split` holds codes, positions in `SPLITS`. `row` is the example's row in its tokenised split,
-    `slot` its place within its segment, `start` its first token on the token axis, `segment_split`
-    a code for each segment. `parts` counts the segments of each part of the training split.
+    Attributes:
+        segment_tokens: Capacity of a segment in tokens.
+        split: Code of each example's split, its position in `SPLITS`.
+        row: The example's row in its tokenised split.
+        start: Its first token on the token axis.
+        length: Its tokens.
+        segment: Its segment.
+        slot: Its position within its segment.
+        segment_split: Code of each segment's split.
+        parts: Segments of each part of the training split.
     """
 
     segment_tokens: int
@@ -42,31 +49,31 @@ class Plan:
 
     @property
     def segments(self) -> int:
-        """How many segments there are."""
+        """The number of segments."""
         return len(self.segment_split)
 
     @property
     def examples_per_segment(self) -> int:
-        """Room for examples in each segment of an example-axis signal."""
+        """Capacity of a segment on the example axis."""
         return int(self.slot.max()) + 1
 
     def in_segment(self, segment: int) -> slice:
-        """Return the range of examples that lie in `segment`."""
+        """Return the range of the examples of `segment`."""
         first, last = np.searchsorted(self.segment, [segment, segment + 1])
         return slice(int(first), int(last))
 
     def segments_of(self, split: str) -> list[int]:
-        """Return the segments that hold examples of `split`."""
+        """Return the segments of `split`."""
         return np.flatnonzero(self.segment_split == SPLITS.index(split)).tolist()
 
 
 def _chosen(
     parts: Sequence[int], split: str, fraction: float, limit: int | None, seed: int
 ) -> Iterator[Ints]:
-    """Permute the rows of each part of a split; of training keep the transfer set asked for."""
+    """Permute the rows of each part of a split; reduce training to the requested transfer set."""
     first = 0
     for part, rows in enumerate(parts):
-        # The first part is drawn as whole splits always were: plans without parts stay the same.
+        # The first part is seeded like a split without parts, whose plans must not change.
         generator = np.random.default_rng([seed, SPLITS.index(split), *([part] if part else [])])
         order = first + generator.permutation(rows).astype(np.int64)
         first += rows
@@ -92,9 +99,9 @@ def make_plan(
         lengths: Tokens of each example, by split.
         segment_tokens: Capacity of a segment in tokens.
         seed: Seed of the permutation.
-        fraction: Share of the examples of each part of training to capture.
+        fraction: Share of the training examples to capture, in each part.
         limit: Most training examples to capture; earlier parts come first.
-        parts: Rows of each part of the training split, in order; none for a single part.
+        parts: Rows of each part of the training split, in order; empty for a single part.
 
     Raises:
         ConfigError: If an example is empty or longer than a segment, or none is for training.
@@ -152,8 +159,8 @@ def make_plan(
 def bucketed_batches(lengths: Ints, batch_tokens: int) -> list[Ints]:
     """Group a segment's examples into batches of similar length, longest first.
 
-    A batch holds at most `batch_tokens` tokens, padding included, and at least one example. Pure
-    function of its arguments: the same segment always runs in the same batches.
+    A batch has at most `batch_tokens` tokens, padding included, and at least one example. The
+    result depends only on the arguments: a segment always runs in the same batches.
     """
     order = np.argsort(-lengths, kind="stable")
     batches: list[Ints] = []

@@ -1,7 +1,7 @@
-"""Writes what every signal refers to: `tokens/`, `examples/` and the description of the plan.
+"""Writes the arrays that all signals share, `tokens/` and `examples/`, and the plan's record.
 
-The planner runs alone, under the store's lock, before any segment; its record is written last and
-lists every file with size and checksum.
+The planner runs alone, under the store's lock, before any segment. The plan's record is written
+last and lists every file with size and checksum.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ from pipeline.store.shards import (
 
 logger = logging.getLogger(__name__)
 PLANNED_ASSETS = ("teacher", "tokenizer")
-"""What is in `assets/` before the plan; the rest comes with signals."""
+"""Directories in `assets/` that exist before the plan; all other assets come with signals."""
 ROW_DIGEST_BYTES = 16
 TOKEN_DTYPES = {"input_ids": "int32", "loss_mask": "uint8", "token_type_ids": "uint8"}
 EXAMPLE_DTYPES = {
@@ -51,31 +51,35 @@ EXAMPLE_DTYPES = {
 EXAMPLE_TYPES = {name: ArrayType(dtype, ()) for name, dtype in EXAMPLE_DTYPES.items()} | {
     "digest": ArrayType("uint8", (ROW_DIGEST_BYTES,), ("byte",))
 }
-"""The columns of the example table; `targets` come to them where rows have numbers."""
+"""The columns of the example table; `targets` is added for rows with numbers."""
 
 
 def target_type(outputs: int) -> ArrayType:
-    """Return the column of the example table that holds each row's numbers."""
+    """Return the type of the column of the example table that holds each row's numbers."""
     return ArrayType("float32", (outputs,), ("output",))
 
 
 def example_array(array_type: ArrayType, examples: int) -> ArraySpec:
-    """Return a column of the example table, which is one shard."""
+    """Return a column of the example table, which has one shard."""
     return ArraySpec(array_type, examples, examples, examples, Axis.EXAMPLE)
 
 
 def token_array(column: str, segments: int, segment_tokens: int, chunk_tokens: int) -> ArraySpec:
-    """Return a column of `tokens/`, a shard a segment."""
+    """Return a column of `tokens/`, with one shard a segment."""
     array_type, rows = ArrayType(TOKEN_DTYPES[column], ()), segments * segment_tokens
     return ArraySpec(array_type, rows, segment_tokens, chunk_tokens, Axis.TOKEN)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The tokenised rows that the plan places, in plan order.
+    """The tokenised rows of a plan, in plan order.
 
-    `tokens` holds one array a column for each example; `label` is -1 where there is none; `targets`
-    are the numbers that a regression or multi-label model is asked for, [examples, outputs].
+    Attributes:
+        tokens: For each column, an array for each example.
+        label: The class of each example, or -1.
+        source_row: The row of the corpus file that an example comes from.
+        piece: The piece of that row.
+        targets: Targets of regression or multi-label rows, [examples, outputs]; else None.
     """
 
     tokens: dict[str, list[NDArray[Any]]]
@@ -88,7 +92,7 @@ class Rows:
     def digests(self) -> NDArray[np.uint8]:
         """The identity of every row, [examples, bytes]."""
         count = len(self.label)
-        found = [
+        digests = [
             row_digest(
                 {column: values[i] for column, values in self.tokens.items()},
                 int(self.label[i]),
@@ -98,7 +102,7 @@ class Rows:
             )
             for i in range(count)
         ]
-        return np.frombuffer(b"".join(found), np.uint8).reshape(count, ROW_DIGEST_BYTES)
+        return np.frombuffer(b"".join(digests), np.uint8).reshape(count, ROW_DIGEST_BYTES)
 
 
 def row_digest(
@@ -108,9 +112,9 @@ def row_digest(
     piece: int,
     targets: NDArray[np.float32] | None = None,
 ) -> bytes:
-    """Identity of an example: all its model inputs, its label or targets, and where it came from.
+    """Return the identity of an example: its model inputs, its label or targets, and its origin.
 
-    Without targets the identity is the one of stores that knew none.
+    Without targets the identity is that of stores from before targets existed.
     """
     digest = hashlib.blake2b(digest_size=ROW_DIGEST_BYTES)
     for column in sorted(tokens):
@@ -125,25 +129,24 @@ def row_digest(
 
 
 def rows_digest(digests: NDArray[np.uint8]) -> str:
-    """Identity of a segment: the identities of its examples, in order."""
+    """Return the identity of a segment, made of the identities of its examples in order."""
     return hashlib.blake2b(np.ascontiguousarray(digests).tobytes(), digest_size=16).hexdigest()
 
 
 def write_plan(layout: Layout, plan: Plan, rows: Rows, description: dict[str, Any]) -> None:
     """Write tokens, examples and the plan's record, then an index that pins it.
 
-    What is there and whole is kept; a shard that is missing or altered is written again, and so is
-    a lost index.
+    Intact files are kept; a missing or altered shard is written again, and so is a lost index.
 
     Args:
         layout: The store.
-        plan: Where every example lies.
+        plan: The place of every example.
         rows: The examples' tokens and labels, in plan order.
-        description: What readers must know: spec, task, classes, vocabulary, chunk_tokens; JSON
-            values.
+        description: What readers need to know, as JSON values: spec, task, classes, vocabulary and
+            chunk_tokens.
 
     Raises:
-        IntegrityError: If an asset that the record lists is missing or altered, or one lies there
+        IntegrityError: If an asset that the record lists is missing or altered, or if there is one
             that it does not list.
     """
     record = {
@@ -158,13 +161,13 @@ def write_plan(layout: Layout, plan: Plan, rows: Rows, description: dict[str, An
         record["outputs"] = rows.targets.shape[1]
     if len(plan.parts) > 1:
         record["parts"] = list(plan.parts)
-    found = _found(layout)
-    if found is not None and {key: found[key] for key in record} != record:
+    known_plan = _known_plan(layout)
+    if known_plan is not None and {key: known_plan[key] for key in record} != record:
         raise IntegrityError(
             f"{layout.plan}: the plan of another corpus or other options; delete the store's "
             "directory and capture again"
         )
-    known = {} if found is None else found["files"]
+    known = {} if known_plan is None else known_plan["files"]
     files: dict[str, dict[str, int]] = {}
     arrays = [
         *_token_arrays(plan, rows, description["chunk_tokens"]),
@@ -194,21 +197,21 @@ def write_plan(layout: Layout, plan: Plan, rows: Rows, description: dict[str, An
                 "directory, or delete the store's directory and capture again"
             )
     _sync(layout, files)
-    if found != {**record, "files": files}:
+    if known_plan != {**record, "files": files}:
         write_record(layout.plan, {**record, "files": files})
     ensure_index(layout)
 
 
 def _sync(layout: Layout, files: Iterable[str]) -> None:
-    """Make durable what the plan's record lists: assets were copied here, and shards only named."""
+    """Make the files that the plan's record lists durable: contents of assets, names of shards."""
     paths = [layout.root / name for name in files]
     assets = {path for path in paths if path.is_relative_to(layout.assets)}
     directories = {parent for path in paths for parent in path.parents}
     sync_what_is_there(assets | {path for path in directories if path.is_relative_to(layout.root)})
 
 
-def _found(layout: Layout) -> dict[str, Any] | None:
-    """Return the plan's record if it is there and not altered."""
+def _known_plan(layout: Layout) -> dict[str, Any] | None:
+    """Return the plan's record if it exists and is not altered."""
     if not layout.plan.exists():
         return None
     try:
@@ -221,7 +224,7 @@ def _found(layout: Layout) -> dict[str, Any] | None:
 
 
 Shards: TypeAlias = tuple[str, ArraySpec, Iterable[NDArray[Any]]]
-"""An array's name, what it is, and the values of its shards in order."""
+"""The name of an array, its specification, and the values of its shards in order."""
 
 
 def _token_arrays(plan: Plan, rows: Rows, chunk_tokens: int) -> Iterator[Shards]:

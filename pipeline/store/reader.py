@@ -1,7 +1,7 @@
-"""Reads a store: only whole signals, only files that match their manifest, rows joined by identity.
+"""Reads a store: only complete signals and intact files, with rows joined by their identity.
 
-Opening reads two JSON records. A segment is read as a whole, one shard an array; its bytes are
-checked by a checksum of the whole file and those same bytes are decoded.
+Opening reads two JSON records. A segment is read at once, one shard an array: the file's bytes are
+checked by size and checksum, and the same bytes are decoded.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,12 +36,18 @@ from pipeline.store.table import check_ids, check_rows, check_table, count_ids
 
 @dataclass(frozen=True)
 class Segment:
-    """One segment in memory, still in stored dtypes.
+    """One segment in memory, in stored dtypes.
 
-    `examples` are positions in the reader's example table whose features are usable; `offset` is
-    the first row of each of them within the segment's token rows, `slot` its row in example-axis
-    arrays. `features` maps a signal's name to its arrays, each over the whole segment; `spans` to
-    the first row of each example in them and the row after its last.
+    Attributes:
+        number: The segment's number.
+        examples: Positions in the reader's example table of the examples with usable features.
+        offset: First token of each example within the segment.
+        length: Tokens of each example.
+        slot: Row of each example in arrays on the example axis.
+        tokens: The token columns of the segment.
+        features: The arrays of each signal by name, over all of the segment.
+        spans: For each signal, the first row of each example in its arrays and the row after its
+            last.
     """
 
     number: int
@@ -55,9 +61,9 @@ class Segment:
 
 
 class StoreReader:
-    """A store opened for reading, pinned to the digests of the signals it is asked for.
+    """A store that is open for reading, with the digests of the requested signals pinned.
 
-    Threads may share it: what it remembers is only ever added to, and equal whoever adds it.
+    Threads may share it: its caches only grow, and every thread adds equal entries.
     """
 
     def __init__(self, path: Path, pins: Mapping[str, str] | None = None) -> None:
@@ -65,10 +71,10 @@ class StoreReader:
 
         Args:
             path: The store's directory.
-            pins: Signal name to the digest it must have. None accepts what is there.
+            pins: The digest that each signal must have, by name. None accepts any.
 
         Raises:
-            IntegrityError: If there is no whole store, or a record does not match its digest.
+            IntegrityError: If there is no complete store, or a record does not match its digest.
             IncompatibleError: If the store is of another format or a pinned signal differs.
         """
         self.layout = Layout(path)
@@ -105,12 +111,12 @@ class StoreReader:
             )
 
     def check_pins(self) -> None:
-        """Check that the index on disk still lists what this reader is pinned to.
+        """Check that the index on disk still lists the pinned signals.
 
-        Costs one look at the index's file; it is read again only when it was replaced.
+        This costs one `stat`; the index is read again only if it was replaced.
 
         Raises:
-            IncompatibleError: If a pinned signal was withdrawn, or has other values now.
+            IncompatibleError: If a pinned signal was withdrawn or has other values.
             IntegrityError: If the store was removed, or its index is altered.
         """
         seen = self._stamp()
@@ -138,23 +144,24 @@ class StoreReader:
         self._seen = seen
 
     def _stamp(self) -> tuple[int, ...] | None:
-        """Return what changes when the index is replaced; None if it is gone."""
+        """Return a stamp that changes when the index is replaced; None if it is missing."""
         try:
-            found = self.layout.index.stat()
+            status = self.layout.index.stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
-        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
     @property
     def signals(self) -> list[str]:
-        """Names of the whole signals."""
+        """Names of the complete signals."""
         return sorted(self.index["signals"])
 
     def signal(self, name: str) -> StoredSignal:
         """Return a signal's declaration and receipts, checked against the index.
 
         Raises:
-            IncompatibleError: If the store has no such whole signal.
+            IncompatibleError: If the store has no such complete signal, or this software lacks its
+                form.
             IntegrityError: If its manifest is altered, or does not cover its segments.
         """
         if name not in self._signals:
@@ -187,10 +194,10 @@ class StoreReader:
 
     @cached_property
     def examples(self) -> dict[str, NDArray[Any]]:
-        """The example table, a column each; `digest` is each row's identity.
+        """The columns of the example table by name; `digest` is the identity of each row.
 
         Raises:
-            IntegrityError: If a file is missing or altered, or an example is out of its place.
+            IntegrityError: If a file is missing or altered, or an example is misplaced.
         """
         count = self.plan["examples"]
         table = {
@@ -204,7 +211,7 @@ class StoreReader:
 
     @cached_property
     def targets(self) -> NDArray[np.float32] | None:
-        """What a regression or multi-label model is asked for, [examples, outputs]; else None."""
+        """Targets of regression or multi-label rows, [examples, outputs]; else None."""
         outputs = self.plan.get("outputs", 0)
         if not outputs:
             return None
@@ -218,7 +225,7 @@ class StoreReader:
 
     @property
     def parts(self) -> list[int]:
-        """Segments of each part of the training split: the text there was, and what was added."""
+        """Segments of each part of the training split: the original text, and each addition."""
         return self.plan.get("parts") or [len(self.segments(TRAIN))]
 
     def segments(self, split: str, parts: int | None = None) -> list[int]:
@@ -226,7 +233,7 @@ class StoreReader:
 
         Args:
             split: Which split.
-            parts: So many of the first parts of the training split alone; None for all.
+            parts: Of the training split, the number of parts from the first; None for all.
 
         Raises:
             IncompatibleError: If it has fewer parts.
@@ -252,7 +259,7 @@ class StoreReader:
         return read_shard(path, self.layout.root, spec, segment, expected)
 
     def examples_in(self, segment: int) -> NDArray[np.int64]:
-        """Return the positions in the example table of a segment's examples."""
+        """Return the positions of a segment's examples in the example table."""
         first, last = np.searchsorted(self.examples["segment"], [segment, segment + 1])
         return np.arange(first, last)
 
@@ -260,8 +267,8 @@ class StoreReader:
         """Read tokens and the given signals of one segment.
 
         Raises:
-            IntegrityError: If a file is missing or altered, or if rows and features do not belong
-                together.
+            IntegrityError: If a file is missing or altered, or features belong to other rows.
+            IncompatibleError: If a signal was not captured for the segment's split.
         """
         chunk, capacity = self.plan["chunk_tokens"], self.plan["segment_tokens"]
         count = len(self.plan["segments"])
@@ -316,7 +323,7 @@ class StoreReader:
         )
 
     def _arrays(self, declared: Declaration) -> dict[str, ArraySpec]:
-        """Return the arrays of a signal; once, for the room of pairs is found in all examples."""
+        """Return the arrays of a signal, cached because sizes of pairs depend on all examples."""
         if declared.name not in self._specs:
             count = len(self.plan["segments"])
             extent = segment_extent(
@@ -346,7 +353,7 @@ class StoreReader:
         length: NDArray[np.int64],
         tokens: dict[str, NDArray[Any]],
     ) -> None:
-        """Compare each example's identity with what its tokens and label say; once a segment."""
+        """Compare each example's identity with its tokens and label, once per segment."""
         if segment in self._checked_rows:
             return
         check_ids(tokens["input_ids"], self._ids, f"{self.layout.features}: segment {segment}")
@@ -355,15 +362,15 @@ class StoreReader:
         self._checked_rows.add(segment)
 
     def channels(self, signal: str) -> Channels | None:
-        """Return mean and deviation of a signal's channels, float32, where it has them."""
+        """Return a signal's channel statistics in float32; None if it has none."""
         declaration = self.signal(signal).declaration
         return self._attachments.channels(declaration)
 
     def asset(self, name: str) -> Path:
-        """Return the path of an indexed asset file after checking it.
+        """Return the path of an asset after checking its file.
 
         Raises:
-            IncompatibleError: If capture was not asked for it.
+            IncompatibleError: If it was not captured.
             IntegrityError: If it is missing or altered.
         """
         return self._attachments.asset(name)
@@ -372,12 +379,12 @@ class StoreReader:
         """Return the teacher's Hugging Face configuration.
 
         Raises:
-            IntegrityError: If it is missing, altered, or no JSON object.
+            IntegrityError: If it is missing, altered, or not a JSON object.
         """
         return self._attachments.teacher_config()
 
     def tokenizer(self) -> Path:
-        """Return the directory of the teacher's tokenizer, which holds what was captured, no more.
+        """Return the directory of the teacher's tokenizer, after checking that it is as captured.
 
         Raises:
             IntegrityError: If a file is missing, altered, a link, or not listed.
@@ -385,9 +392,9 @@ class StoreReader:
         return self._attachments.tokenizer()
 
     def copy_tokenizer(self, target: Path) -> None:
-        """Write the files of the teacher's tokenizer into a directory, over none that is there.
+        """Write the files of the teacher's tokenizer into a directory, replacing no file.
 
         Raises:
-            IntegrityError: If one is missing or altered, or has the name of a file that is there.
+            IntegrityError: If a file is missing or altered, or its name exists in the directory.
         """
         self._attachments.copy_tokenizer(target)

@@ -1,8 +1,8 @@
-"""The store's JSON records: plan, declaration, receipt, manifest, index.
+"""The JSON records of a signal: declaration, receipt and manifest.
 
-A *declaration* says what a signal is before any of it is written, a *receipt* that one segment of
-it is durable, a *manifest* that all of it is, the *index* which manifests count. Everything here
-except `software` enters a digest.
+A *declaration* describes a signal before any of it is written, a *receipt* states that one segment
+is durable, a *manifest* that all are. The *index* lists the manifests that count. Everything except
+`software` enters a digest.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -20,12 +20,14 @@ from pipeline.store.signals import Signal
 
 @dataclass(frozen=True)
 class Declaration(Signal):
-    """A signal with its sizes and what else a reader must know to decode and use it.
+    """A signal with its sizes and everything else that a reader needs to decode and use it.
 
-    `info` holds the mask rule and scaling of an attention layer, or scale and softcap of a head,
-    and by its name the index's entry of each asset that the values are rebuilt with.
-    `splits` names the splits whose segments carry the signal. `channels` is the digest record of
-    its statistics file.
+    Attributes:
+        geometry: The sizes of its values.
+        splits: The splits whose segments have the signal.
+        info: Mask rule and scaling of an attention layer, or scale and softcap of a head; and the
+            index entry of each asset that decoding needs, by the asset's name.
+        channels: Size and checksum of the file of channel statistics; None if there is none.
     """
 
     geometry: Geometry
@@ -58,7 +60,7 @@ class Declaration(Signal):
 
     @classmethod
     def of_checked(cls, value: dict[str, Any]) -> "Declaration":
-        """Read what was checked already, as part of a manifest.
+        """Read what was checked as part of a manifest.
 
         Raises:
             IncompatibleError: If this software does not have the form that wrote the signal.
@@ -102,12 +104,12 @@ class Declaration(Signal):
 
     @property
     def rule(self) -> str | None:
-        """Which keys a query sees, `causal` or `full`; None where the signal is no attention."""
+        """Which keys a query sees, `causal` or `full`; None if the signal is not attention."""
         return self.info.get("rule")
 
     @property
     def asset_entries(self) -> dict[str, dict[str, Any]]:
-        """The index's entry of each asset that the signal's values are rebuilt with, by name."""
+        """The index entry of each asset that decoding needs, by the asset's name."""
         return {name: entry for name, entry in self.info.items() if isinstance(entry, dict)}
 
     def digest(self) -> str:
@@ -115,18 +117,23 @@ class Declaration(Signal):
         return fingerprint(self.to_json())
 
     def arrays(self) -> dict[str, ArrayType]:
-        """Return the arrays of the signal."""
+        """Return the stored arrays by name."""
         return self.form.arrays(self.geometry)
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """One segment of one signal is durable.
+    """States that one segment of one signal is durable.
 
-    `declaration` is the digest of the declaration it was written under. `rows` is the digest of the
-    identities of the segment's examples: features and tokens join by it. `content` is the digest of
-    the stored values in token order and alone feeds manifests; `files` holds size and checksum of
-    each shard by its path in the store. `skipped` are slots whose features were not finite.
+    Attributes:
+        segment: The segment's number.
+        declaration: Digest of the declaration under which the segment was written.
+        tokens: Tokens of the segment.
+        examples: Examples of the segment.
+        rows: Digest of the identities of the segment's examples, which joins features and tokens.
+        content: Digest of the stored values in token order; the manifest's digest is made of it.
+        skipped: Slots of examples whose features were not finite.
+        files: Size and checksum of each shard, by its path in the store.
     """
 
     segment: int
@@ -150,7 +157,7 @@ class Receipt:
 
     @classmethod
     def of_checked(cls, value: dict[str, Any]) -> "Receipt":
-        """Read what was checked already, as part of a manifest."""
+        """Read what was checked as part of a manifest."""
         try:
             return cls(**{**value, "skipped": tuple(value["skipped"])})
         except TypeError as error:
@@ -159,9 +166,13 @@ class Receipt:
 
 @dataclass(frozen=True)
 class StoredSignal:
-    """A whole signal: its declaration, its digest and the receipts of its segments.
+    """A complete signal.
 
-    `software` are the versions of what computed it.
+    Attributes:
+        declaration: Its declaration.
+        digest: Digest of its values.
+        receipts: The receipt of each segment, by its number.
+        software: Versions of the software that computed it.
     """
 
     declaration: Declaration
@@ -171,17 +182,17 @@ class StoredSignal:
 
     @property
     def bytes(self) -> int:
-        """Bytes on disk, compressed."""
+        """Compressed bytes on disk."""
         return sum(f["bytes"] for receipt in self.receipts.values() for f in receipt.files.values())
 
     @property
     def tokens(self) -> int:
-        """Tokens that carry the signal."""
+        """Tokens that have the signal."""
         return sum(receipt.tokens for receipt in self.receipts.values())
 
 
 def signal_digest(declaration: Declaration, receipts: list[Receipt]) -> str:
-    """Digest of all a student can see of a signal, whatever host, time and compression."""
+    """Return the digest of a signal's values, independent of host, time and compression."""
     return fingerprint(
         {
             "declaration": declaration.to_json(),
@@ -191,7 +202,7 @@ def signal_digest(declaration: Declaration, receipts: list[Receipt]) -> str:
 
 
 def of_manifest(manifest: dict[str, Any], path: Path) -> tuple[Declaration, list[Receipt]]:
-    """Return the declaration and the receipts of a manifest; each is checked once.
+    """Return the declaration and the receipts of a manifest, after checking them.
 
     Raises:
         IntegrityError: If keys, types, names or sizes are not those of a manifest.
@@ -204,7 +215,7 @@ def of_manifest(manifest: dict[str, Any], path: Path) -> tuple[Declaration, list
 def manifest_json(
     declaration: Declaration, receipts: list[Receipt], software: dict[str, str]
 ) -> dict[str, Any]:
-    """The manifest of a whole signal."""
+    """Return the manifest of a complete signal."""
     return {
         "declaration": declaration.to_json(),
         "digest": signal_digest(declaration, receipts),

@@ -1,7 +1,7 @@
-"""What a store's records must look like before any of it is used: it may come from anywhere.
+"""Schemas of a store's records, checked when a record is read: a store may come from anywhere.
 
-A seal says that a record is as it was written, not who wrote it. So keys, types, sizes and names
-are checked once, when it is read; what then multiplies sizes or joins paths need not.
+A seal proves that a record was not altered, not who wrote it. So keys, types, sizes and names are
+checked once, and later code may multiply sizes and join paths without checks.
 """
 
 from collections.abc import Callable
@@ -27,10 +27,10 @@ from pipeline.registry import Origin
 from pipeline.tasks import Task
 
 MAX_COUNT = 2**40
-"""Of rows, tokens or bytes: beyond any store, and far from where int64 wraps around."""
+"""The largest count of rows, tokens or bytes: beyond any store, and far from an int64 overflow."""
 MAX_SHOWN = 80
 MAX_NAME_BYTES = 255
-"""Of a file or directory; no file system has longer ones."""
+"""The longest name of a file or directory in any file system."""
 SIGNAL = r"^((hidden|attention|value)/[0-9]{1,6}|logits)/[a-z0-9_]{1,40}-[0-9a-f]{8}$"
 
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
@@ -40,8 +40,8 @@ Split = Literal["train", "validation", "test"]
 
 
 def _plain_path(name: str) -> str:
-    """Refuse what is not the one plain way to write a path below a directory."""
-    # Not by pathlib: a large store has a million of them.
+    """Refuse paths that are not in the one plain form of a path below a directory."""
+    # Without pathlib: a large store has a million paths.
     parts = name.split("/")
     is_plain = name.isprintable() and {"", ".", ".."}.isdisjoint(parts)
     is_long = len(name.encode()) > MAX_NAME_BYTES
@@ -56,14 +56,14 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class _Record(BaseModel):
-    """A part of a record; later versions may add keys that this one need not know."""
+    """An object in a record. Later versions may add keys."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
 
 @with_config(ConfigDict(extra="forbid", strict=True))
 class _File(TypedDict):
-    # A dictionary, as is a receipt: a large store has a million, and no object is made of one.
+    # A dictionary, like a receipt: a large store has a million of them.
     bytes: Size
     xxh3: Annotated[int, Field(ge=0, lt=2**64)]
 
@@ -143,7 +143,7 @@ class _Index(_Record):
 
 
 class _Cut(_Record):
-    """How segments were cut and computed: what commands show of it."""
+    """How segments were cut and computed, as far as commands show it."""
 
     fraction: float = 1
     limit: int | None = None
@@ -208,7 +208,7 @@ _DECLARATION, _RECEIPT = TypeAdapter(_Declaration), TypeAdapter(_Receipt)
 
 
 def check_index(index: dict[str, Any], path: Path) -> None:
-    """Refuse an index whose keys, types or names are not those of one.
+    """Refuse an index with wrong keys, types or names.
 
     Raises:
         IntegrityError: Naming file and key.
@@ -217,7 +217,7 @@ def check_index(index: dict[str, Any], path: Path) -> None:
 
 
 def check_plan(plan: dict[str, Any], path: Path) -> None:
-    """Refuse a plan whose keys, types, names or sizes are not those of one.
+    """Refuse a plan with wrong keys, types, names or sizes.
 
     Raises:
         IntegrityError: Naming file and key.
@@ -226,7 +226,7 @@ def check_plan(plan: dict[str, Any], path: Path) -> None:
 
 
 def check_manifest(manifest: dict[str, Any], path: Path) -> None:
-    """Refuse a signal's manifest whose keys, types, names or sizes are not those of one.
+    """Refuse a manifest with wrong keys, types, names or sizes.
 
     Raises:
         IntegrityError: Naming file and key.
@@ -235,7 +235,7 @@ def check_manifest(manifest: dict[str, Any], path: Path) -> None:
 
 
 def check_declaration(declaration: dict[str, Any], path: Path) -> None:
-    """Refuse a declaration whose keys, types, names or sizes are not those of one.
+    """Refuse a declaration with wrong keys, types, names or sizes.
 
     Raises:
         IntegrityError: Naming file and key.
@@ -244,7 +244,7 @@ def check_declaration(declaration: dict[str, Any], path: Path) -> None:
 
 
 def check_receipt(receipt: dict[str, Any], path: Path) -> None:
-    """Refuse a receipt whose keys, types, names or sizes are not those of one.
+    """Refuse a receipt with wrong keys, types, names or sizes.
 
     Raises:
         IntegrityError: Naming file and key.
@@ -257,7 +257,7 @@ def _check(validate: Callable[[Any], object], value: dict[str, Any], path: Path)
         validate(value)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"] if part != "[key]")[:MAX_SHOWN]
+        key = ".".join(str(step) for step in first["loc"] if step != "[key]")[:MAX_SHOWN]
         raise IntegrityError(
             f"{path}: {key!r}: {first['msg']}; the record is no capture's: delete the store's "
             "directory and capture again"

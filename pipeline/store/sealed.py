@@ -1,7 +1,7 @@
-"""The store's JSON records carry a digest of themselves: a flipped bit in one is never believed.
+"""Sealed JSON records: each contains its own digest, so that altered records are detected.
 
-There is one way to write a record, so every byte of it counts, spaces too. Its size is looked at
-before it is read: a record grows with the segments of its store and with nothing else.
+There is one way to write a record, so every byte counts, including spaces. The size is checked
+before reading: a record grows only with the number of segments.
 """
 
 import json
@@ -16,17 +16,17 @@ from pipeline.store.shards import check_file, read_inside
 
 SEAL = "seal"
 MAX_BYTES = 4 * 2**20
-"""Of a record in a store of few segments; of an index always: it is one of 10,000 signals."""
+"""The most bytes of a record in a store of few segments; of an index always: 10,000 signals."""
 SEGMENT_BYTES = 2**14
-"""What each segment may add to plan or manifest: a receipt of a dozen shards has 2,000 bytes, and
-every example that was skipped adds a dozen."""
+"""Bytes that each segment may add to plan or manifest: a receipt of a dozen shards has 2,000
+bytes, and every skipped example adds a dozen."""
 
 
 def _limit(path: Path, root: Path) -> int:
     """Return the most bytes that a record may have.
 
-    A large record is believed in a store of many segments alone, and these are counted by their
-    token shards: no record says how many there are before it is read.
+    Only a store of many segments may have large records. The segments are counted by their token
+    shards, since no record has been read yet.
     """
     layout = Layout(root)
     try:
@@ -39,12 +39,12 @@ def _limit(path: Path, root: Path) -> int:
 
 
 def record_bytes(value: dict[str, Any]) -> bytes:
-    """Return a record as the bytes of its file, sealed."""
+    """Return the bytes of a sealed record."""
     return json_text({**value, SEAL: fingerprint(value)})
 
 
 def write_record(path: Path, value: dict[str, Any]) -> None:
-    """Write a record, sealed, atomically."""
+    """Seal a record and write it atomically."""
     write_bytes_atomically(path, record_bytes(value))
 
 
@@ -54,7 +54,7 @@ def read_record(path: Path, root: Path, expected: dict[str, int] | None = None) 
     Args:
         path: The record's file.
         root: The store; a link that leads out of it is refused.
-        expected: Size and checksum where another record pins this one.
+        expected: Size and checksum if another record pins this one.
 
     Raises:
         IntegrityError: If it is missing, altered, too large, or not the one that is pinned.
@@ -67,8 +67,8 @@ def read_record(path: Path, root: Path, expected: dict[str, int] | None = None) 
     try:
         value = json.loads(data)
         seal = value.pop(SEAL)
-        # A checksum has seen every byte of a pinned record; another is compared with what it must
-        # be, byte for byte: a seal does not see spaces, or a key that is there twice.
+        # The checksum of a pinned record covers every byte. Other records are compared byte for
+        # byte with their only valid text: a seal does not cover spaces or repeated keys.
         is_whole = fingerprint(value) == seal and (
             expected is not None or data == record_bytes(value)
         )

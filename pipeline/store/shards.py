@@ -1,11 +1,11 @@
-"""Files of a store: written whole and durable or not at all; read only if they are what they were.
+"""Reads and writes the files of a store: atomic, durable writes and checked reads.
 
-One segment is one shard of every array, and a shard is one file. Zarr's chunk checksums do not see
-a missing chunk, a zero-length shard or two swapped files; size and xxh3 of the whole file do. A
-link, a pipe, or a file of another size is refused before it is read.
+A segment is one shard of each array, and a shard is one file. Zarr's chunk checksums do not detect
+a missing chunk, an empty shard or two swapped files; size and xxh3 of the file do. A link, a pipe
+or a file of another size is refused before it is read.
 
-The checksum of a file must not be a crc32c: bytes followed by their own CRC leave a CRC in a state
-that depends on their number alone, so all shards with chunks of the same sizes have the same one.
+The checksum of a file must not be a crc32c. The CRC of bytes that end in their own CRC depends only
+on their number, so that all shards with chunks of equal sizes would have the same checksum.
 """
 
 import math
@@ -36,16 +36,20 @@ from pipeline.store.layout import Layout
 
 BLOCK_BYTES = 2**20
 MAX_SHARD_BYTES = 2**32
-"""Of a shard's values in memory, where a few segments lie side by side while students train."""
+"""The most bytes of a decoded shard; several segments are in memory while students train."""
 METADATA = "zarr.json"
 
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """An array of a store: what its rows are, and how many lie in all, in a shard and in a chunk.
+    """An array of a store.
 
-    A shard is the unit of writing, a chunk the unit of reading for other Zarr readers. `axis` is
-    what a row is.
+    Attributes:
+        array_type: Its dtype, and shape and axis names of a row.
+        rows: Rows of the array.
+        shard_rows: Rows of a shard, the unit of writing.
+        chunk_rows: Rows of a chunk, the unit of reading for other Zarr readers.
+        axis: The name of the first axis; empty as in stores of the first release.
     """
 
     array_type: ArrayType
@@ -59,7 +63,7 @@ class ArraySpec:
         return self.accepted_metadata()[0]
 
     def accepted_metadata(self) -> tuple[bytes, ...]:
-        """Return what its `zarr.json` may be: as now, or as before axes had names."""
+        """Return each accepted `zarr.json`: the present one, and one without axis names."""
         named = (self.axis, *self.array_type.row_axes) if self.axis else ()
         sizes = {
             "rows": self.rows,
@@ -71,11 +75,11 @@ class ArraySpec:
         )
 
     def check_size(self, array: Path, file_bytes: int) -> None:
-        """Refuse, before anything is read or allocated, a shard of more bytes than it can have.
+        """Refuse a shard with too many bytes, before anything is read or allocated.
 
         Raises:
-            IncompatibleError: If its values would take more memory than any shard may.
-            IntegrityError: If its file would be larger than its values encoded at the worst.
+            IncompatibleError: If its values would take more memory than a shard may.
+            IntegrityError: If its file is larger than its encoded values can be.
         """
         row_bytes = math.prod(self.array_type.row_shape) * np.dtype(self.array_type.dtype).itemsize
         decoded = self.shard_rows * row_bytes
@@ -93,11 +97,11 @@ class ArraySpec:
 
 
 def create_array(features: Path, name: str, spec: ArraySpec) -> None:
-    """Write the metadata of an array and of the groups above it, where it is not there as stated.
+    """Write the metadata of an array and of the groups above it where it is missing or differs.
 
     Args:
         features: The root group.
-        name: Path of the array below it.
+        name: Path of the array below the root group.
         spec: The array.
     """
     array = features / name
@@ -112,10 +116,10 @@ def create_array(features: Path, name: str, spec: ArraySpec) -> None:
 
 
 def check_metadata(path: Path, root: Path, accepted: tuple[bytes, ...]) -> None:
-    """Compare a `zarr.json` with what the records imply.
+    """Compare a `zarr.json` with the metadata that the records imply.
 
     Raises:
-        IntegrityError: If it cannot be read, or is none of the `accepted`.
+        IntegrityError: If it cannot be read, or is not one of `accepted`.
     """
     if read_inside(path, root, limit=max(map(len, accepted))) not in accepted:
         raise IntegrityError(
@@ -125,7 +129,7 @@ def check_metadata(path: Path, root: Path, accepted: tuple[bytes, ...]) -> None:
 
 
 def shard_name(segment: int, array_type: ArrayType) -> str:
-    """Return the name, within its array, of one segment's shard."""
+    """Return the path of a segment's shard within its array."""
     return "/".join(("c", str(segment), *["0"] * len(array_type.row_shape)))
 
 
@@ -133,7 +137,7 @@ def write_shard(layout: Layout, name: str, values: NDArray[Any], chunk_rows: int
     """Write `values` as the shard `name` of a store, durably.
 
     Returns:
-        Size and checksum of the file, as receipts hold them.
+        Size and checksum of the file, as in receipts.
 
     Raises:
         ResourceError: If the file system refuses.
@@ -144,7 +148,7 @@ def write_shard(layout: Layout, name: str, values: NDArray[Any], chunk_rows: int
 
 
 def bytes_digest(data: bytes) -> dict[str, int]:
-    """Return the size and xxh3 of a file's content, as records hold them."""
+    """Return the size and xxh3 of a file's content, as in records."""
     return {"bytes": len(data), "xxh3": xxhash.xxh3_64_intdigest(data)}
 
 
@@ -152,11 +156,11 @@ def bytes_digest(data: bytes) -> dict[str, int]:
 def _opened(
     path: Path, root: Path, size: int | None, limit: int | None = None
 ) -> Iterator[BinaryIO]:
-    """Open a regular file of `size` bytes that is really inside `root`, following no link out."""
+    """Open a regular file of `size` bytes whose real path is inside `root`."""
     try:
         real = path.parent.resolve(strict=True)
         _check_inside(real.is_relative_to(_real(root.absolute())), path, real)
-        # O_NONBLOCK: a pipe in the place of a file must not make the reader wait for ever.
+        # O_NONBLOCK: a pipe in place of a file must not block the reader.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         raise IntegrityError(
@@ -164,7 +168,7 @@ def _opened(
         ) from error
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
-        # Python opens no directory by its descriptor, with an error of its own.
+        # Python raises an error of its own when it opens a directory by its descriptor.
         os.close(descriptor)
         _check_inside(False, path, real)
     with os.fdopen(descriptor, "rb") as file:
@@ -183,9 +187,9 @@ def _opened(
 
 @lru_cache(maxsize=64)
 def _real(root: Path) -> Path:
-    """Return where a store really is: asked for each of its files, and half of what opening costs.
+    """Return the real path of a store, cached because it is half the cost of opening a file.
 
-    One that is moved while it is read is then refused, and never read for another.
+    If a store is moved while it is read, its files are refused.
     """
     return root.resolve()
 
@@ -200,13 +204,13 @@ def _check_inside(is_inside: bool, path: Path, real: Path) -> None:
 def read_inside(
     path: Path, root: Path, size: int | None = None, *, limit: int | None = None
 ) -> bytes:
-    """Read a regular file whose real place is inside `root`.
+    """Read a regular file whose real path is inside `root`.
 
     Args:
         path: The file.
         root: The store.
-        size: Bytes that it must have.
-        limit: Bytes that it may have at most; none of it is read if it has more.
+        size: The size it must have, in bytes.
+        limit: The most bytes it may have; a larger file is not read.
 
     Raises:
         IntegrityError: If it is missing, unreadable, of another size, or a link leads out.
@@ -216,7 +220,7 @@ def read_inside(
 
 
 def file_digest(path: Path, root: Path) -> dict[str, int]:
-    """Return size and xxh3 of a file inside `root`, in constant memory.
+    """Return size and xxh3 of a file inside `root`, using constant memory.
 
     Raises:
         IntegrityError: If it is missing, unreadable, or a link leads out.
@@ -230,7 +234,7 @@ def file_digest(path: Path, root: Path) -> dict[str, int]:
 
 
 def matches(path: Path, root: Path, expected: dict[str, int], *, verify: bool) -> bool:
-    """Tell whether a file is there with its size, and with its checksum if `verify`."""
+    """Tell whether a file exists with its size and, if `verify`, with its checksum."""
     try:
         with _opened(path, root, expected["bytes"]):
             pass
@@ -245,7 +249,7 @@ def check_file(
     """Return the bytes of a file after comparing size and checksum with its record.
 
     Raises:
-        IntegrityError: If they differ, or it has more bytes than `limit`; nothing was used.
+        IntegrityError: If they differ, or if it has more bytes than `limit`.
     """
     data = read_inside(path, root, expected["bytes"], limit=limit)
     found = bytes_digest(data)["xxh3"]
@@ -260,10 +264,10 @@ def check_file(
 def read_shard(
     array: Path, root: Path, spec: ArraySpec, segment: int, expected: dict[str, int]
 ) -> NDArray[Any]:
-    """Read one segment of an array, all of it checked before any of it is decoded.
+    """Read one segment of an array; it is checked before any of it is decoded.
 
     Raises:
-        IntegrityError: If metadata, file or chunks are not those that the manifest states.
+        IntegrityError: If metadata, file or chunks differ from the manifest.
     """
     spec.check_size(array, expected["bytes"])
     check_metadata(array / METADATA, root, spec.accepted_metadata())

@@ -12,7 +12,7 @@ from pipeline.store.forms.registry import FORMS, identity, origin_of
 
 @dataclass(frozen=True)
 class Signal:
-    """What is captured: a form of a layer; the layer of logits is None."""
+    """A form of one layer's features; the layer of logits is None."""
 
     form: Form
     layer: int | None
@@ -35,12 +35,12 @@ class Signal:
 
     @property
     def assets(self) -> tuple[str, ...]:
-        """The names of the store's assets that decoding needs."""
+        """The names of the assets that decoding needs."""
         return self.form.assets(self.layer)
 
     @property
     def needs(self) -> dict[str, int]:
-        """The layer of each other kind of signal without which this one cannot be decoded."""
+        """The layer of each other kind of signal that decoding needs."""
         return self.form.needs(self.layer)
 
 
@@ -55,7 +55,7 @@ class CapturedSignal:
         form_name: Its form; `form` is the class.
         digest: The digest of its values.
         needs: The layer of each other kind of signal that decoding needs.
-        origin: The package that gave the form; None for a form of ours.
+        origin: The package that provides the form; None for a built-in form.
     """
 
     name: str
@@ -91,7 +91,7 @@ class CapturedSignal:
 
 
 def manifest_record(signal: Signal, digest: str) -> dict[str, Any]:
-    """Return the JSON values that say which signal was captured."""
+    """Return the JSON values of a captured signal for `data/manifests/<teacher>/`."""
     origin = origin_of(signal.form)
     return {
         "signal": signal.name,

@@ -1,8 +1,8 @@
-"""Shards on their way: any process writes them aside, the holder of the lock puts them in place.
+"""Stages shards: any process may write them aside, the holder of the lock moves them into place.
 
-A worker may outlive the capture that started it. It writes below a directory of its attempt, which
-goes when the next capture takes the store, and it never renames into the store: so it can harm
-nothing, however late it wakes up.
+A worker may outlive the capture that started it. It writes only to the directory of its attempt,
+which the next capture removes, and never moves files into the store. So it does no harm, however
+late it continues.
 """
 
 from collections.abc import Mapping
@@ -20,12 +20,12 @@ from pipeline.store.shards import bytes_digest
 def stage_shard(
     layout: Layout, name: str, values: NDArray[Any], chunk_rows: int, *, attempt: str
 ) -> dict[str, int]:
-    """Write `values` aside, durably, as what the shard `name` of a store is to be.
+    """Write `values` as the future shard `name` of a store, aside and durably.
 
-    Makes no directory: where that of the attempt is gone, another capture has taken over.
+    Creates no directory: if that of the attempt is gone, another capture has taken over.
 
     Returns:
-        Size and checksum of the file, as receipts hold them.
+        Size and checksum of the file, as in receipts.
 
     Raises:
         ResourceError: If the attempt is over, or the file system refuses.
@@ -43,30 +43,30 @@ def stage_shard(
 
 
 def publish_shards(layout: Layout, files: Mapping[str, dict[str, int]], *, attempt: str) -> None:
-    """Put staged shards in place, durably: for the holder of the store's lock alone.
+    """Move staged shards into place, durably. Only the holder of the store's lock may call this.
 
     Args:
         layout: The store.
-        files: What `stage_shard` returned for each shard, by name.
-        attempt: The attempt that they were staged in.
+        files: Size and checksum of each shard by its name, as `stage_shard` returns them.
+        attempt: The attempt in which they were staged.
 
     Raises:
         ResourceError: If a staged shard is gone, or the file system refuses.
     """
     if not files:
         return
-    places = [layout.root / name for name in files]
+    targets = [layout.root / name for name in files]
     try:
-        for place, (name, entry) in zip(places, files.items(), strict=True):
-            make_directory(place.parent)
-            layout.staged(attempt, name, entry["xxh3"]).replace(place)
-        # The staging directory is not synced: a name that comes back there is deleted unread.
-        for directory in {place.parent for place in places}:
+        for target, (name, entry) in zip(targets, files.items(), strict=True):
+            make_directory(target.parent)
+            layout.staged(attempt, name, entry["xxh3"]).replace(target)
+        # The staging directory is not synced: names that reappear there are deleted unread.
+        for directory in {target.parent for target in targets}:
             fsync_directory(directory)
     except FileNotFoundError as error:
         raise _over(layout, attempt) from error
     except OSError as error:
-        raise refused(places[0], error) from error
+        raise refused(targets[0], error) from error
 
 
 def _over(layout: Layout, attempt: str) -> ResourceError:

@@ -1,7 +1,7 @@
-"""The example table of a store must be a plan: rows one after the other, segment by segment.
+"""Checks that the example table of a store is a plan: examples in order, segment by segment.
 
-Tokens are found by `start`, features by the sum of the lengths before: a table in which the two
-disagree would join rows with features of others, whatever the checksums say.
+Tokens are located by `start`, features by the sum of the preceding lengths. A table in which the
+two disagree would join rows with the features of other rows, although all checksums are right.
 """
 
 from collections.abc import Mapping
@@ -21,15 +21,15 @@ from pipeline.store.shards import read_shard, shard_name
 
 
 def check_table(table: Mapping[str, NDArray[Any]], plan: Mapping[str, Any], path: Path) -> None:
-    """Compare every example's place with where its plan would have put it.
+    """Compare the place of every example with the place that a plan gives it.
 
     Args:
         table: The columns of the example table.
-        plan: The plan's record, whose types are checked.
-        path: The table, for the message.
+        plan: The plan's record, whose types have been checked.
+        path: The table, for errors.
 
     Raises:
-        IntegrityError: Naming the first example that is out of place, and the column.
+        IntegrityError: Naming the first misplaced example and the column.
     """
     check_lengths(table["length"], table["segment"], plan, path)
     segment, length = table["segment"].astype(np.int64), table["length"].astype(np.int64)
@@ -57,10 +57,10 @@ def check_lengths(
     plan: Mapping[str, Any],
     path: Path,
 ) -> None:
-    """Check what the sizes of arrays follow from: every example's length and segment.
+    """Check each example's length and segment, from which the sizes of arrays follow.
 
     Raises:
-        IntegrityError: Naming the first example of a length or segment that the plan has not.
+        IntegrityError: Naming the first example whose length or segment does not fit the plan.
     """
     segments, capacity = len(plan["segments"]), plan["segment_tokens"]
     _check(path, "segment", segment, (segment >= 0) & (segment < segments))
@@ -76,31 +76,32 @@ def check_rows(
     spans: NDArray[np.int64],
     path: Path,
 ) -> None:
-    """Compare the identity of a segment's examples with what their tokens, labels and targets say.
+    """Compare the identity of a segment's examples with their tokens, labels and targets.
 
     Args:
         table: The columns of the example table.
-        targets: What a regression or multi-label model is asked for, [examples, outputs].
+        targets: Targets of regression or multi-label rows, [examples, outputs].
         members: The segment's examples, [members].
         tokens: The segment's columns.
-        spans: First token of each member in them, and the one after its last, [2, members].
-        path: The store's arrays, for the message.
+        spans: First token of each member in these columns, and the token after its last,
+            [2, members].
+        path: The store's arrays, for errors.
 
     Raises:
-        IntegrityError: If one is another row.
+        IntegrityError: If an example is another row than the planned one.
     """
     numbers = (table[key][members].tolist() for key in ("label", "source_row", "piece"))
     digests = table["digest"][members].tobytes()
     rows = zip(members.tolist(), *spans.tolist(), *numbers, strict=True)
     for place, (example, start, stop, label, source_row, piece) in enumerate(rows):
-        found = row_digest(
+        digest = row_digest(
             {column: values[start:stop] for column, values in tokens.items()},
             label,
             source_row,
             piece,
             None if targets is None else targets[example],
         )
-        if found != digests[place * ROW_DIGEST_BYTES : (place + 1) * ROW_DIGEST_BYTES]:
+        if digest != digests[place * ROW_DIGEST_BYTES : (place + 1) * ROW_DIGEST_BYTES]:
             raise IntegrityError(
                 f"{path}: example {example} of segment {int(table['segment'][example])} is not the "
                 "row that was planned; the store was altered: delete it and capture again"
@@ -108,34 +109,34 @@ def check_rows(
 
 
 def count_ids(plan: Mapping[str, Any], config: Mapping[str, Any]) -> int:
-    """Return how many ids rows may use: a tokenizer may have gaps, so rows of the embedding too.
+    """Return how many ids rows may use: a tokenizer may have gaps, so embedding rows count too.
 
     Args:
         plan: The plan's record.
         config: The teacher's configuration.
     """
     nested = config.get("text_config")
-    places = [config, nested if isinstance(nested, dict) else {}]
-    found = [place.get("vocab_size") for place in places]
-    return max(plan["vocab"], *(rows for rows in found if isinstance(rows, int)), 0)
+    configs = [config, nested if isinstance(nested, dict) else {}]
+    sizes = [values.get("vocab_size") for values in configs]
+    return max(plan["vocab"], *(size for size in sizes if isinstance(size, int)), 0)
 
 
 def check_ids(ids: NDArray[Any], count: int, where: str) -> None:
-    """Refuse ids that no embedding has a row for.
+    """Refuse ids without a row in the embedding.
 
     Raises:
-        IntegrityError: Naming the first kind of them, too small or too large.
+        IntegrityError: If an id is too small or too large.
     """
     if ids.min() < 0 or ids.max() >= count:
-        found = int(ids.min() if ids.min() < 0 else ids.max())
+        wrong = int(ids.min() if ids.min() < 0 else ids.max())
         raise IntegrityError(
-            f"{where} has id {found}, the teacher {count} ids; delete the store's directory and "
+            f"{where} has id {wrong}, the teacher {count} ids; delete the store's directory and "
             "capture again"
         )
 
 
 def planned_digests(layout: Layout) -> NDArray[np.uint8] | None:
-    """Return the identity of every row as the planner wrote it; None where that cannot be read."""
+    """Return the identity of every row as the planner wrote it; None if it cannot be read."""
     try:
         plan = read_record(layout.plan, layout.root)
         check_plan(plan, layout.plan)

@@ -91,11 +91,11 @@ def stored_form(
         name: The form's name.
         version: The version of the form that wrote it.
         given: The form's options.
-        origin: The package that gave the form; None for a form of ours.
+        origin: The package that provided the form; None for a built-in form.
 
     Raises:
         IncompatibleError: If this software has no such form, option or version, or another version
-            of the package that gave the form.
+            of the package that provided the form.
     """
     key = f"{kind}.{name}"
     try:
@@ -122,7 +122,7 @@ def stored_form(
 
 
 def origin_of(form: Form) -> Origin | None:
-    """Return the package that gave a form; None for a form of ours."""
+    """Return the package that provides a form; None for a built-in form."""
     return FORMS.origin(f"{form.kind}.{form.name}")
 
 

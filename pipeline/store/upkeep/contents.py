@@ -1,6 +1,6 @@
-"""What a store is made of, read off its records: arrays, files with checksums, and who needs whom.
+"""Lists the contents of a store from its records: arrays, files with checksums, and dependencies.
 
-Nothing here opens a shard. Names are paths within the store; one that leads out of it is refused.
+No shard is opened. Names are paths within the store; one that leads out of it is refused.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,11 +18,11 @@ from pipeline.store.records import Declaration
 from pipeline.store.shards import ArraySpec
 
 BLOCKS = "blocks"
-"""The asset that students start from; no signal needs it."""
+"""The asset of blocks that students start from; no signal needs it."""
 
 
 def planned_arrays(plan: Mapping[str, Any]) -> dict[str, ArraySpec]:
-    """Return the arrays that the planner wrote, by their path below `features.zarr`."""
+    """Return the arrays that the planner wrote, by path below `features.zarr`."""
     count, capacity, chunk = len(plan["segments"]), plan["segment_tokens"], plan["chunk_tokens"]
     arrays = {
         f"tokens/{column}": token_array(column, count, capacity, chunk)
@@ -43,7 +43,7 @@ def signal_arrays(
     length: NDArray[np.integer[Any]],
     segment: NDArray[np.integer[Any]],
 ) -> dict[str, ArraySpec]:
-    """Return the arrays of a signal, by their path below `features.zarr`.
+    """Return the arrays of a signal, by path below `features.zarr`.
 
     Args:
         declared: The signal.
@@ -62,7 +62,7 @@ def signal_arrays(
 
 
 def signal_files(reader: StoreReader, signal: str) -> dict[str, dict[str, int]]:
-    """Return size and checksum of a whole signal's statistics and shards, by name."""
+    """Return size and checksum of each file of a complete signal: statistics and shards."""
     stored = reader.signal(signal)
     files: dict[str, dict[str, int]] = {}
     if stored.declaration.channels is not None:
@@ -74,17 +74,17 @@ def signal_files(reader: StoreReader, signal: str) -> dict[str, dict[str, int]]:
 
 
 def asset_file(reader: StoreReader, asset: str) -> tuple[str, dict[str, int]]:
-    """Return name, size and checksum of an indexed asset's file."""
+    """Return the path, and size and checksum, of an asset's file."""
     record = reader.index["assets"][asset]
     name = f"{reader.layout.assets.name}/{record['file']}"
     return inside(name, reader.layout.root), {key: record[key] for key in ("bytes", "xxh3")}
 
 
 def inside(name: str, root: Path) -> str:
-    """Return a name of a file in the store `root`, or of a signal, if it leads nowhere else.
+    """Return the name of a file or signal after checking that its path is inside the store `root`.
 
     Raises:
-        IntegrityError: If it is absolute or climbs out.
+        IntegrityError: If the path is absolute or leads out of the store.
     """
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts:
@@ -96,36 +96,36 @@ def inside(name: str, root: Path) -> str:
 
 
 def assets_of(declared: Declaration) -> set[str]:
-    """Return the names of the assets that a signal's values are rebuilt with."""
+    """Return the names of the assets that decoding a signal needs."""
     return {*declared.asset_entries, *declared.assets}
 
 
 def find_signal(signals: Sequence[str], wanted: str) -> str:
-    """Return the one signal that a name or the beginning of one means: `hidden/2`.
+    """Return the only signal with a name or the beginning of a name, such as `hidden/2`.
 
     Raises:
-        ConfigError: If several begin so.
+        ConfigError: If several names begin so.
         IncompatibleError: If none does.
     """
     if wanted in signals:
         return wanted
     stem = wanted.rstrip("/")
-    # At the end of a word: layer 2 is not layer 20.
-    found = [name for name in signals if name.startswith((f"{stem}/", f"{stem}-"))]
-    if not found:
+    # Only at the end of a word: layer 2 is not layer 20.
+    fitting = [name for name in signals if name.startswith((f"{stem}/", f"{stem}-"))]
+    if not fitting:
         raise IncompatibleError(
             f"signal {wanted}: not in the store, which has {', '.join(signals) or 'none'}; name "
             "one of them"
         )
-    if len(found) > 1:
-        raise ConfigError(f"signal {wanted}: fits {', '.join(found)}; name one of them")
-    return found[0]
+    if len(fitting) > 1:
+        raise ConfigError(f"signal {wanted}: fits {', '.join(fitting)}; name one of them")
+    return fitting[0]
 
 
 def with_needed(reader: StoreReader, signals: Iterable[str]) -> list[str]:
-    """Return signals with those that they are rebuilt from, sorted.
+    """Return signals and the signals that decoding them needs, sorted.
 
-    Any form of a needed layer will do, so all of them are added unless one is named.
+    Any form of a needed layer will do, so all of them are added unless one is among `signals`.
     """
     chosen = set(signals)
     for name in sorted(chosen):

@@ -1,9 +1,9 @@
-"""Copies a store, or some signals of it, to another disk; half a copy is no store to any reader.
+"""Copies a store, or some of its signals, to another disk. Readers never see an incomplete copy.
 
-Order at the other end: planned files, assets and statistics, shards; metadata; declarations and
-receipts; plan and manifests; the index last. Until then a new place has no index, so readers find
-no whole store there, and one that was there before shows just what it showed. What is left of a
-copy that was killed is kept where size and checksum are right.
+The target is written in this order: planned files, assets and statistics, shards; metadata;
+declarations and receipts; plan and manifests; the index last. Until then readers find no store in a
+new target, and only the earlier signals in an existing one. After an interruption, files with the
+right size and checksum are kept.
 """
 
 import os
@@ -36,7 +36,7 @@ from pipeline.store.upkeep.contents import (
 from pipeline.store.upkeep.union import check_union, target_of
 
 RESERVE_BYTES = 16 * 2**20
-"""For metadata, records and directories, which are not counted one by one."""
+"""Bytes for metadata, records and directories, which are not counted individually."""
 
 
 def copy_store(
@@ -46,7 +46,7 @@ def copy_store(
     signals: Sequence[str] | None = None,
     progress: Callable[[int], object] = lambda _: None,
 ) -> Path:
-    """Copy a store; see `StoreCopy`, which also says what it will and did do.
+    """Copy a store, as `StoreCopy` does, which also reports what is copied.
 
     Returns:
         The copy's directory.
@@ -55,20 +55,19 @@ def copy_store(
 
 
 class StoreCopy:
-    """One copy: what it takes of the source, and after `run` what it did.
+    """One copy of a store.
 
-    Only what the source's index lists when this is made is copied, so the source may be captured to
-    meanwhile. Every file is checked at the source, written atomically and durably, and then read
-    again and compared. Where the system has `posix_fadvise` its pages are dropped before, so that a
-    local disk is read and not memory; what a disk or a file server caches beyond that is not ours
-    to drop.
+    Only signals that the source's index lists at construction are copied, so a capture may write to
+    the source meanwhile. Each file is checked at the source, written atomically and durably, read
+    again and compared. Where the system has `posix_fadvise`, cached pages are dropped first, so
+    that the disk is read and not memory; caches of disks and file servers remain.
 
     Attributes:
         root: The copy's directory.
-        signals: The signals it will have of the source.
-        bytes: Bytes of their files, of what the planner wrote, and of plan and manifests.
-        copied_bytes: Bytes that `run` wrote of these.
-        kept: Files that `run` found there already.
+        signals: The signals to copy.
+        bytes: Bytes of their files, of planned files, and of plan and manifests.
+        copied_bytes: Bytes of these that `run` wrote.
+        kept: The number of files that `run` found in the target already.
     """
 
     def __init__(self, source: Path, target: Path, *, signals: Sequence[str] | None = None) -> None:
@@ -77,13 +76,13 @@ class StoreCopy:
         Args:
             source: The store.
             target: A directory of stores, or the copy itself if it ends in the source's name.
-            signals: Names or unique beginnings of them; what they are rebuilt from comes along.
-                None for the whole store.
+            signals: Names or unique beginnings of names; signals that they need are added. None for
+                all signals.
 
         Raises:
-            IntegrityError: If the source is no whole store.
-            ConfigError: If the copy would lie in its source.
-            IncompatibleError: If a signal is not there, none is whole, or `target` is another
+            IntegrityError: If the source is not a complete store.
+            ConfigError: If the target is inside the source.
+            IncompatibleError: If a signal does not exist, none is complete, or `target` is another
                 store.
         """
         self._reader = StoreReader(source)
@@ -101,7 +100,7 @@ class StoreCopy:
         self.signals = [inside(name, source) for name in names]
         declared = [reader.signal(name).declaration for name in names]
         indexed = set(reader.index["assets"])
-        needed = {asset for one in declared for asset in assets_of(one)}
+        needed = {asset for declaration in declared for asset in assets_of(declaration)}
         self._assets = sorted(indexed if signals is None else indexed & needed)
         self._files = {inside(name, source): entry for name, entry in reader.plan["files"].items()}
         self._files |= dict(asset_file(reader, asset) for asset in self._assets)
@@ -119,16 +118,17 @@ class StoreCopy:
         self.kept = 0
 
     def run(self, progress: Callable[[int], object] = lambda _: None) -> Path:
-        """Copy what is not there yet, under the lock of the copy.
+        """Copy missing files, under the lock of the target.
 
         Args:
-            progress: Told the bytes of each file when it is whole at the other end.
+            progress: Called with the bytes of each file when it is complete in the target.
 
         Raises:
-            IntegrityError: If a file of the source is damaged, one reads back otherwise, or there
-                is a link in the copy.
-            IncompatibleError: If another plan, or another signal or asset of that name, is there.
-            ResourceError: If the other end has no room or refuses.
+            IntegrityError: If a file of the source is damaged, a file reads back differently, or
+                the target contains a link.
+            IncompatibleError: If the target has another plan, or another signal or asset of the
+                same name.
+            ResourceError: If the target has no room or refuses.
         """
         reader = self._reader
         with writer_lock(self._layout.lock, what="this copy"):
@@ -199,7 +199,7 @@ class StoreCopy:
             create_array(self._layout.features, name, spec)
 
     def _receipts(self, name: str) -> None:
-        """Declaration and receipts, from the manifest that holds them all."""
+        """Write declaration and receipts from the manifest, which contains them."""
         stored = self._reader.signal(name)
         self._record(self._layout.declaration(name), stored.declaration.to_json())
         for segment, receipt in stored.receipts.items():
@@ -207,7 +207,7 @@ class StoreCopy:
 
     def _record(self, path: Path, value: dict[str, Any]) -> None:
         try:
-            # As fingerprints: JSON knows no tuple.
+            # Compared as fingerprints, since JSON has no tuples.
             if fingerprint(read_record(path, self.root)) == fingerprint(value):
                 return
         except IntegrityError:
@@ -215,9 +215,9 @@ class StoreCopy:
         write_record(path, value)
 
     def _sync(self, *folders: Path) -> None:
-        """Make every directory durable that holds what the records are about to promise.
+        """Make every directory durable whose files the next records will list.
 
-        An earlier copy may have been killed before it did.
+        An earlier copy may have been killed before this step.
         """
         device = self.root.stat().st_dev
         above = [self.root, *self.root.absolute().parents]
@@ -229,7 +229,7 @@ class StoreCopy:
                 fsync_directory(directory)
             except PermissionError:
                 if directory.is_relative_to(self.root):
-                    raise  # else it was there before, and is not this user's
+                    raise  # any other existed before and may belong to another user
 
     def _publish(self, progress: Callable[[int], object]) -> None:
         target, index = self._layout, self._reader.index
@@ -250,7 +250,7 @@ class StoreCopy:
 
 
 def _reads_back(path: Path, root: Path, entry: dict[str, int]) -> bool:
-    """Tell whether a file is durable and what it should be, from the disk where that can be had."""
+    """Sync a file and tell whether it reads back as expected, from the disk where possible."""
     if not matches(path, root, entry, verify=False):
         return False
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)

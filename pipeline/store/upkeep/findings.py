@@ -1,6 +1,7 @@
-"""What looking at a store finds: the state of each part of it, and each damaged file with a reason.
+"""The findings of a verification: the state of each section of a store, and its damaged files.
 
-A part is a signal, or what all signals share: the index, the plan with its rows, the assets.
+A section is a signal, or something that all signals share: the index, the plan with its rows, the
+assets.
 """
 
 from collections.abc import Callable
@@ -14,16 +15,19 @@ from pipeline.store.sealed import read_record
 from pipeline.store.shards import check_metadata, file_digest, matches, read_inside
 
 INDEX, PLAN, ASSETS = "index", "plan and rows", "assets"
-"""Names of the parts that are no signals."""
+"""Names of the sections that are not signals."""
 
 
 @dataclass(frozen=True)
 class Damage:
-    """One file that is not what its record states.
+    """One file that differs from its record.
 
-    `segment` is the one that has to be captured again for it. `content` is what the file holds when
-    it is whole, bytes or a record, where other records of the store tell it. A stray one has no
-    record: without it the store is whole.
+    Attributes:
+        file: The file's path in the store.
+        reason: What is wrong with it.
+        segment: The segment that must be captured again; None if no single segment.
+        content: The file's right content, bytes or a record, if other records imply it.
+        is_stray: Whether no record lists the file, so that removing it is enough.
     """
 
     file: str
@@ -35,11 +39,18 @@ class Damage:
 
 @dataclass(frozen=True)
 class SignalState:
-    """What was found of one part of a store.
+    """The state of one section of a store.
 
-    `segments` are those it should have, `whole` how many are there undamaged. `files` are the
-    names, within the store, of all files that records of this part state; `bytes` is the size of
-    its shards. A signal that is not indexed is pending: readers do not see it.
+    Attributes:
+        name: The signal's name, or that of another section.
+        form: The signal's form.
+        splits: The splits that have the signal.
+        segments: The number of segments that it should have.
+        whole: The number of its intact segments.
+        files: Paths in the store of all files that its records list.
+        bytes: The size of its shards.
+        is_indexed: Whether readers see it; if not, it is pending.
+        damage: Its damaged files.
     """
 
     name: str
@@ -54,7 +65,7 @@ class SignalState:
 
     @property
     def is_damaged(self) -> bool:
-        """Whether readers see the part although something of it is not what it was."""
+        """Whether a file of the section is damaged."""
         return bool(self.damage)
 
     @property
@@ -74,16 +85,16 @@ def _files(count: int) -> str:
 
 
 def reason_of(error: Exception, path: Path) -> str:
-    """Return what an error says of a file, without its name and without the advice at the end."""
+    """Return an error's reason, without the file's name and the advice at the end."""
     if not path.exists() and not path.is_symlink():
         return "missing"
-    said = " ".join(str(error).split()).removeprefix(f"{path}: ")
-    return said.rpartition("; ")[0] or said
+    message = " ".join(str(error).split()).removeprefix(f"{path}: ")
+    return message.rpartition("; ")[0] or message
 
 
 @dataclass
 class Files:
-    """Compares the files of one part with what records state, and remembers each that differs."""
+    """Compares the files of one section with its records, and collects those that differ."""
 
     layout: Layout
     progress: Callable[[int], object]
@@ -93,7 +104,7 @@ class Files:
     spoiled: set[tuple[str, int | None]] = field(default_factory=set)
 
     def name(self, path: Path) -> str:
-        """Return a path as records have it, relative to the store."""
+        """Return a path relative to the store, as in records."""
         return path.relative_to(self.layout.root).as_posix()
 
     def spoil(
@@ -103,14 +114,14 @@ class Files:
         segment: int | None = None,
         content: bytes | dict[str, Any] | None = None,
     ) -> None:
-        """Note that a file is damaged; once a file and segment."""
+        """Note that a file is damaged, once for each file and segment."""
         name = self.name(path)
         if (name, segment) not in self.spoiled:
             self.spoiled.add((name, segment))
             self.damage.append(Damage(name, reason, segment, content))
 
     def stray(self, path: Path, reason: str) -> None:
-        """Note that a file lies where readers would take it for one of the store."""
+        """Note an unlisted file that readers would take for one of the store."""
         self.damage.append(Damage(self.name(path), reason, is_stray=True))
 
     def record(
@@ -122,27 +133,27 @@ class Files:
         segment: int | None = None,
         content: dict[str, Any] | None = None,
     ) -> dict[str, Any] | None:
-        """Return a record, or note why it cannot be believed and return None.
+        """Return a record; if it is damaged, note why and return None.
 
         Args:
             path: The record's file.
-            pinned: Size and checksum where another record pins it.
-            check: Raises `IntegrityError` where its keys or types are not those of such a record.
-            segment: The segment it is about.
-            content: What it must say, where that is known.
+            pinned: Size and checksum if another record pins it.
+            check: Raises `IntegrityError` if its keys or types are wrong.
+            segment: Its segment.
+            content: Its right content, if that is known.
         """
         self.seen.add(self.name(path))
         try:
-            found = read_record(path, self.layout.root, pinned)
+            record = read_record(path, self.layout.root, pinned)
             if check is not None:
-                check(found, path)
+                check(record, path)
         except IntegrityError as error:
             self.spoil(path, reason_of(error, path), segment, content)
             return None
-        if content is not None and found != content:
+        if content is not None and record != content:
             self.spoil(path, "says other than the manifest or the index", segment, content)
             return None
-        return found
+        return record
 
     def file(
         self,
@@ -152,9 +163,13 @@ class Files:
         segment: int | None = None,
         is_own: bool = True,
     ) -> bool:
-        """Tell whether a whole file has the size and the checksum that a record states.
+        """Tell whether a file has the size and the checksum that a record states.
 
-        One that several parts need is the own one of none of them.
+        Args:
+            path: The file.
+            expected: Its size and checksum.
+            segment: Its segment.
+            is_own: Whether only this section uses the file.
         """
         self.seen.add(self.name(path))
         self.stored_bytes += expected["bytes"] if is_own else 0
@@ -167,20 +182,20 @@ class Files:
     def _difference(self, path: Path, expected: dict[str, int]) -> str | None:
         root = self.layout.root
         try:
-            # Sizes first: a sparse file of a terabyte would be read for hours.
+            # Sizes first: reading a sparse file of a terabyte would take hours.
             if matches(path, root, expected, verify=False):
                 found = file_digest(path, root)["xxh3"]
                 if found == expected["xxh3"]:
                     return None
                 return f"found checksum {found:016x}, expected {expected['xxh3']:016x}"
-            # Says which of the many ways of not being that file it is.
+            # Raises an error that says what is wrong.
             read_inside(path, root, expected["bytes"])
         except IntegrityError as error:
             return reason_of(error, path)
         return "changed while it was read"
 
     def metadata(self, path: Path, accepted: tuple[bytes, ...]) -> None:
-        """Compare a `zarr.json` with what the records imply; the first of `accepted` mends it."""
+        """Compare a `zarr.json` with the accepted ones, of which the first repairs it."""
         self.seen.add(self.name(path))
         try:
             check_metadata(path, self.layout.root, accepted)

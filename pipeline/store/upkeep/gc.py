@@ -1,6 +1,6 @@
-"""Removes stores, signals and assets so that no reader ever sees half of one.
+"""Removes stores, signals and assets so that readers never see an incomplete one.
 
-Everything is done under the store's lock; what another process is writing is not removed.
+Everything happens under the store's lock; a store that another process is writing is not removed.
 """
 
 import os
@@ -27,10 +27,11 @@ REMOVED = ".removed-"
 
 
 def declarations_of(layout: Layout) -> dict[str, Declaration]:
-    """Return every declaration, of whole and of pending signals, by its directory's name.
+    """Return the declarations of complete and pending signals, by the name of their directory.
 
     Raises:
-        IntegrityError: If one is altered: nobody knows which assets its signal needs.
+        IntegrityError: If one is altered, so that its signal's assets are unknown.
+        IncompatibleError: If this software lacks a form.
     """
     return {
         path.parent.name: Declaration.from_json(read_record(path, layout.root))
@@ -39,10 +40,10 @@ def declarations_of(layout: Layout) -> dict[str, Declaration]:
 
 
 def places_of(layout: Layout, name: str) -> list[Path]:
-    """Return the files and directories of a signal or an asset alone.
+    """Return the files and directories that belong only to a signal or asset.
 
     Raises:
-        IntegrityError: If one is not inside the store, so not to be removed with it.
+        IntegrityError: If one is not inside the store.
     """
     inside(name, layout.root)
     entry = _entry(layout, name)
@@ -65,7 +66,7 @@ def _entry(layout: Layout, asset: str) -> dict[str, Any] | None:
 
 
 def is_store(path: Path) -> bool:
-    """Tell whether a directory is a store, whole or begun, or what is left of one."""
+    """Tell whether a directory is a store, complete or not, or a partly removed one."""
     layout = Layout(path)
     marks = (layout.index, layout.plan, layout.lock)
     is_store = any(mark.is_file() for mark in marks) or path.name.startswith(REMOVED)
@@ -73,14 +74,14 @@ def is_store(path: Path) -> bool:
 
 
 def store_bytes(path: Path) -> int:
-    """Return the bytes of all files below a directory; links count as nothing."""
+    """Return the bytes of all files below a directory, without links."""
     return sum(status.st_size for status in _files_below(path))
 
 
 def freed_bytes(path: Path) -> int:
     """Return the bytes that removing a directory frees.
 
-    That of a shard which another store has too, by a hard link, frees nothing.
+    A shard that another store shares by a hard link frees nothing.
     """
     return sum(status.st_size for status in _files_below(path) if status.st_nlink == 1)
 
@@ -101,11 +102,11 @@ def bytes_of(path: Path) -> int:
 def remove_store(path: Path) -> int:
     """Delete a store; return the bytes that this freed.
 
-    The index goes first and the directory is renamed before anything in it is deleted, so a reader
-    or a new capture never sees half a store.
+    The index is removed first, and the directory is renamed before its files are deleted, so that
+    readers and new captures never see an incomplete store.
 
     Raises:
-        ConfigError: If `path` is no store.
+        ConfigError: If `path` is not a store.
         ResourceError: If another process is writing it.
     """
     _check_store(path)
@@ -123,14 +124,14 @@ def remove_store(path: Path) -> int:
 
 
 def remove_signal(store: Path, name: str) -> int:
-    """Delete one signal of a store, whole or not, or one asset; return the bytes that this freed.
+    """Delete one signal, complete or not, or one asset; return the bytes that this freed.
 
-    The index's entry goes first, then manifest, receipts and arrays, then the statistics and assets
-    that no other signal names. Cut short, it leaves a store in which the signal is not whole;
-    capture brings it back.
+    The index entry is removed first, then manifest, receipts and arrays, then the statistics and
+    assets that no other signal needs. If this is interrupted, the signal is incomplete, and a
+    capture restores it.
 
     Raises:
-        ConfigError: If `store` is no store.
+        ConfigError: If `store` is not a store.
         IncompatibleError: If it has neither signal nor asset of that name.
         IntegrityError: If the index or a declaration cannot be read, or there is a link in it.
         ResourceError: If another process is writing it, or the file system refuses.
@@ -163,16 +164,17 @@ def _check_store(path: Path) -> None:
 
 
 def _remove_unused(layout: Layout, gone: Declaration, others: Mapping[str, Declaration]) -> int:
-    """Delete the statistics and assets that only a removed signal named."""
+    """Delete the statistics and assets that only a removed signal needed."""
     size = 0
     place = (gone.kind, gone.layer)
     if gone.channels is not None and not any(
-        one.channels is not None and (one.kind, one.layer) == place for one in others.values()
+        other.channels is not None and (other.kind, other.layer) == place
+        for other in others.values()
     ):
         statistics = layout.channels(*place)
         size += bytes_of(statistics)
         statistics.unlink(missing_ok=True)
-    needed = {asset for one in others.values() for asset in assets_of(one)}
+    needed = {asset for other in others.values() for asset in assets_of(other)}
     unused = (assets_of(gone) - needed) & read_index(layout)["assets"].keys()
     return size + sum(_remove_asset(layout, asset) for asset in sorted(unused))
 
@@ -189,7 +191,7 @@ def _remove_asset(layout: Layout, asset: str) -> int:
 
 
 def _delete(layout: Layout, directory: Path) -> None:
-    """Delete a directory so that nobody sees half of it; the rest is removed with `staging`."""
+    """Delete a directory by moving it to `staging` first, so that nobody sees it incomplete."""
     if not directory.is_dir():
         return
     removed = layout.staging / f"{REMOVED}{uuid.uuid4().hex[:8]}"
@@ -203,7 +205,7 @@ def _delete(layout: Layout, directory: Path) -> None:
 
 
 def _delete_empty_groups(layout: Layout, group: Path) -> None:
-    """Delete the groups of Zarr that held nothing else."""
+    """Delete the Zarr groups that are empty now."""
     while group.is_relative_to(layout.features) and group != layout.features:
         if not group.is_dir() or any(path.is_dir() for path in group.iterdir()):
             return

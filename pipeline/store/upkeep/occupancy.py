@@ -1,25 +1,25 @@
-"""What a store takes on disk, by what it is: features are not all of it."""
+"""The bytes of a store on disk, by category."""
 
 from collections import Counter
 from pathlib import Path
 
 FEATURES = ("hidden", "attention", "value", "logits")
-"""Groups of `features.zarr` that hold what the teacher gave; the others hold its text."""
+"""Groups of `features.zarr` that hold features; the others hold text."""
 
 
 def bytes_by_part(store: Path) -> dict[str, int]:
     """Return the bytes of all files of a store: features, text, each asset, and records.
 
-    Links count as nothing. Together they are what the directory takes, but for its own blocks.
+    Links are not counted.
     """
-    found: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
     for path in sorted(store.rglob("*")):
         if path.is_file() and not path.is_symlink():
-            found[_part(path.relative_to(store))] += path.stat().st_size
-    return dict(found)
+            sizes[_category(path.relative_to(store))] += path.stat().st_size
+    return dict(sizes)
 
 
-def _part(path: Path) -> str:
+def _category(path: Path) -> str:
     top, *below = path.parts
     if top == "features.zarr" and below and below[0] in FEATURES:
         return "features"

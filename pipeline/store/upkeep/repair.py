@@ -1,8 +1,8 @@
-"""Makes a damaged store one that capture completes: nothing damaged counts any more.
+"""Repairs a damaged store as far as possible, so that a capture completes it.
 
-What other records tell is written again: metadata, receipts, declarations, the index. The rest is
-withdrawn, manifest first, and of it only what is damaged is removed, so that capture redoes just
-that. Nothing that is whole is touched.
+Files that other records imply are written again: metadata, receipts, declarations, the index. Other
+damaged signals are withdrawn, manifest first, and only their damaged files are removed, so that a
+capture computes just these again. Intact files are not touched.
 """
 
 import shutil
@@ -18,30 +18,30 @@ from pipeline.store.upkeep.findings import ASSETS, INDEX, PLAN, Damage, SignalSt
 
 
 def repair(path: Path, found: list[SignalState]) -> list[str]:
-    """Take out of a store what `verify_store` found damaged; return a line for each thing done.
+    """Repair or remove what `verify_store` found damaged; return a line for each action.
 
-    For the holder of the store's lock alone, who held it while the store was verified.
+    Only the holder of the store's lock may call this, who held it during the verification.
     """
     layout, done = Layout(path), _remove_links(Layout(path))
-    parts = {state.name: state for state in found}
-    is_planless = any(_spoils_plan(layout, d) for d in parts[PLAN].damage)
-    is_lost = bool(parts[INDEX].damage) or is_planless
+    sections = {state.name: state for state in found}
+    is_planless = any(_spoils_plan(layout, d) for d in sections[PLAN].damage)
+    is_lost = bool(sections[INDEX].damage) or is_planless
     if is_lost:
-        # Rebuilt below, or by capture, from the manifests that are left.
+        # Rebuilt below, or by a capture, from the remaining manifests.
         _remove(layout, layout.index.name)
         done.append("index: removed, to be rebuilt from the manifests")
     for state in found:
         if state.name not in (INDEX, PLAN, ASSETS) and state.damage:
             done += _repair_signal(layout, state, is_lost=is_lost)
-    # A manifest that comes back after a power cut would be believed by an index that is rebuilt.
+    # A rebuilt index would list a manifest that reappears after a power cut.
     sync_what_is_there([layout.manifests])
-    for damage in parts[ASSETS].damage:
+    for damage in sections[ASSETS].damage:
         if damage.content is None:
             done += _remove_asset(layout, damage, is_lost=is_lost)
         else:
             _clear(layout, damage.file)
             done.append(_restore(layout, damage))
-    done += _repair_rows(layout, parts[PLAN], is_planless=is_planless)
+    done += _repair_rows(layout, sections[PLAN], is_planless=is_planless)
     if is_lost and not is_planless and layout.plan.exists():
         ensure_index(layout)
         done.append("index: rebuilt")
@@ -49,7 +49,7 @@ def repair(path: Path, found: list[SignalState]) -> list[str]:
 
 
 def _remove_links(layout: Layout) -> list[str]:
-    """Take away every link, and nothing of what it leads to: else this would write there."""
+    """Remove every link, but not its target: repairs through it would write elsewhere."""
     done = []
     for link in list(links_below(layout.root)):
         link.unlink()
@@ -58,7 +58,7 @@ def _remove_links(layout: Layout) -> list[str]:
 
 
 def _spoils_plan(layout: Layout, damage: Damage) -> bool:
-    """Tell whether the plan has to be written anew, and with it what it lists of the teacher."""
+    """Tell whether the plan must be written anew, and with it the teacher's files that it lists."""
     if damage.is_stray:
         return False
     planned = tuple(f"{layout.assets.name}/{name}/" for name in PLANNED_ASSETS)
@@ -88,7 +88,7 @@ def _repair_signal(layout: Layout, state: SignalState, *, is_lost: bool) -> list
 
 
 def _is_restorable(state: SignalState, damage: Damage) -> bool:
-    """A receipt is of use only if the shards that it is about are whole."""
+    """Tell whether a file can be restored; a receipt is useful only if its shards are intact."""
     others = [d for d in state.damage if d.segment == damage.segment and d.content is None]
     return damage.content is not None and (damage.segment is None or not others)
 
@@ -139,12 +139,12 @@ def _name(layout: Layout, path: Path) -> str:
 
 
 def _clear(layout: Layout, name: str) -> None:
-    """Take away what stands where a file, or a directory above it, belongs."""
+    """Remove whatever is in the way of a file or of a directory above it."""
     path = layout.root / name
-    for place in path.parents:
-        if place != layout.root and place.is_relative_to(layout.root) and place.exists():
-            if not place.is_dir():
-                place.unlink()
+    for parent in path.parents:
+        if parent != layout.root and parent.is_relative_to(layout.root) and parent.exists():
+            if not parent.is_dir():
+                parent.unlink()
             break
     if path.is_dir():
         shutil.rmtree(path)

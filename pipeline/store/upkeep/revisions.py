@@ -1,8 +1,8 @@
-"""Which signals the revisions of a project name: every branch, tag, stash, experiment, worktree.
+"""Collects the signals that a project's revisions name: branches, tags, stashes and worktrees.
 
-Capture leaves `data/manifests/<teacher>/<signal>.json`, which a project keeps in git, so that git
-can say what each revision needs of which store. Git's own program is asked, reads objects alone,
-and is forbidden to fetch.
+Capture writes `data/manifests/<teacher>/<signal>.json`, which a project keeps in git, so git knows
+what each revision needs of each store. The git program is used, only reads objects, and may not
+fetch.
 """
 
 import json
@@ -21,21 +21,21 @@ MANIFESTS = Path("data", "manifests")
 MANIFEST = re.compile(rb"(?:^|(?P<project>.*)/)data/manifests/[^/]+/[^/]+\.json")
 PIPELINE = re.compile(rb"(?:(?P<project>.*)/)?dvc\.yaml")
 CAPTURES = b"data/manifests"
-"""What stands in every `dvc.yaml` that has a capture stage."""
+"""Text in every `dvc.yaml` that has a capture stage."""
 RUNNING = ".dvc/tmp/exps/**"
-"""Where DVC runs queued experiments, in a checkout each."""
+"""The checkouts in which DVC runs queued experiments."""
 
 
 @dataclass
 class Named:
-    """What revisions name.
+    """The signals that revisions name.
 
     Attributes:
-        signals: The signals, and `blocks`, that are named of each store, by the store's name.
-        revisions: How many revisions were asked, those with the same files counted once.
-        silent: Revisions that have a capture stage but no manifests in git: nobody knows what they
-            need.
-        in_git: Whether the project is in git at all; if not, its workspace alone was asked.
+        signals: The signals, and `blocks`, by the name of their store.
+        revisions: The number of revisions read, where those with the same files count once.
+        silent: Revisions with a capture stage but without manifests in git, whose needs are
+            unknown.
+        in_git: Whether the project is in git; if not, only its workspace was read.
     """
 
     signals: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
@@ -44,10 +44,10 @@ class Named:
     in_git: bool = False
 
     def add(self, manifest: bytes, place: str) -> None:
-        """Take in one manifest.
+        """Add the signal of one manifest.
 
         Raises:
-            IntegrityError: If it cannot be read: what it names would look unneeded.
+            IntegrityError: If it cannot be read, as its signal would look unneeded.
         """
         try:
             record = json.loads(manifest)
@@ -63,14 +63,14 @@ class Named:
 
 
 def named_signals(workspaces: Sequence[Path]) -> Named:
-    """Collect what every revision and every workspace names.
+    """Collect the signals that every revision and every workspace names.
 
     Args:
         workspaces: Directories of the project: the current one, and the one that experiments share.
 
     Raises:
         IntegrityError: If a manifest or a revision cannot be read.
-        ResourceError: If the project is in git but git cannot be asked.
+        ResourceError: If the project is in git but git cannot be run.
     """
     named = Named()
     for workspace in dict.fromkeys(path.resolve() for path in workspaces):
@@ -84,7 +84,7 @@ def named_signals(workspaces: Sequence[Path]) -> Named:
 
 
 def _read_files(named: Named, workspace: Path, folders: Iterable[Path]) -> bool:
-    """Take in a working tree's manifests; tell whether there are any."""
+    """Add a working tree's manifests; tell whether there are any."""
     found = [path for folder in folders for path in sorted(workspace.glob(f"{folder}/*/*.json"))]
     for path in found:
         named.add(path.read_bytes(), str(path))
@@ -127,7 +127,7 @@ class _Git:
         return done.stdout
 
     def ask(self, named: Named) -> None:
-        """Take in what all revisions, indexes and worktrees name."""
+        """Add what all revisions, indexes and worktrees name."""
         revisions = self._revisions()
         spoken_for = set()
         prefix = os.fsdecode(self._run("rev-parse", "--show-prefix")).strip("\n")
@@ -142,7 +142,7 @@ class _Git:
             )
             self._read_blobs(named, _manifests(staged), f"the index of {worktree}")
         trees = self._trees([object_id for object_id, _ in revisions])
-        # What is checked out and has manifests beside it has been asked, whatever git has of it.
+        # A revision that is checked out next to manifests has been read, whatever is in git.
         answered = {trees[head] for head in spoken_for if head in trees}
         names: dict[str, list[str]] = defaultdict(list)
         for object_id, name in revisions:
@@ -156,23 +156,23 @@ class _Git:
         named.revisions = len(names)
 
     def _revisions(self) -> list[tuple[str, str]]:
-        """Return object and name of every ref, and of every entry of a stash."""
+        """Return object and name of each ref and of each stash entry."""
         listed = self._run("for-each-ref", "--format=%(objectname) %(refname)").decode()
         refs = [line.split(" ", 1) for line in listed.splitlines()]
         found = [(object_id, name) for object_id, name in refs]
         for _, name in refs:
-            # A stash is a ref with its older entries in the log; DVC's queue is one too.
+            # The older entries of a stash are in the log of its ref; DVC's queue is a stash too.
             if "stash" not in name and not name.startswith("refs/exps/celery/"):
                 continue
             entries = self._run("log", "--walk-reflogs", "--format=%H %P", name, "--", check=False)
             for number, line in enumerate(entries.decode().splitlines()):
                 commit, *parents = line.split()
-                # Beside what was there: the index, and files that git did not know.
+                # The other parents are the index and the untracked files.
                 found += [(one, f"{name}@{{{number}}}") for one in (commit, *parents[1:])]
         return found
 
     def _worktrees(self) -> list[tuple[Path, str | None]]:
-        """Return each worktree that is there, with the commit it stands at."""
+        """Return each existing worktree with its commit."""
         found = []
         for block in os.fsdecode(self._run("worktree", "list", "--porcelain")).split("\n\n"):
             lines: dict[str, str] = {}
@@ -186,7 +186,7 @@ class _Git:
         return found
 
     def _trees(self, objects: Sequence[str]) -> dict[str, str]:
-        """Return the tree of each object that has one; a tag may be of a single file."""
+        """Return the tree of each object that has one; a tag may point to a file."""
         given = "".join(f"{one}^{{tree}}\n" for one in objects).encode()
         answers = self._run("cat-file", "--batch-check", given=given).decode().splitlines()
         trees = {}
@@ -236,7 +236,7 @@ class _Git:
 
 
 def _entries(listing: bytes) -> list[tuple[str, bytes]]:
-    """Return object and path of each file that `ls-tree` or `ls-files --stage` lists."""
+    """Return object and path of each file in the output of `ls-tree` or `ls-files --stage`."""
     found = []
     for entry in listing.split(b"\0"):
         words, _, path = entry.partition(b"\t")
@@ -248,5 +248,5 @@ def _entries(listing: bytes) -> list[tuple[str, bytes]]:
 
 
 def _manifests(listing: bytes) -> dict[str, str]:
-    """Return the manifests among listed files: path to object."""
+    """Return the object of each manifest among listed files, by path."""
     return {os.fsdecode(path): blob for blob, path in _entries(listing) if MANIFEST.fullmatch(path)}

@@ -1,7 +1,6 @@
-"""What is at the other end of a copy already, and whether the copy may be added to it.
+"""Checks whether a copy may be added to what its target already contains.
 
-Two stores join only if their plans are the same record, and no signal, asset or statistics that
-readers of the one there may be using would become another.
+This requires equal plans, and that no signal, asset or statistics file in the target would change.
 """
 
 from collections.abc import Sequence
@@ -21,8 +20,8 @@ def target_of(source: Path, target: Path) -> Path:
     """Return the directory of a copy of `source`: `target`, or a directory in it.
 
     Raises:
-        ConfigError: If it would be the source, or lie in it, or is a file.
-        IncompatibleError: If `target` is itself a store, of another name.
+        ConfigError: If it is a file, the source, or inside the source.
+        IncompatibleError: If `target` is itself a store of another name.
     """
     name = source.resolve().name
     if target.exists() and not target.is_dir():
@@ -45,26 +44,27 @@ def check_union(
     """Check that signals and assets of `reader` can be added to the store at `layout`.
 
     Returns:
-        The signals that are there with equal values in other bytes: to be withdrawn while their
-        files are replaced.
+        The existing signals with equal values in different bytes; they must be withdrawn while
+        their files are replaced.
 
     Raises:
-        IncompatibleError: If another plan, or another signal or asset of that name, is there.
+        IncompatibleError: If the target has another plan, or another signal or asset of the same
+            name.
     """
     try:
-        there = read_record(layout.plan, layout.root)
-        check_plan(there, layout.plan)
+        plan = read_record(layout.plan, layout.root)
+        check_plan(plan, layout.plan)
     except IntegrityError:
-        there = None  # nothing yet, or altered: what no plan describes is no store
-    if there is not None and there != reader.plan:
+        plan = None  # missing or altered: without a plan there is no store
+    if plan is not None and plan != reader.plan:
         raise IncompatibleError(
-            f"{layout.root}: has the plan of {_of(there)}, expected that of {_of(reader.plan)}, as "
+            f"{layout.root}: has the plan of {_of(plan)}, expected that of {_of(reader.plan)}, as "
             f"in {reader.layout.root}; give another directory"
         )
     try:
         index = read_index(layout)
     except IntegrityError:
-        return []  # rebuilt from the manifests when the copy is whole
+        return []  # rebuilt from the manifests at the end of the copy
     renewed = []
     for name in signals:
         found, mine = index["signals"].get(name), reader.index["signals"][name]
@@ -90,7 +90,7 @@ def check_union(
 def _check_statistics(
     layout: Layout, index: dict[str, Any], reader: StoreReader, signals: Sequence[str]
 ) -> None:
-    """All forms of a layer share one file of channel statistics."""
+    """Check the statistics of layers: all forms of a layer share one file."""
     declared = [reader.signal(name).declaration for name in signals]
     mine = {(one.kind, one.layer): one.channels for one in declared if one.channels}
     for name, entry in index["signals"].items():
@@ -98,7 +98,7 @@ def _check_statistics(
             path = layout.manifest(name)
             other, _ = of_manifest(read_record(path, layout.root, entry["manifest"]), path)
         except IntegrityError:
-            continue  # readers refuse it, so there is nothing to spare
+            continue  # readers refuse it anyway
         place = (other.kind, other.layer)
         if other.channels and place in mine and other.channels != mine[place]:
             raise IncompatibleError(
@@ -109,7 +109,7 @@ def _check_statistics(
 
 
 def _of(plan: dict[str, Any]) -> str:
-    """Say in a few words whose plan it is."""
+    """Describe a plan in a few words."""
     spec = plan.get("spec", {})
     weights = str(spec.get("teacher", {}).get("weights_sha256", "unknown"))[:12]
     tokens = str(spec.get("tokens", "unknown"))[:12]

@@ -1,8 +1,8 @@
-"""What no revision needs any more: whole stores, and signals and assets of needed ones.
+"""Finds what no revision needs: entire stores, and signals and assets of needed stores.
 
-A store is needed if a manifest names it, a signal if a manifest names it in that store. A capture
-that was stopped before its end is named by none yet: its signals are not whole and stay, but a
-store that never had a whole one counts as unneeded.
+A store is needed if a manifest names it, and a signal if a manifest names it in that store. No
+manifest names an interrupted capture: its pending signals stay, but a store without any complete
+signal counts as unneeded.
 """
 
 import logging
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import IntegrityError
+from pipeline.errors import IncompatibleError, IntegrityError
 from pipeline.store.index import read_index
 from pipeline.store.layout import Layout
 from pipeline.store.lock import holder_of
@@ -29,7 +29,7 @@ from pipeline.store.upkeep.gc import (
 
 logger = logging.getLogger(__name__)
 SIGNALS = ("hidden/*/*-*", "attention/*/*-*", "value/*/*-*", "logits/*-*")
-"""Where the arrays of signals are, below `features.zarr`."""
+"""Patterns of the directories of signals below `features.zarr`."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Unneeded:
 
     Attributes:
         store: The store's directory.
-        name: The signal or asset; None for the whole store.
-        bytes: What its removal frees.
+        name: The signal or asset; None for the entire store.
+        bytes: The bytes that its removal frees.
         reason: Why it is not needed.
-        holder: Who is writing the store, so that it is not removed; None if nobody is.
+        holder: The process that is writing the store, which prevents removal; else None.
     """
 
     store: Path
@@ -62,11 +62,11 @@ class Unneeded:
 
 
 def unneeded(stores: Path, named: Mapping[str, Set[str]]) -> list[Unneeded]:
-    """Return what is not named, and what is left of removals that were cut short.
+    """Return what no manifest names, and the remains of interrupted removals.
 
     Args:
         stores: Directory of stores, `data/stores`.
-        named: The signals, and `blocks`, that are named of each store, by its name.
+        named: The signals, and `blocks`, that manifests name, by the name of their store.
     """
     found: list[Unneeded] = []
     if not stores.is_dir():
@@ -74,13 +74,13 @@ def unneeded(stores: Path, named: Mapping[str, Set[str]]) -> list[Unneeded]:
     for path in sorted(filter(is_store, stores.iterdir())):
         try:
             found += _unneeded_of(path, named.get(path.name))
-        except IntegrityError as error:
+        except (IntegrityError, IncompatibleError) as error:
             logger.warning("%s: is not looked at: %s", path.name, error)
     return found
 
 
 def _unneeded_of(path: Path, named: Set[str] | None) -> list[Unneeded]:
-    """Return what is not needed of one store; all of it if nothing names it."""
+    """Return what is not needed of one store; the entire store if no manifest names it."""
     layout = Layout(path)
     holder = holder_of(layout.lock)
     if named is None:
@@ -93,7 +93,7 @@ def _unneeded_of(path: Path, named: Set[str] | None) -> list[Unneeded]:
 
 
 def _unneeded_in(layout: Layout, named: Set[str]) -> dict[str, str]:
-    """Return the signals and assets of a needed store that are not needed, with the reason.
+    """Return the signals and assets of a needed store that are not needed, with reasons.
 
     Raises:
         IntegrityError: If the store's index or a declaration cannot be read.
@@ -106,7 +106,7 @@ def _unneeded_in(layout: Layout, named: Set[str]) -> dict[str, str]:
             name = path.relative_to(layout.features).as_posix()
             if dotted(name) not in declared and name not in index["signals"]:
                 found[name] = "left of a removal"
-    needed = {asset for one in declared.values() for asset in assets_of(one)}
+    needed = {asset for declaration in declared.values() for asset in assets_of(declaration)}
     for asset in index["assets"]:
         if asset == BLOCKS and BLOCKS not in named:
             found[asset] = "no revision names it"

@@ -1,7 +1,7 @@
-"""Is a store whole? Every record by its seal, every file that a record lists by size and xxh3.
+"""Verifies a store: each record by its seal, each listed file by size and xxh3.
 
-Nothing is believed of what readers would not believe either: what counts is what the index lists.
-A signal that is declared and not listed is pending, whatever lies there of it; capture checks it.
+As for readers, only what the index lists counts. A signal that is declared but not listed is
+pending, and a capture will check it.
 """
 
 import logging
@@ -39,7 +39,7 @@ from pipeline.store.upkeep.verify_values import check_rows, check_values
 logger = logging.getLogger(__name__)
 Progress = Callable[[int], object]
 MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError)
-"""What reading a sealed record of another shape than ours raises."""
+"""Errors from reading a sealed record of an unexpected shape."""
 
 
 def verify_store(
@@ -50,11 +50,11 @@ def verify_store(
     Args:
         path: The store's directory.
         deep: Also decode every shard: content digests, identities of rows, finite values.
-        progress: Called with the bytes of each file that was looked at.
+        progress: Called with the bytes of each checked file.
 
     Raises:
         ConfigError: If there is no store at `path`.
-        IncompatibleError: If the store is of another format, or has a form of other software.
+        IncompatibleError: If the store has another format, or a form that this software lacks.
     """
     layout = Layout(path)
     if not any(mark.exists() for mark in (layout.index, layout.plan, layout.lock, layout.features)):
@@ -63,14 +63,14 @@ def verify_store(
 
 
 def unrecorded_files(path: Path, found: list[SignalState]) -> list[str]:
-    """Return the files of a store that no record states: of an unfinished capture, or left over."""
+    """Return the files that no record lists, of an unfinished capture or left over."""
     stated = set().union(*(state.files for state in found)) | {Layout(path).lock.name}
     names = {Path(entry.path).relative_to(path).as_posix() for entry in entries_below(path)}
     return sorted(names - stated)
 
 
 class _Verification:
-    """One look at a store, part by part."""
+    """One verification of a store, section by section."""
 
     def __init__(self, layout: Layout, progress: Progress, *, deep: bool) -> None:
         self.layout = layout
@@ -153,21 +153,21 @@ class _Verification:
         return files
 
     def _open(self, files: Files) -> None:
-        """Open the store as its readers do, to decode what is not known to be damaged."""
+        """Open the store as readers do, to decode what is not known to be damaged."""
         plan, lost = self.layout.plan, {damage.segment for damage in files.damage}
         if None in lost:
             return
         self.reader = StoreReader(self.layout.root)
         self.readable = set(range(len(self.reader.plan["segments"]))) - lost
         for number, reason in check_rows(self.reader, self.readable):
-            # Every file is what the plan lists, so the plan was made of other rows.
+            # Every file is as the plan lists it, so the plan was made from other rows.
             files.spoil(plan, reason, number)
             self.readable.discard(number)
 
     def _check_tokenizer(self, files: Files) -> None:
-        """What lies beside the tokenizer's files would be loaded with them."""
+        """Find files next to the tokenizer's, which would be loaded with them."""
         directory = self.layout.assets / "tokenizer"
-        # Behind a link nothing is listed: each file of it is found to lie elsewhere.
+        # Behind a link nothing is listed: each of its files is found to be outside the store.
         is_there = directory.is_dir() and directory.resolve().is_relative_to(
             self.layout.root.resolve()
         )
@@ -179,7 +179,7 @@ class _Verification:
     def _read_lengths(
         self, arrays: dict[str, ArraySpec], plan: dict[str, Any], files: Files
     ) -> tuple[NDArray[Any], NDArray[Any]] | None:
-        """Return length and segment of every example, or None if they cannot be believed."""
+        """Return length and segment of every example, or None if they are damaged."""
         features, root = self.layout.features, self.layout.root
         columns = []
         for name in ("examples/length", "examples/segment"):
@@ -190,13 +190,13 @@ class _Verification:
                     return None
                 columns.append(read_shard(features / name, root, arrays[name], 0, expected))
             except IntegrityError as error:
-                logger.debug("%s", error)  # said of the file itself
+                logger.debug("%s", error)  # reported for the file itself
                 return None
         length, segment = columns
         try:
             check_lengths(length, segment, plan, features / "examples")
         except IntegrityError as error:
-            # The file is what the plan lists, so the plan was made of other rows.
+            # The file is as the plan lists it, so the plan was made from other rows.
             files.spoil(self.layout.plan, reason_of(error, self.layout.plan))
             return None
         return length, segment
@@ -239,11 +239,11 @@ class _Verification:
         files.file(self.layout.assets / entry["file"], expected, is_own=is_own)
 
     def _claimed(self, of_index: Files) -> Iterator[str]:
-        """Yield the signals that count: those of the index, or, without one, of the manifests."""
+        """Yield the signals of the index or, without an index, of the manifests."""
         if self.index is not None:
             yield from sorted(self.index["signals"])
         elif of_index.damage:
-            # What an index is rebuilt from.
+            # An index is rebuilt from these.
             yield from (path.stem.replace(".", "/") for path in self._manifests())
 
     def _signal(self, name: str) -> SignalState:
@@ -290,7 +290,7 @@ class _Verification:
         return [i for i, split in enumerate(self.plan["segments"]) if split in splits]
 
     def _without_manifest(self, name: str, files: Files) -> SignalState:
-        """See what the receipts say, so that capture redoes no more than it has to."""
+        """Check by the receipts, so that a capture repeats no more than necessary."""
         written = files.record(self.layout.declaration(name))
         declared = None if written is None else Declaration.from_json(written)
         expected = [] if declared is None else self._expected(declared.splits, [])
@@ -341,7 +341,7 @@ class _Verification:
         )
 
     def _pending(self, claimed: set[str]) -> Iterator[SignalState]:
-        """Yield what is declared and not listed: how much of it a capture would keep."""
+        """Yield the signals that are declared but not listed, with what a capture would keep."""
         layout = self.layout
         skip = {dotted(name) for name in claimed} | {layout.asset_records.name}
         for directory in sorted(layout.asset_records.parent.glob("*")):
@@ -367,5 +367,5 @@ class _Verification:
 
 
 def damage_of(found: list[SignalState]) -> list[Damage]:
-    """Return all damage, a file once, in the order of the parts."""
+    """Return all damage, each file once, in the order of the sections."""
     return list({damage.file: damage for state in found for damage in state.damage}.values())

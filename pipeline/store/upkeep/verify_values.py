@@ -1,7 +1,7 @@
-"""The deep half of verifying: shards are decoded and held against what receipts and rows say.
+"""Deep verification: decodes shards and compares them with receipts and rows.
 
-A file that has its checksum can still be wrong if what wrote it was: digests of decoded values, the
-identity of every row, and values that are finite are checked as readers would see them.
+A file with the right checksum can still be wrong if its writer was. So digests of decoded values,
+the identity of every row, and finiteness are checked as readers would see them.
 """
 
 from collections.abc import Collection, Iterator
@@ -17,7 +17,7 @@ from pipeline.store.upkeep.findings import Damage
 
 
 def check_rows(reader: StoreReader, segments: Collection[int]) -> Iterator[tuple[int, str]]:
-    """Yield the segments whose tokens are not those that their rows' identities state, and why."""
+    """Yield the segments whose tokens do not match the identities of their rows, with reasons."""
     for number in sorted(segments):
         try:
             reader.read_segment(number)
@@ -26,21 +26,21 @@ def check_rows(reader: StoreReader, segments: Collection[int]) -> Iterator[tuple
 
 
 def check_values(reader: StoreReader, name: str, segments: Collection[int]) -> list[Damage]:
-    """Return what the decoded values of a signal's segments say against its receipts.
+    """Return the damage found by comparing decoded values of segments with their receipts.
 
     Raises:
-        IncompatibleError: If the signal's form is not of this software.
+        IncompatibleError: If this software lacks the signal's form.
     """
-    found = []
+    damage = []
     stored = reader.signal(name)
     for number in sorted(segments):
         reason = _difference(reader, stored, number)
         if reason is not None:
-            # The receipt is what vouches for the segment; one without arrays has nothing else.
+            # The receipt vouches for the segment; a signal without arrays has nothing else.
             receipt = reader.layout.receipt(name, number).relative_to(reader.layout.root)
             files = [*sorted(stored.receipts[number].files), receipt.as_posix()]
-            found.append(Damage(files[0], reason, number))
-    return found
+            damage.append(Damage(files[0], reason, number))
+    return damage
 
 
 def _difference(reader: StoreReader, stored: StoredSignal, number: int) -> str | None:
@@ -60,11 +60,11 @@ def _difference(reader: StoreReader, stored: StoredSignal, number: int) -> str |
         return f"skipped slots {unknown}, of {len(members)} that it has"
     owners = np.repeat(np.arange(len(members)), counts)
     of_skipped = np.isin(owners, sorted(skipped))
-    # A skipped example's rows were never written.
+    # Rows of skipped examples are never written.
     if any(values[:live][of_skipped].any() for values in arrays.values()):
         return f"values in rows of the skipped slots {sorted(skipped)}"
     form = declared.form
-    # An infinite scale is found below, by what it makes of the values.
+    # An infinite scale is found below by the values that it gives.
     with np.errstate(invalid="ignore", over="ignore"):
         decoded = form.decode(
             {array: values[:live] for array, values in arrays.items()}, reader.channels(name)
