@@ -133,7 +133,7 @@ def test_another_error_is_not_taken_for_a_lack_of_memory(store, tmp_path, monkey
     run = StudentRun(Training(**asked(store, tmp_path, micro_batch_size="auto")))
     monkeypatch.setattr(Distiller, "forward", forward)
     with pytest.raises(RuntimeError, match="shapes"):
-        run.trainer()
+        run.loop()
 
 
 def test_moments_and_buckets_of_ranks_are_counted(store, tmp_path):
