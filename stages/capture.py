@@ -6,7 +6,7 @@ import click
 
 from pipeline.corpus.tokens.tokens import TokenSet
 from pipeline.corpus.tokens.transfer import transfer_tokens
-from pipeline.report.words import data
+from pipeline.report.words import counted, data
 from pipeline.store.layout import Layout
 from pipeline.store.upkeep.occupancy import bytes_by_part
 from pipeline.teacher.capture.complete import is_whole, write_manifests
@@ -27,10 +27,10 @@ from stages.sections.capture import CaptureParams, plain_layers
 @params_option
 @resumable("keeps every finished segment")
 def capture(teacher: str, params: Path, no_wait: bool, verify: bool) -> None:
-    """Run TEACHER once over the corpus and write its features to data/stores.
+    """Run TEACHER once and write its features to a store.
 
-    Only what the store lacks is computed; a store that is whole is recognised in a second, by the
-    sizes of its files.
+    The store is a directory of data/stores. Only what it lacks is computed; a complete store is
+    recognised in a second, by the sizes of its files.
 
     \b
     Example:
@@ -89,7 +89,7 @@ def capture(teacher: str, params: Path, no_wait: bool, verify: bool) -> None:
     taken = bytes_by_part(layout.root)
     parts = ", ".join(f"{name} {data(size)}" for name, size in taken.items())
     click.echo(
-        f"store {layout.root.name} is whole: {len(signals)} signals, "
+        f"store {layout.root.name} is complete: {counted(len(signals), 'signal')}, "
         f"{data(sum(taken.values()))} ({parts})",
         err=True,
     )

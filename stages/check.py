@@ -93,7 +93,10 @@ class Findings:
 @params_option
 @stage
 def check(params: Path) -> None:
-    """Check all of params.yaml against what the stages expect, and the parts against each other.
+    """Check params.yaml before anything long starts.
+
+    Every section is checked against what its stage expects, and the sections against each other.
+    All errors are shown at once. Silent when everything fits.
 
     \b
     Example:

@@ -12,10 +12,10 @@ from stages.project import DATA
 @click.command()
 @stage
 def code() -> None:
-    """Write the digests of every stage's source files to data/code.
+    """List the source files that each stage runs.
 
-    DVC depends on them: after an edit or an upgrade of decant, `dvc repro` runs exactly the stages
-    whose files changed. A file of digests is written only if its content changes.
+    Their digests go to data/code, which DVC depends on: after an edit or an upgrade of decant,
+    `dvc repro` runs exactly the stages whose files changed. A list is written only if it changes.
 
     \b
     Example:

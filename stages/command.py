@@ -16,6 +16,7 @@ from pipeline.errors import ConfigError, DecantError, Interrupted, ManyFoundErro
 from pipeline.provenance import free_bytes, is_no_room
 from pipeline.visible import visible
 from stages.parameters import check_unchanged, forget_sections
+from stages.project import teacher_of
 
 Arguments = ParamSpec("Arguments")
 Stage = Callable[Arguments, None]
@@ -25,6 +26,9 @@ STARTS_OVER = "starts from the beginning"
 KERNELS = "Failed to load CPU gemm_4bit_forward from kernels-community"
 """What bitsandbytes warns of when peft imports it: the hub has a faster product for weights of four
 bits on a CPU."""
+
+CAPTURE = "decant capture TEACHER"
+"""What errors of a store advise."""
 
 NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -76,7 +80,7 @@ def stage(run: Stage[Arguments], *, keeps: str = STARTS_OVER) -> Stage[Arguments
             run(*args, **kwargs)
             check_unchanged()
         except DecantError as error:
-            _fail(error)
+            _fail(error, kwargs.get("teacher"))
         except KeyboardInterrupt as error:
             saved = error if isinstance(error, Interrupted) else Interrupted(keeps, INTERRUPTED)
             _end_progress()
@@ -129,10 +133,15 @@ def resource_error(error: BaseException) -> ResourceError | None:
     return None
 
 
-def _fail(error: DecantError) -> None:
+def _fail(error: DecantError, teacher: object = None) -> None:
     _end_progress()
-    for one in error.errors if isinstance(error, ManyFoundError) else (error,):
-        click.echo(f"error: {visible(' '.join(str(one).split()))}", err=True)
+    for cause in error.errors if isinstance(error, ManyFoundError) else (error,):
+        message = " ".join(str(cause).split())
+        if CAPTURE in message:
+            # Stores do not know the names of teachers.
+            name = teacher if isinstance(teacher, str) else teacher_of(message)
+            message = message.replace(CAPTURE, f"decant capture {name}")
+        click.echo(f"error: {visible(message)}", err=True)
     sys.exit(error.exit_code)
 
 

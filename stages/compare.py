@@ -37,10 +37,11 @@ NUMBER = 10
 @params_option
 @stage
 def compare(first: str, second: str, metric: str | None, params: Path) -> None:
-    """Compare FIRST with SECOND, students or teachers, on the test rows that both answered.
+    """Compare two models on the same test rows.
 
-    The difference is FIRST - SECOND, with its bootstrap interval; p is how often a difference as
-    large arises by chance where the models are equal.
+    FIRST and SECOND are students or teachers; the rows are those that both answered. The
+    difference is FIRST - SECOND, with its bootstrap interval; p is how often a difference as large
+    arises by chance if the models are equal.
 
     \b
     Example:

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 from tqdm import tqdm
 
+from pipeline.report.words import counted
 from pipeline.store.upkeep.copy import StoreCopy
 from stages.command import resumable
 
@@ -22,16 +23,16 @@ from stages.command import resumable
     "signals",
     metavar="NAME",
     multiple=True,
-    help="Only this signal, by its name or a beginning that fits one alone; may be repeated.",
+    help="Copy only this signal, named in full or by an unambiguous prefix; may be repeated.",
 )
 @resumable("keeps every file that was copied")
 def copy(source: tuple[Path, ...], target: Path, signals: tuple[str, ...]) -> None:
-    """Copy the store SOURCE to TARGET, reading every file again at the other end.
+    """Copy a store and read every copied file again.
 
     TARGET is a directory of stores, in which the copy keeps the store's name, or it ends in that
-    name and is the copy itself. Where the same store is there already, signals are added to it. A
-    copy that was cut short is no store to any reader; the same command goes on where it was. With
-    --signal, what the signal is rebuilt from comes along.
+    name and is the copy itself. If the same store is there already, signals are added to it. An
+    interrupted copy is not a store to any reader; the same command resumes it. With --signal, the
+    signals that it is rebuilt from are copied too.
 
     \b
     Example:
@@ -43,8 +44,9 @@ def copy(source: tuple[Path, ...], target: Path, signals: tuple[str, ...]) -> No
         with tqdm(total=plan.bytes, desc="copy", unit="B", unit_scale=True) as bar:
             plan.run(bar.update)
         click.echo(
-            f"{plan.root}: copied {len(plan.signals)} signals, {plan.copied_bytes:,} bytes; "
-            f"{plan.kept:,} files were there"
+            f"{plan.root}: copied {counted(len(plan.signals), 'signal')}, "
+            f"{counted(plan.copied_bytes, 'byte')}; "
+            f"{counted(plan.kept, 'file')} {'was' if plan.kept == 1 else 'were'} already there"
         )
 
 

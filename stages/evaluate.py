@@ -23,9 +23,10 @@ TIMING_LENGTH = 128
 @params_option
 @stage
 def evaluate(student: str, params: Path) -> None:
-    """Measure STUDENT on the validation and test splits into data/metrics/students/STUDENT.json.
+    """Measure STUDENT: scores, agreement and cost.
 
-    What it says to each test row goes to data/predictions/students/STUDENT.jsonl.
+    On the validation and test splits. The metrics go to data/metrics/students/STUDENT.json, the
+    prediction for each test row to data/predictions/students/STUDENT.jsonl.
 
     \b
     Example:

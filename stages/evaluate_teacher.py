@@ -19,9 +19,10 @@ BATCH_TOKENS = 8192
 @params_option
 @stage
 def evaluate_teacher(teacher: str, params: Path) -> None:
-    """Measure TEACHER on the validation and test splits into data/metrics/teachers/TEACHER.json.
+    """Measure TEACHER: its scores and its cost.
 
-    What it says to each test row goes to data/predictions/teachers/TEACHER.jsonl.
+    On the validation and test splits. The metrics go to data/metrics/teachers/TEACHER.json, the
+    prediction for each test row to data/predictions/teachers/TEACHER.jsonl.
 
     \b
     Example:

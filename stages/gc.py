@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.errors import ConfigError, ResourceError
+from pipeline.report.words import counted
 from pipeline.store.upkeep.revisions import Named, named_signals
 from pipeline.store.upkeep.unneeded import unneeded
 from stages.command import stage
@@ -24,11 +25,12 @@ SHOWN = 3
 )
 @stage
 def gc(yes: bool, even_unknown: bool) -> None:
-    """List the stores, and the signals of needed stores, that no revision names.
+    """List or remove stores that no revision needs.
 
-    Asked are the manifests below data/manifests of every branch, here and of remotes, of every tag,
-    stash, experiment (queued ones too) and worktree, and the files as they are now. What a running
-    capture holds stays. What is removed by mistake `decant capture` brings back.
+    A store, or a signal of one, is needed if a manifest below data/manifests names it: of any
+    branch, local or remote, tag, stash, experiment (queued ones too) or worktree, or of the files
+    as they are now. What a running capture holds is kept. `decant capture` brings back what was
+    removed by mistake.
 
     \b
     Example:
@@ -43,13 +45,13 @@ def gc(yes: bool, even_unknown: bool) -> None:
         )
     if yes and named.silent and not even_unknown:
         raise ConfigError(
-            f"{_silent(named)}, so nobody knows what they need; commit data/manifests there, or "
-            "give --even-unknown: what they need is then captured again when it is asked for"
+            f"{_silent(named)}; commit data/manifests there, or give --even-unknown: what is "
+            "needed there is then captured again when it is used"
         )
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
     for column in ("store", "signal", "bytes", "reason"):
         table.add_column(column, justify="right" if column == "bytes" else "left", no_wrap=True)
-    counts = {"stores": 0, "signals": 0, "bytes": 0}
+    counts = {"store": 0, "signal": 0, "byte": 0}
     for found in unneeded(stores(), named.signals):
         size, reason, is_kept = found.bytes, found.reason, found.holder is not None
         if yes and not is_kept:
@@ -61,27 +63,31 @@ def gc(yes: bool, even_unknown: bool) -> None:
             reason = f"kept: {found.holder} is writing the store"
         table.add_row(found.store.name, found.name or "all of it", f"{size:,}", reason)
         if not is_kept:
-            counts["stores" if found.name is None else "signals"] += 1
-            counts["bytes"] += size
+            counts["store" if found.name is None else "signal"] += 1
+            counts["byte"] += size
     console = Console(highlight=False)
     if table.row_count:
         console.print(table, soft_wrap=True)
     done = "removed" if yes else "not needed; --yes removes them"
-    said = ", ".join(f"{count:,} {what}" for what, count in counts.items())
-    click.echo(f"{said} {done}")
+    totals = ", ".join(counted(count, noun) for noun, count in counts.items())
+    click.echo(f"{totals} {done}")
     click.echo(_asked(named))
 
 
 def _asked(named: Named) -> str:
     if not named.in_git:
-        return "not in git: only the files that are here now were asked"
-    said = f"asked: {named.revisions} revisions, and the files as they are now"
-    return f"{said}; {_silent(named)}: what they need is not known" if named.silent else said
+        return "not in git: searched only the files as they are now"
+    searched = f"searched {counted(named.revisions, 'revision')} and the files as they are now"
+    return f"{searched}; {_silent(named)}" if named.silent else searched
 
 
 def _silent(named: Named) -> str:
     shown = ", ".join(named.silent[:SHOWN]) + (", …" if len(named.silent) > SHOWN else "")
-    return f"{len(named.silent)} revisions have a capture stage but no manifests in git ({shown})"
+    verb = "has" if len(named.silent) == 1 else "have"
+    return (
+        f"{counted(len(named.silent), 'revision')} {verb} a capture stage but no manifests in git, "
+        f"so what is needed there is unknown ({shown})"
+    )
 
 
 if __name__ == "__main__":

@@ -17,10 +17,10 @@ from stages.sections.tokens import TokenParams
 @params_option
 @resumable("keeps every finished batch")
 def generate(teacher: str, params: Path) -> None:
-    """Let TEACHER write its own training targets into data/corpus/transfer/TEACHER.
+    """Let TEACHER write training targets for students.
 
-    Only with `targets: teacher`; with the corpus's own targets nothing is generated and no teacher
-    is loaded.
+    Only with `targets: teacher`. They go to data/corpus/transfer/TEACHER; with the corpus's own
+    targets, only a note does, and the teacher is not loaded.
 
     \b
     Example:

@@ -75,7 +75,9 @@ def init(
     teacher: str | None,
     sample: int | None,
 ) -> None:
-    """Write a new project to DIRECTORY; `dvc repro` in there runs it.
+    """Write a new project to DIRECTORY.
+
+    `decant check && dvc repro` in that directory runs it.
 
     \b
     Example:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from pipeline.axes import SPLITS, TRAIN
 from pipeline.errors import DecantError, IntegrityError
+from pipeline.report.words import counted
 from pipeline.store.reader import StoreReader
 from pipeline.store.records import Declaration, StoredSignal
 from pipeline.store.sealed import read_record
@@ -38,10 +39,11 @@ MAX_SHOWN = 300
 )
 @stage
 def inspect(store: tuple[Path, ...]) -> None:
-    """Show signals, forms, bytes, provenance and skipped examples of STORE.
+    """Show what a store holds and where it came from.
 
-    Signals that a capture has begun and not finished are shown as pending, records that cannot be
-    read as damaged, and then it exits with 3; `decant verify` looks at every file.
+    Its signals, their forms and bytes, provenance, and skipped examples. Signals of an unfinished
+    capture are shown as pending. Records that cannot be read are shown as damaged, with exit code
+    3; `decant verify` reads every file.
 
     \b
     Example:
@@ -92,8 +94,8 @@ def _inspect(store: Path) -> None:
         console.print()
         print_whole(console, _skipped_table(reader, skipped))
         console.print(
-            f"{len(skipped):,} training examples are skipped by a signal that is not finite there; "
-            "a student that uses it is not trained on them",
+            f"skipped {counted(len(skipped), 'training example')}, where a signal is not finite; "
+            "students that use the signal do not train on them",
             soft_wrap=True,
         )
     if damaged:
@@ -150,7 +152,7 @@ def _parts(reader: StoreReader) -> dict[str, str]:
         return {}
     rows = reader.plan["spec"].get("parts", [])
     said = [
-        f"{number} segments" + (f" of {count:,} rows" if count else "")
+        counted(number, "segment") + (f" of {counted(count, 'row')}" if count else "")
         for number, count in zip_longest(reader.parts, rows[: len(reader.parts)])
     ]
     return {"parts": f"{said[0]}; added {', '.join(said[1:])}"}

@@ -24,7 +24,7 @@ from stages.planning.table import show
 @params_option
 @stage
 def plan(teacher: str, params: Path, probe: bool, budget: str | None, is_json: bool) -> None:
-    """Say what capturing TEACHER takes: tokens, bytes by signal, memory, time, and when it pays.
+    """Estimate what capturing TEACHER takes.
 
     The estimate needs the configuration alone; no stage has to have run. With --probe the teacher
     is loaded and captures a few batches, which are not written. If a complete store already exists,

@@ -15,7 +15,9 @@ from stages.sections.corpus import CorpusParams
 @params_option
 @stage
 def prepare(params: Path) -> None:
-    """Read the corpus and write its splits to data/corpus/text.
+    """Read the corpus and write its splits.
+
+    They go to data/corpus/text.
 
     \b
     Example:

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, IntegrityError
+from pipeline.provenance import read_json
 from stages.parameters import Section, read_yaml, validate
 
 DATA = Path("data")
@@ -144,6 +145,17 @@ def prepare_torch(settings: Runtime) -> str:
             f"runtime device {settings.device!r}: {reason}; use cpu or auto"
         ) from error
     return settings.device
+
+
+def teacher_of(text: str) -> str:
+    """Return the name of the teacher whose store a text names; `TEACHER` if that is unknown."""
+    for file in sorted((DATA / "manifests").glob("*/store.json")):
+        try:
+            if str(read_json(file)["store"]) in text:
+                return file.parent.name
+        except (IntegrityError, KeyError, TypeError):
+            continue
+    return "TEACHER"
 
 
 def shared_root() -> Path:

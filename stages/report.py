@@ -46,7 +46,9 @@ STORE = "store.json"
 @params_option
 @stage
 def report(params: Path) -> None:
-    """Write data/reports/index.html and data/reports/metrics.json, and print the table.
+    """Write the report and print its table.
+
+    The page goes to data/reports/index.html, its numbers to data/reports/metrics.json.
 
     \b
     Example:

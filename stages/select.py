@@ -36,9 +36,10 @@ class SelectParams(Section):
 @params_option
 @stage
 def select(student: str, params: Path) -> None:
-    """Write data/selected/STUDENT.json: the signals STUDENT needs, with their digests.
+    """Record the digests of the signals STUDENT needs.
 
-    STUDENT.agreement.json beside it names the teacher's logits that evaluation compares with.
+    They go to data/selected/STUDENT.json. STUDENT.agreement.json names the teacher's logits that
+    evaluation compares with.
 
     \b
     Example:

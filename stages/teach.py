@@ -16,7 +16,9 @@ from stages.sections.teacher import TeacherModel
 @params_option
 @resumable("goes on from the last checkpoint, if there is one")
 def teach(teacher: str, params: Path) -> None:
-    """Make TEACHER ready in data/teachers/TEACHER: a reference, or weights trained on the corpus.
+    """Make TEACHER ready: reference it, or train it.
+
+    A reference, or the weights that were trained on the corpus, go to data/teachers/TEACHER.
 
     \b
     Example:

@@ -17,7 +17,9 @@ from stages.sections.tokens import TokenParams
 @params_option
 @stage
 def tokenize(teacher: str, params: Path) -> None:
-    """Tokenise the corpus for TEACHER into data/corpus/tokens/TEACHER.
+    """Tokenise the corpus for TEACHER.
+
+    The token rows go to data/corpus/tokens/TEACHER.
 
     \b
     Example:

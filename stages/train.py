@@ -26,15 +26,16 @@ if TYPE_CHECKING:
 @click.option(
     "--students",
     metavar="NAMES",
-    help="Several of one store, with commas between them: what they learn from is read once.",
+    help="Several students of one store, separated by commas; the store is read once.",
 )
 @params_option
 @resumable(KEEPS)
 def train(student: str | None, named: str | None, students: str | None, params: Path) -> None:
-    """Train STUDENT from the store into data/students/STUDENT. The teacher is not loaded.
+    """Train STUDENT from the store, without its teacher.
 
-    Each of several --students becomes what it becomes alone, and all are in memory at once. They
-    are trained beside DVC; `dvc commit -f train@A train@B` tells it that they are done.
+    The model goes to data/students/STUDENT. With --students, the store is read once and all
+    students train in one process, with exactly the results of separate runs; all are in memory at
+    once. DVC does not see such a run: record it with `dvc commit -f train@A train@B`.
 
     \b
     Example:

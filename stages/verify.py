@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from pipeline.axes import SPLITS
 from pipeline.errors import ConfigError, DecantError, IncompatibleError, IntegrityError
-from pipeline.provenance import read_json
+from pipeline.report.words import counted
 from pipeline.store.layout import Layout
 from pipeline.store.lock import writer_lock
 from pipeline.store.reader import StoreReader
@@ -23,7 +23,7 @@ from pipeline.teacher.source.reference import TeacherReference, teacher_at_hand
 from pipeline.visible import visible
 from stages.command import stage
 from stages.placement import placement
-from stages.project import DATA, prepare_torch, runtime, stores
+from stages.project import DATA, prepare_torch, runtime, stores, teacher_of
 from stages.tables import print_whole
 
 SHOWN = 20
@@ -39,7 +39,7 @@ SHARED = (INDEX, PLAN, ASSETS)
     "--against",
     "corpus",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="A token set, data/corpus/tokens/T: are the rows those of it?",
+    help="Compare the rows with those of a token set, data/corpus/tokens/T.",
 )
 @click.option(
     "--teacher",
@@ -51,11 +51,11 @@ SHARED = (INDEX, PLAN, ASSETS)
 def verify(
     store: tuple[Path, ...], deep: bool, corpus: Path | None, teacher: Path | None, repair: bool
 ) -> None:
-    """Check every record and every file of STORE, a directory or a name below data/stores.
+    """Check every record and every file of a store.
 
-    Exits with 0 if all that readers see is whole, 3 if something is damaged or there is no index
-    yet, 4 if the rows are those of another corpus or the values those of another teacher, 5 if
-    --repair finds that another process is writing.
+    STORE is a directory, or a name below data/stores. Exit codes: 0 if all that readers see is
+    intact, 3 if something is damaged or there is no index yet, 4 if the rows are those of another
+    corpus or the values those of another teacher, 5 if --repair finds another process writing.
 
     \b
     Example:
@@ -96,14 +96,14 @@ def _verify(
     if damaged:
         what = ", ".join(state.name for state in found if state.is_damaged)
         raise IntegrityError(
-            f"{path}: {len(damaged)} damaged files in {what}; first {damaged[0].file} "
+            f"{path}: {counted(len(damaged), 'damaged file')} in {what}; first {damaged[0].file} "
             f"({damaged[0].reason}): run `decant verify {store} --repair`, then "
-            f"`decant capture {_teacher_of(path)}`"
+            f"`decant capture {teacher_of(path.resolve().name)}`"
         )
     if not Layout(path).index.exists():
         raise IntegrityError(
-            f"{path}: no reader sees a store here, its index is not there yet; run `decant capture "
-            f"{_teacher_of(path)}`, or the `decant copy` that was cut short, to its end"
+            f"{path}: has no index yet, so readers see no store; run `decant capture "
+            f"{teacher_of(path.resolve().name)}`, or repeat the `decant copy` that was interrupted"
         )
     if corpus is not None:
         _compare(console, path, corpus)
@@ -166,7 +166,7 @@ def _show(
         console.print(f"and {len(damaged) - SHOWN} more")
     if strays := unrecorded_files(path, found):
         console.print(
-            f"{len(strays)} files belong to no record; a capture that is not finished, or leftovers"
+            f"{counted(len(strays), 'file')} in no record: an unfinished capture, or leftovers"
         )
 
 
@@ -203,24 +203,14 @@ def _repair(path: Path, found: list[SignalState]) -> None:
     for line in repair_store(path, found):
         click.echo(line, err=True)
     if all(damage.is_stray or damage.content is not None for damage in damage_of(found)):
-        click.echo(f"store {path.resolve().name} is whole again", err=True)
+        click.echo(f"store {path.resolve().name} is complete again", err=True)
         return
+    name = path.resolve().name
     click.echo(
-        f"store {path.resolve().name} is repaired: run `decant capture {_teacher_of(path)}` to "
-        "redo what was removed, or copy it again from where it came",
+        f"store {name} is repaired: run `decant capture {teacher_of(name)}` to redo what was "
+        "removed, or copy it again from its source",
         err=True,
     )
-
-
-def _teacher_of(path: Path) -> str:
-    """Return the name of the teacher whose manifests name the store, as far as that is known."""
-    for file in sorted((DATA / "manifests").glob("*/store.json")):
-        try:
-            if read_json(file).get("store") == path.resolve().name:
-                return file.parent.name
-        except (IntegrityError, AttributeError):
-            continue
-    return "TEACHER"
 
 
 def _compare(console: Console, path: Path, corpus: Path) -> None:
@@ -242,7 +232,7 @@ def _compare(console: Console, path: Path, corpus: Path) -> None:
     if not rows.is_same:
         raise IncompatibleError(
             f"{path}: rows of another corpus than {corpus} ({said}; {rows.lines[0]}); run "
-            f"`decant capture {_teacher_of(path)}`, which makes a store for it"
+            f"`decant capture {teacher_of(path.resolve().name)}`, which makes a store for it"
         )
 
 

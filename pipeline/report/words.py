@@ -17,6 +17,11 @@ def whole(value: int | None) -> str:
     return UNKNOWN if value is None else f"{value:,}"
 
 
+def counted(value: int, noun: str) -> str:
+    """A count with its noun, as in 1 store and 2 stores."""
+    return f"{whole(value)} {noun if value == 1 else f'{noun}s'}"
+
+
 def spelled(value: int) -> str:
     """A count as a sentence has it: in letters below ten."""
     return LETTERS[value] if value < len(LETTERS) else whole(value)

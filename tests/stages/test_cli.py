@@ -23,6 +23,14 @@ def test_help_says_what_it_does_and_has_an_example(decant, name):
     assert longest <= 80
 
 
+def test_every_summary_fits_in_the_list_of_commands(decant):
+    listed = decant("--help").output.split("Commands:")[1].splitlines()
+    lines = [line for line in listed if line.strip()]
+    assert len(lines) == len(COMMANDS)
+    assert all(line.endswith(".") and not line.endswith("...") for line in lines)
+    assert max(map(len, lines)) <= 80
+
+
 def test_the_group_lists_the_stages_in_the_order_of_the_pipeline(decant):
     listed = [
         line.split()[0]

@@ -126,4 +126,4 @@ def test_a_store_that_is_whole_is_recognised_without_torch(project):
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    assert "is whole: 4 signals" in result.stderr
+    assert "is complete: 4 signals" in result.stderr

@@ -19,12 +19,12 @@ def test_a_store_goes_to_another_disk_and_is_read_there(decant, project):
     name = store().name
     result = decant("copy", str(store()), "disk", "--signal", "hidden/2")
     assert result.exit_code == 0, result.output
-    assert f"disk/{name}: copied 1 signals, " in result.stdout
-    assert "; 0 files were there" in result.stdout
+    assert f"disk/{name}: copied 1 signal, " in result.stdout
+    assert "; 0 files were already there" in result.stdout
     result = decant("copy", str(store()), f"disk/{name}")
     assert result.exit_code == 0, result.output
     assert f"disk/{name}: copied 4 signals, " in result.stdout
-    assert "; 0 files were there" not in result.stdout
+    assert "; 0 files were already there" not in result.stdout
     assert decant("inspect", f"disk/{name}").exit_code == 0
     # On another machine: the copy is all that the pipeline needs.
     shutil.rmtree("data/stores")
@@ -62,7 +62,7 @@ def test_half_a_copy_is_refused_by_readers_and_a_damaged_source_is_named(decant,
     assert "no whole store is here" in error_line(half)
     verified = decant("verify", f"disk/{store().name}")
     assert verified.exit_code == 3
-    assert "the `decant copy` that was cut short" in error_line(verified)
+    assert "repeat the `decant copy` that was interrupted" in error_line(verified)
     data[-9] ^= 4
     shard.write_bytes(data)
     assert decant("copy", str(store()), "disk").exit_code == 0

@@ -54,9 +54,9 @@ def test_stores_without_a_manifest_are_listed_and_on_request_removed(decant, pro
     line = next(line for line in listed.output.splitlines() if line.startswith(OLD))
     assert "all of it" in line
     assert "no revision names it" in line
-    assert "1 stores, 0 signals" in listed.output
+    assert "1 store, 0 signals" in listed.output
     assert "--yes removes them" in listed.output
-    assert "not in git: only the files that are here now were asked" in listed.output
+    assert "not in git: searched only the files as they are now" in listed.output
     assert Path("data/stores", OLD).exists()
     assert decant("gc", "--yes").exit_code == 0
     assert not Path("data/stores", OLD).exists()
@@ -94,7 +94,7 @@ def test_what_another_branch_names_stays(decant, committed):
     git("commit", "-qam", "narrow")
     output = decant("gc").output
     assert "0 signals, 0 bytes" in output
-    assert "asked: 2 revisions" in output
+    assert "searched 2 revisions" in output
     git("branch", "-qD", "main")
     assert f" {name} " in decant("gc").output
 
@@ -109,8 +109,8 @@ def test_revisions_that_keep_no_manifests_are_counted_and_stop_the_removal(decan
     git("add", "-A")
     git("commit", "-q", "--amend", "-m", "narrow")
     listed = decant("gc")
-    said = "1 revisions have a capture stage but no manifests in git (refs/heads/silent)"
-    assert f"{said}: what they need is not known" in listed.output
+    said = "1 revision has a capture stage but no manifests in git"
+    assert f"{said}, so what is needed there is unknown (refs/heads/silent)" in listed.output
     result = decant("gc", "--yes")
     assert result.exit_code == 2
     assert said in error_line(result)

@@ -129,7 +129,7 @@ def test_skipped_examples_are_counted_and_listed(decant, project):
         assert int(row.replace(",", "")) == reader.examples["row"][example]
         assert int(source.replace(",", "")) == reader.examples["source_row"][example]
     assert table[20].startswith("and 3 more")
-    assert "23 training examples are skipped" in result.output
+    assert "skipped 23 training examples" in result.output
 
 
 def test_of_no_store_is_one_line(decant, project):

@@ -76,7 +76,7 @@ def test_damage_is_named_and_captured_again(kind, decant, project):
     DAMAGES[list(DAMAGES)[len(kind) % len(DAMAGES)]](path)
     result = run(store())
     assert result.exit_code == 3
-    assert error_line(result).startswith(f"error: {store()}: 1 damaged files in ")
+    assert error_line(result).startswith(f"error: {store()}: 1 damaged file in ")
     assert name in error_line(result)
     assert "then `decant capture main`" in error_line(result)
     assert any(line.startswith(name) for line in result.stdout.splitlines())
@@ -107,7 +107,7 @@ def test_files_of_no_record_are_a_note(project):
     (store() / "staging" / "left").touch()
     result = run(store())
     assert result.exit_code == 0
-    assert "1 files belong to no record; a capture that is not finished" in result.stdout
+    assert "1 file in no record: an unfinished capture" in result.stdout
 
 
 def test_rows_of_an_edited_corpus(project):
