@@ -41,12 +41,12 @@ def agreement(
 
     Returns:
         `kl`: mean KL(teacher ‖ student) at temperature 1, in nats a position (for the form topk
-        over the top k and the rest, a lower bound). `top1`: share of positions where both find the
-        same output likeliest. Where an example has any number of classes, `kl` is the sum over
-        independent classes and `top1` the share of examples given the same set.
+        over the top k and the rest, a lower bound). `top1`: share of positions where both have the
+        same most probable output. For multi-label tasks `kl` is the sum over independent classes
+        and `top1` the share of examples with the same set of classes.
 
     Raises:
-        IncompatibleError: If the signal holds samples, which are no distribution to compare with.
+        IncompatibleError: If the signal holds samples: a student cannot be compared with those.
         IntegrityError: If the store is not what the digest says, or holds no example of the split.
     """
     reader = StoreReader(store, {signal: digest})
@@ -58,7 +58,7 @@ def agreement(
         )
     is_causal_lm = models_language(reader.plan["task"])
     is_multi_label = reader.plan["task"] == "multi-label"
-    # Any of those captured: a divergence is taken at temperature 1, which needs no normaliser.
+    # Any captured temperature will do: at temperature 1 no normaliser is needed.
     temperature, *_ = form.temperatures_served or (1.0,)
     features = TeacherFeatures(reader, [signal], temperature=temperature).to(device)
     dataset = StoreDataset(reader, [signal], split=split)
@@ -97,7 +97,7 @@ def agreement(
 
 
 def _batches(dataset: StoreDataset, batch_tokens: int) -> list[list[int]]:
-    """Bucket each segment by itself, so that each is read once."""
+    """Batch each segment separately, so that each is read once."""
     by_segment = [np.flatnonzero(dataset.segment == s) for s in np.unique(dataset.segment)]
     return [
         members[chosen].tolist()
@@ -112,13 +112,13 @@ def _divergence(student: Tensor, teacher: TeacherLogits) -> Tensor:
     assert forward_kl.topk is not None
     assert teacher.ids is not None
     assert teacher.log_probs is not None
-    # At temperature 1 log-probabilities are their own: the normaliser is 0.
+    # At temperature 1 the log-probabilities are normalised already.
     zero = torch.zeros(len(student), device=student.device)
     return forward_kl.topk(student, teacher.ids, teacher.log_probs, zero, 1.0, count=1.0)
 
 
 def _binary_divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """Sum the divergences of classes that are each there or not, whatever the others are."""
+    """Return the sum of the divergences of independent binary classes."""
     student, teacher = student.float(), teacher.float()
     there = teacher.sigmoid() * (logsigmoid(teacher) - logsigmoid(student))
     absent = (-teacher).sigmoid() * (logsigmoid(-teacher) - logsigmoid(-student))

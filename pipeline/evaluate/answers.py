@@ -1,4 +1,4 @@
-"""A model's predictions for the rows of a split, by task; they are scored elsewhere."""
+"""A model's predictions for the rows of a split, by task. `predictions` scores them."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def predict_rows(
     batch_tokens: int,
     device: torch.device,
 ) -> list[Row]:
-    """Return what a model says to each row of a split, in the rows' order.
+    """Return a model's prediction for each row of a split, in the rows' order.
 
     Args:
         model: A model of the tokens' task on `device`, in evaluation mode.

@@ -1,7 +1,7 @@
 """Right-padded batches of one split, longest rows first, bounded by tokens instead of rows.
 
-Rows of like length run together, so little is spent on padding, and memory peaks in the first
-batch, where running out of it costs least.
+Rows of similar length share a batch, so little is padding. Memory peaks in the first batch, where
+running out of it wastes the least work.
 """
 
 import inspect
@@ -23,7 +23,7 @@ EXTRA_COLUMNS = ("token_type_ids",)
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows of a split as a model takes them.
+    """Rows of a split as inputs of a model.
 
     Attributes:
         rows: Positions of the rows in their split.
@@ -49,9 +49,9 @@ class Batch:
 
 
 def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[tuple[int, ...]]:
-    """Deal rows to batches of at most `batch_tokens` tokens, padding included.
+    """Assign rows to batches of at most `batch_tokens` tokens, padding included.
 
-    Every row is in exactly one batch; a row longer than `batch_tokens` is alone in its own.
+    Every row is in exactly one batch; a row longer than `batch_tokens` has a batch to itself.
 
     Args:
         lengths: Tokens of each row.
@@ -129,7 +129,7 @@ def batches(
 
 
 def _pad(rows: Sequence[Sequence[int]], value: int) -> Int[Tensor, "batch seq"]:
-    """Stack rows of unequal length, filling up on the right."""
+    """Stack rows of unequal length, padded on the right."""
     tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
     return nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value)
 

@@ -1,6 +1,6 @@
-"""The score at chance: the best that one answer to every row gets, whatever the row asks.
+"""The score at chance: the best score of a model that gives every row the same answer.
 
-Below it a score says nothing, and a share of it is a share of nothing.
+A score below it says nothing about a model, and a retention is meaningless there.
 """
 
 import math
@@ -21,13 +21,13 @@ MAX_SETS = 64
 def score_at_chance(
     rows: Sequence[Row], task: str, score: str, *, classes: int | None, vocab: int
 ) -> float | None:
-    """Return a score of the best constant answer to some rows; None where it has no such meaning.
+    """Return a score of the best constant answer; None if the score has no such value.
 
-    A constant answer is one class, one set, the mean number, or no text; of a language model's
-    likelihood it is every id being equally likely. Correlations are 0.
+    A constant answer is one class, one set of classes, the mean number, or no text. For a language
+    model's likelihood it is the uniform distribution over ids. Correlations are 0.
 
     Args:
-        rows: What some model said; only what was asked of it counts.
+        rows: Predictions of some model; only the questions in them are used.
         task: The corpus's task.
         score: The score.
         classes: How many classes there are.
@@ -47,7 +47,7 @@ def score_at_chance(
 
 
 def _constant_answers(rows: Sequence[Row], task: str, vocab: int) -> list[list[Row]]:
-    """Return the rows with each constant answer that may be the best."""
+    """Return the rows with each constant answer that could score best."""
     if models_language(task):
         silent = {"text": ""}
         return [
@@ -68,7 +68,7 @@ def _constant_answers(rows: Sequence[Row], task: str, vocab: int) -> list[list[R
             [row | {"probabilities": np.asarray(one, float).tolist()} for row in rows]
             for one in [frequent, *sets[:MAX_SETS]]
         ]
-    # F1 of two classes is that of the second, be it the rarer one.
+    # F1 of two classes is that of the second, even if that is the rarer one.
     frequent = Counter(row["label"] for row in rows).most_common(2)
     said = [{"predicted": label, "probability": 1.0} for label, _ in frequent]
     return [[row | one for row in rows] for one in said]

@@ -33,9 +33,9 @@ class Timing:
         latency_seconds: Median time of the forward pass of one sequence.
         batch: Sequences in the full batch.
         length: Tokens of every sequence.
-        repeats: Timed passes of the full batch; fewer than asked for where time was up.
-        slowest: Tokens a second in the slowest of them.
-        fastest: The same in the fastest.
+        repeats: Timed passes of the full batch; fewer than requested if time ran out.
+        slowest: Tokens per second of the slowest pass.
+        fastest: Tokens per second of the fastest pass.
         threads: CPU threads torch may use within an operation.
         device: Kind of device, for example cpu or cuda.
     """
@@ -55,7 +55,7 @@ def count_parameters(model: PreTrainedModel) -> tuple[int, int]:
     """Count parameters, with and without embeddings.
 
     A tensor used twice counts once. Embeddings are every lookup table (tokens, positions, token
-    types) and an output head of one row a vocabulary entry, tied or not, with its bias.
+    types) and an output head with one row per vocabulary entry, tied or not, with its bias.
     """
     everything = {id(parameter): parameter.numel() for parameter in model.parameters()}
     tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
@@ -74,7 +74,7 @@ def count_parameters(model: PreTrainedModel) -> tuple[int, int]:
 def bytes_on_disk(directory: Path) -> int:
     """Bytes of a Hugging Face model directory, tokenizer included.
 
-    Hidden files do not count, nor weights in a second format beside safetensors. Links, as in a
+    Hidden files and weights in a second format next to safetensors do not count. Links, as in a
     hub snapshot, count with the file they lead to.
 
     Raises:
@@ -172,16 +172,16 @@ def _synchronize(device: torch.device) -> None:
 def cost_metrics(
     model: PreTrainedModel, *, directory: Path | None, timing: Timing | None
 ) -> dict[str, Any]:
-    """Compose the cost part of a model's metrics.
+    """Return the cost part of a model's metrics.
 
     Args:
         model: The model.
         directory: Its Hugging Face directory, or None where it has none.
-        timing: What `measure_speed` found; None where nothing was timed.
+        timing: The result of `measure_speed`; None if nothing was timed.
 
     Returns:
-        `parameters`, `parameters_without_embeddings`, `bytes_on_disk`; where there is a timing,
-        `tokens_per_second`, `latency_seconds`, and under `timing` what these were measured with.
+        `parameters`, `parameters_without_embeddings`, `bytes_on_disk`; with a timing also
+        `tokens_per_second`, `latency_seconds`, and under `timing` how they were measured.
     """
     total, without = count_parameters(model)
     metrics: dict[str, Any] = {

@@ -1,7 +1,7 @@
-"""Everything measured of one model alone: its quality on the splits and its cost.
+"""Measures one model: its quality on the splits and its cost.
 
-Agreement with a teacher needs the store and is measured elsewhere; no teacher is loaded here, and
-of what it wrote only the text is compared.
+No teacher is loaded; only the text that it generated is compared. Agreement with a teacher's
+logits needs the store and is measured in `agreement`.
 """
 
 import logging
@@ -34,11 +34,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What was measured.
+    """The measurements of one model.
 
     Attributes:
-        metrics: All that a metrics file holds of a model.
-        predictions: What the model says to each row of the test split.
+        metrics: The content of the model's metrics file.
+        predictions: Its prediction for each row of the test split.
     """
 
     metrics: dict[str, Any]
@@ -74,10 +74,11 @@ def evaluate_model(
         splits: Splits to score, by name.
         device: Where to run.
         directory: The model's Hugging Face directory, for its bytes on disk.
-        score: The score or GLUE task to judge by; None for the task's own.
-        generate: How much text to generate and how, where the task has references; None for none.
-        teacher_texts: What the teacher wrote, by `row` and `source_row`; None to compare with none.
-        intervals: How to find confidence intervals of the test scores; None for none.
+        score: The score or GLUE task to judge by; None for the task's default.
+        generate: How to generate text, for tasks with references; None to generate none.
+        teacher_texts: Texts that the teacher generated, by `row` and `source_row`; None to skip the
+            comparison.
+        intervals: How to compute confidence intervals of the test scores; None for none.
         tokenizer: How BLEU splits text into words, in sacrebleu's names.
         is_timed: Whether forward passes are timed.
         timing_batch: Sequences in the batch that is timed.
@@ -89,8 +90,8 @@ def evaluate_model(
         `lower_is_better` and `test_score`; `test_chance`, what the best constant answer scores;
         `<split>_<metric>` for each that `scores.reported` names and the rows allow,
         those of generated text for test only, with `generated_rows`, `signatures` and
-        `against_teacher`; `test_intervals`; `is_constant` where every test row gets one answer; and
-        what `cost_metrics` returns.
+        `against_teacher`; `test_intervals`; `is_constant` if every test row gets the same answer;
+        and what `cost_metrics` returns.
 
     Raises:
         ConfigError: If a split has nothing to score, or the task has no such score.
@@ -106,7 +107,7 @@ def evaluate_model(
             f"model: found a vocabulary of {vocab}, expected at least the tokens' {meta.vocab}; "
             "evaluate the model on tokens of its own tokenizer"
         )
-    if not hasattr(model, "hf_device_map"):  # what is spread over devices stays where it is
+    if not hasattr(model, "hf_device_map"):  # a model spread over devices stays there
         model.to(device)  # pyright: ignore[reportArgumentType, reportCallIssue]
     model.eval()
     metrics: dict[str, Any] = {
@@ -118,7 +119,7 @@ def evaluate_model(
         metrics["vocab"] = meta.vocab
     if meta.classes:
         metrics["classes"] = len(meta.classes)
-    # All that is read later is looked at before anything is run.
+    # Check everything that is read later before anything runs.
     for split in splits:
         if not len(tokens.split(split)):
             raise ConfigError(
@@ -187,7 +188,7 @@ def _scores(
     intervals: IntervalOptions | None,
     tokenizer: str,
 ) -> dict[str, Any]:
-    """Every reported score of a split's rows; of test rows also the headline and the intervals."""
+    """Return the reported scores of a split; for the test split also headline and intervals."""
     found: dict[str, float] = {}
     spread: dict[str, list[float]] = {}
     signatures: dict[str, str] = {}
@@ -218,7 +219,7 @@ def _scores(
 def _against(
     predictions: Sequence[Row], teacher_texts: Mapping[Identity, str], tokenizer: str
 ) -> dict[str, Any]:
-    """Scores of the generated text with what the teacher wrote as its only reference."""
+    """Return scores of the generated text with the teacher's text as the only reference."""
     both = [row for row in predictions if "text" in row and identity(row) in teacher_texts]
     if not both:
         return {}
@@ -232,7 +233,7 @@ def _against(
 
 
 def is_constant(rows: Sequence[Row]) -> bool:
-    """Tell whether several rows were answered, and all alike; a likelihood is no answer."""
+    """Tell whether several rows all got the same answer; likelihoods are not answers."""
     answers = [
         row.get("text", row.get("predicted", [p > 0.5 for p in row.get("probabilities", ())]))
         for row in rows
@@ -242,7 +243,7 @@ def is_constant(rows: Sequence[Row]) -> bool:
 
 
 def _shown(metrics: Mapping[str, Any], split: Split) -> str:
-    """Say a split's scores in one line of the log."""
+    """Return a split's scores as one log line."""
     prefix = f"{split}_"
     return ", ".join(
         f"{name.removeprefix(prefix)} {value:.4g}"

@@ -1,4 +1,4 @@
-"""What a model writes after the prompts of some test rows, beside what it should have."""
+"""Text that a model generates for the prompts of some test rows, next to its references."""
 
 import logging
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def generate_rows(
     options: GenerateOptions,
     device: torch.device,
 ) -> dict[int, dict[str, Any]]:
-    """Let a model continue the prompts of some of a split's rows, the same for every model.
+    """Generate text for the prompts of some rows of a split, the same rows for every model.
 
     Args:
         model: A causal language model on `device`, in evaluation mode.
@@ -39,7 +39,7 @@ def generate_rows(
         device: Where the model is.
 
     Returns:
-        `prompt`, and what `answer` returns, by the row's place.
+        For each row's index `prompt`, and what `answer` returns.
 
     Raises:
         IntegrityError: If the rows have no prompts, or the tokenizer is not readable.
@@ -83,9 +83,9 @@ def generate_rows(
 
 
 def chosen_rows(rows: int, wanted: int) -> list[int]:
-    """Return the places of the rows to answer, in order.
+    """Return the indices of the rows to generate for, ascending.
 
-    Drawn, because the first of a file that is sorted are like each other and unlike the rest.
+    They are drawn at random, because the first rows of a sorted file resemble each other.
     """
     return sorted(np.random.default_rng(0).permutation(rows)[:wanted].tolist())
 
@@ -112,7 +112,7 @@ def tokenizer_for(split: datasets.Dataset, directory: Path) -> Any:
 
 
 def answer(tokenizer: Any, ids: Sequence[int], references: Sequence[str]) -> dict[str, Any]:
-    """Return what a model wrote next to what it should have written, both read alike.
+    """Return generated text and its references, decoded alike.
 
     Special tokens are text on both sides, but for those that begin, end and pad a row. Where the
     tokenizer cannot write a reference as it is (it has no capitals, or folds wide letters), the

@@ -1,7 +1,8 @@
-"""Confidence intervals by the bootstrap: how a score would vary over other rows of the same kind.
+"""Bootstrap confidence intervals: how a score would vary over other rows of the same kind.
 
 Rows are drawn anew with replacement, as many as there are; the interval is between percentiles of
-the scores of the resamples (Efron and Tibshirani, 1993). It says nothing of other training seeds.
+the scores of the resamples (Efron and Tibshirani, 1993). It does not cover the variation between
+training seeds.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,7 +23,7 @@ def bootstrap_intervals(
 ) -> dict[str, tuple[float, float]]:
     """Return the low and high end of each metric, all from the same resamples.
 
-    Of fewer than five rows there are no intervals.
+    With fewer than five rows there are no intervals.
 
     Args:
         metrics: Functions of counts over the same rows.

@@ -1,4 +1,4 @@
-"""Loads a student for evaluation: a plain Hugging Face directory, nothing of this project in it."""
+"""Loads a student for evaluation from a plain Hugging Face directory."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def load_student(directory: Path, *, task: str) -> PreTrainedModel:
     """Load a student in float32, in evaluation mode.
 
     Raises:
-        IntegrityError: If the directory is not a whole model.
+        IntegrityError: If the directory is not a complete model.
     """
     if not directory.is_dir():
         raise IntegrityError(f"{directory}: no whole student, it is missing; {remedy(directory)}")

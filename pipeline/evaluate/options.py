@@ -1,4 +1,4 @@
-"""How models are measured, in the words of `params.yaml`."""
+"""The options of evaluation, as in `params.yaml`."""
 
 from typing import Annotated
 
@@ -9,10 +9,10 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class GenerateOptions(BaseModel):
-    """How text is generated for scores; greedily or by beams, so that it is the same each time.
+    """How text is generated for scores: greedily or by beam search, so it is reproducible.
 
     Attributes:
-        rows: So many test rows, drawn once for all models; 0 generates nothing.
+        rows: Number of test rows, drawn once for all models; 0 generates nothing.
         max_new_tokens: Most tokens after a prompt.
         num_beams: Beams of the search; 1 is greedy.
         batch_size: Prompts that run together.
@@ -27,7 +27,7 @@ class GenerateOptions(BaseModel):
 
 
 class IntervalOptions(BaseModel):
-    """How intervals are found; the same seed gives the same numbers.
+    """How intervals are computed; the same seed gives the same numbers.
 
     Attributes:
         resamples: How often rows are drawn anew, and how often a paired test swaps them.

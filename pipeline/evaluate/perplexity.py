@@ -1,8 +1,8 @@
 """Perplexity of a causal model on one split, in memory that does not grow with the vocabulary.
 
 The head runs over a few rows of hidden states at a time, so `batch x length x vocab` logits never
-exist at once. That this is the model's own output is checked first, on one row; a model whose
-logits are more than `head(last hidden state)` gets them from its own forward pass.
+exist at once. One row is checked first: if `head(last hidden state)` does not equal the model's
+logits, they are taken from its forward pass instead.
 """
 
 import logging
@@ -47,7 +47,7 @@ class Perplexity:
 
     @property
     def perplexity(self) -> float:
-        """Exponential of the nats a token: as unsure as between this many equal choices."""
+        """Exponential of the nats per token: the number of equally likely choices."""
         return math.exp(self.nats_per_token)
 
 
@@ -64,8 +64,8 @@ def perplexity(
     """Measure the mean negative log-likelihood of every counted target in a split.
 
     Position t predicts token t + 1 and counts iff `loss_mask[t + 1]`. Every target weighs the
-    same, whatever row it stands in; padding and the size of batches change nothing beyond the
-    rounding of the forward pass. Sums are kept in float64.
+    same in whatever row it is; padding and batch size change nothing beyond the rounding of the
+    forward pass. Sums are kept in float64.
 
     Args:
         model: A causal language model on `device`, in evaluation mode.
@@ -139,7 +139,7 @@ def target_nats(
 def _scorer(
     model: PreTrainedModel, batch: Batch, chunk_logits: int
 ) -> Callable[[Batch, Tensor], Tensor]:
-    """Choose the chunked head where it is the model's own output, else the model's logits."""
+    """Return the chunked head if it equals the model's output, else the model's own logits."""
     body = model.base_model
 
     def whole(batch: Batch, counted: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
-"""Which stored logits a student is compared with: the most faithful form its teacher was kept in.
+"""Chooses the stored logits that students are compared with: those of the most faithful form.
 
-Decided from capture's JSON, for every student of a teacher alike, so that agreements compare.
+The choice follows from the manifests alone and is the same for all students of a teacher, so their
+agreements are comparable.
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""Is one model better than another, or do the rows just happen to suit it?
+"""Paired tests: is one model better than another, or do the rows just happen to suit it?
 
 Approximate randomisation (Noreen, 1989; Riezler and Maxwell, 2005): if the models were equal, it
-would not matter which of them said what to a row. Predictions are swapped row by row at random, and
+would not matter which of them gave which answer. Predictions are swapped row by row at random, and
 p is the share of swaps whose difference is at least as large as the one found.
 """
 
@@ -26,9 +26,9 @@ from pipeline.scores.tokenization import AUTO
 
 logger = logging.getLogger(__name__)
 
-# What was asked of a row, as far as its task has it.
+# The question of a row; each task has some of these keys.
 ASKED = ("label", "target", "targets", "references")
-# What the pieces of one text add up to.
+# What is summed over the rows of one text.
 SUMMED = ("nats", "targets", "words", "bytes")
 # Sums in another order differ in their last digits; a swap that changes nothing counts as equal.
 ROUNDING = 1e-9
@@ -75,7 +75,8 @@ def compare_predictions(
 ) -> PairedResult:
     """Compare two models by one score, on rows joined by identity and never by order.
 
-    Where tokenizers part the texts differently, pieces are summed and whole texts are joined.
+    Where tokenizers split the texts differently, the rows of one text are summed, and texts are
+    joined.
 
     Args:
         a: Predictions of the first model.
@@ -91,7 +92,7 @@ def compare_predictions(
     Raises:
         ConfigError: If the rows have no such score.
         IncompatibleError: If the models answered different rows, or different questions to them.
-        IntegrityError: If a row stands twice in a model's predictions.
+        IntegrityError: If a row occurs twice in a model's predictions.
     """
     return compare_scores(
         a, b, task, [metric], resamples, seed,
@@ -118,7 +119,7 @@ def compare_scores(
     """
     first, second = _joined(a, b)
     _check_same_questions(first, second)
-    # Both models' rows stand one after the other: a draw that counts the first half is model a.
+    # The rows of both models are concatenated: counting the first half gives model a.
     scored = score_rows([*first, *second], task, classes=classes, tokenizer=tokenizer)
     by_name = {name: group for group in scored for name in group.metrics}
     known = scores_of(task)
@@ -168,7 +169,7 @@ def _compare(
     value_a = float(metric(np.concatenate([once, none], axis=1))[0])
     value_b = float(metric(np.concatenate([none, once], axis=1))[0])
     difference = value_a - value_b
-    # Two streams of one seed: the resamples of the interval do not decide the swaps of the test.
+    # Two streams of one seed, so that interval and test are independent.
     generators = [np.random.default_rng([seed, stream]) for stream in range(2)]
     low, high = None, None
     if rows >= FEWEST_ROWS:
@@ -200,7 +201,7 @@ def _swaps(rows: int, draws: int, generator: np.random.Generator) -> Iterable[Fl
 
 
 def _joined(a: Sequence[Row], b: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """Both models' rows in one order, that of their identity."""
+    """Return both models' rows, sorted by identity."""
     left, right = _by_identity(a), _by_identity(b)
     if set(left) != set(right) and all("nats" in row for row in (*a, *b)):
         left, right = _by_text(a), _by_text(b)

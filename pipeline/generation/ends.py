@@ -1,6 +1,6 @@
-"""Which ids end a text, and which are none of it.
+"""Which ids end a generated text.
 
-An end that is overlooked lets a model run on to the last token it may.
+If one is overlooked, a model runs on to the maximum number of tokens.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,11 +19,11 @@ def end_ids(
     tokenizer: PreTrainedTokenizerFast,
     rows: Iterable[tuple[Ids, Mask]] = (),
 ) -> list[int]:
-    """Return the ids that end what a model writes.
+    """Return the ids that end a generated text.
 
     They are the tokenizer's, those of the model's generation settings (a chat model ends its turn
-    with an id of its own), and the marks that targets end with. An id that text is made of is none
-    of them: it stands there by a default that nobody meant, or because a text was cut.
+    with an id of its own), and the marks that targets end with. Ids of ordinary
+    text are left out: they are there by an unintended default, or because a text was truncated.
 
     Args:
         model: The model that writes.
@@ -40,7 +40,7 @@ def end_ids(
 
 
 def text_of(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
-    """Return what ids say, without the marks that begin, end and pad a row.
+    """Decode ids without the tokens that begin, end and pad a row.
 
     Other special tokens are text: a target may hold them, and a model must learn to write them.
     """
@@ -51,6 +51,6 @@ def text_of(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> str:
 
 
 def _last_target(ids: Ids, mask: Mask) -> int | None:
-    """The last id of a row that counts; None where none does."""
+    """Return the last id of a row that counts as a target; None if there is none."""
     places = np.flatnonzero(np.asarray(mask, dtype=bool))
     return int(ids[places[-1]]) if len(places) else None

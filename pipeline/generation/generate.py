@@ -1,7 +1,8 @@
-"""Prompts go in, continuations come out: in the prompts' order, whatever the batches were.
+"""Continues prompts in batches; the result does not depend on how they are batched.
 
 Which prompts run together is a pure function of the prompts and the options, and every batch draws
-from a seed of its own. So a batch can be left out and made later, and nothing else changes.
+from a seed of its own. So an interrupted run can resume with the missing batches and gives the same
+texts.
 """
 
 import logging
@@ -47,9 +48,9 @@ class PromptBatch:
     """Prompts that run together, longest first.
 
     Attributes:
-        number: Place among the batches; its seed follows from it.
-        rows: Places of the prompts in their sequence.
-        new_tokens: Most tokens that each of them is continued by.
+        number: Index among the batches; its seed follows from it.
+        rows: Indices of the prompts.
+        new_tokens: Maximum number of new tokens per prompt.
     """
 
     number: int
@@ -59,11 +60,11 @@ class PromptBatch:
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """What a model wrote after a prompt.
+    """The text generated after a prompt.
 
     Attributes:
         ids: The new ids without the one that ended them.
-        end: The end-of-sequence id; None where the model was stopped by the number of tokens.
+        end: The end-of-sequence id; None if generation stopped at the maximum number of tokens.
     """
 
     ids: list[int]
@@ -77,10 +78,10 @@ def plan_batches(
     limit: int | None,
     parts: Sequence[int] = (),
 ) -> list[PromptBatch]:
-    """Deal prompts to batches of similar length, so that little of them is padding.
+    """Assign prompts to batches of similar length, so that little is padding.
 
-    A prompt that leaves less than `max_new_tokens` up to the limit shares a batch only with its
-    like: no prompt gets less room because of another.
+    Prompts with less room than `max_new_tokens` have batches of their own, so that no prompt gets
+    less room because of another.
 
     Args:
         lengths: Tokens of each prompt.
@@ -104,7 +105,7 @@ def plan_batches(
         for length in lengths
     ]
     part = np.repeat(np.arange(len(parts)), parts).tolist() if parts else [0] * len(lengths)
-    # Longest first: what does not fit into memory shows at once.
+    # Longest first, so that running out of memory shows at once.
     order = sorted(range(len(lengths)), key=lambda row: (part[row], -lengths[row], row))
     batches: list[PromptBatch] = []
     rows: list[int] = []
@@ -215,7 +216,7 @@ def _continue(
     eos_ids: Sequence[int],
     device: torch.device,
 ) -> list[list[int]]:
-    """New ids of each prompt, with what follows the end."""
+    """Return the new ids of each prompt, including anything after the end."""
     longest = max(map(len, prompts))
     ids = torch.full((len(prompts), longest), pad_id, dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -248,7 +249,7 @@ def _continue(
 
 
 def _cut(ids: Sequence[int], eos_ids: Collection[int]) -> Continuation:
-    """The ids up to the first that ends them; after it there is only padding."""
+    """Return the ids before the first end; only padding follows it."""
     for place, token in enumerate(ids):
         if token in eos_ids:
             return Continuation(list(ids[:place]), token)
@@ -257,7 +258,7 @@ def _cut(ids: Sequence[int], eos_ids: Collection[int]) -> Continuation:
 
 @contextmanager
 def _undisturbed(model: PreTrainedModel) -> Iterator[None]:
-    """Set aside dropout and the generation defaults that a checkpoint brought.
+    """Suspend dropout and the checkpoint's own generation defaults.
 
     `generate` fills what a given configuration leaves open from the model's own: a repetition
     penalty or a number of beams in its `generation_config.json` would change the text unasked.
