@@ -7,6 +7,7 @@ from pipeline.registry import Origin
 from pipeline.store.forms.registry import FORMS, build_form, forms_of, identity, origin_of
 from pipeline.store.reader import StoreReader
 from pipeline.store.signals import Signal
+from pipeline.store.upkeep.unneeded import unneeded
 from tests.installed import install_package
 from tests.store import synthetic
 from tests.store.synthetic import Synthetic, channels, values
@@ -82,6 +83,16 @@ def test_a_store_names_the_package_that_is_missing(store, install, monkeypatch):
         match=r"the package decant-plain is not installed, expected version 1\.2; pip install",
     ):
         StoreReader(path).signal(signal.name)
+
+
+def test_unneeded_stores_are_found_next_to_one_whose_package_is_missing(
+    store, install, monkeypatch, caplog
+):
+    path, _ = store
+    monkeypatch.undo()
+    install[1]()
+    assert unneeded(path.parent, {path.name: set()}) == []
+    assert "the package decant-plain is not installed" in caplog.text
 
 
 def test_another_version_of_the_package_is_another_form(store, install, monkeypatch):
