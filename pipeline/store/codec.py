@@ -158,7 +158,7 @@ def decode_shard(
     dtype = np.dtype(array_type.dtype)
     chunk_bytes = chunk_rows * math.prod(array_type.row_shape) * dtype.itemsize
     for number, (offset, size) in enumerate(index.tolist()):
-        # A missing chunk has 2^64 - 1 for both, so it lies outside as well.
+        # A missing chunk has 2^64 - 1 for both, so it is outside as well.
         if size <= BLOSC_HEADER.size or offset + size > len(data) - footer_bytes:
             raise IntegrityError(f"{name}: chunk {number} of {chunks} is missing or cut off")
         decoded, _, encoded = BLOSC_HEADER.unpack_from(data, offset)

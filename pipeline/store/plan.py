@@ -129,7 +129,7 @@ def make_plan(
         if longest > segment_tokens:
             raise ConfigError(
                 f"capture.segment_tokens: {segment_tokens}, but an example of {split} has "
-                f"{longest} tokens; expected room for a whole example: raise segment_tokens"
+                f"{longest} tokens; expected room for a complete example: raise segment_tokens"
             )
         of_split = parts if split == TRAIN else (len(split_lengths),)
         for rows in _chosen(of_split, split, fraction, limit, seed):

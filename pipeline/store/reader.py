@@ -80,7 +80,7 @@ class StoreReader:
         self.layout = Layout(path)
         if not self.layout.index.exists():
             raise IntegrityError(
-                f"{path}: no whole store is here; run the capture stage first (`decant capture "
+                f"{path}: no complete store is here; run the capture stage first (`decant capture "
                 "TEACHER`), or finish the copy with the same `decant copy`"
             )
         self._seen = self._stamp()
@@ -181,7 +181,7 @@ class StoreReader:
                 or [receipt.segment for receipt in receipts] != sorted(expected)
             ):
                 raise IntegrityError(
-                    f"{path}: not the manifest of the whole signal {name} that the index states; "
+                    f"{path}: not the manifest of {name} that the index states; "
                     "run `decant capture TEACHER --verify` to rebuild it"
                 )
             self._signals[name] = StoredSignal(

@@ -57,7 +57,7 @@ def is_readable(store: Path) -> bool:
     try:
         StoreReader(store)
     except IntegrityError as error:
-        return "no whole store is here" not in str(error)
+        return "no complete store is here" not in str(error)
     return True
 
 

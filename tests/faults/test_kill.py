@@ -29,7 +29,7 @@ def digests(store: Path) -> dict[str, str]:
 def check_readable(store: Path, whole: Path) -> list[str]:
     """Whatever a reader sees is whole and right; return the signals it sees."""
     if not Layout(store).index.exists():
-        with pytest.raises(IntegrityError, match="no whole store is here"):
+        with pytest.raises(IntegrityError, match="no complete store is here"):
             StoreReader(store)
         return []
     reader = StoreReader(store)

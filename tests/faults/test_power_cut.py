@@ -126,7 +126,7 @@ def outcome(store: Path, truth: dict[str, bytes], promised: set[str]) -> Outcome
         lost = not {f"digest {name}" for name in promised} <= found.keys()
         wrong = any(truth[key] != value for key, value in found.items())
     except IntegrityError as error:
-        lost = bool(promised) or "no whole store is here" not in str(error)
+        lost = bool(promised) or "no complete store is here" not in str(error)
     run(store.parents[1])
     return Outcome(wrong, lost, values(store) == truth)
 

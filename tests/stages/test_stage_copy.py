@@ -59,7 +59,7 @@ def test_half_a_copy_is_refused_by_readers_and_a_damaged_source_is_named(decant,
     assert str(shard) in error_line(result)
     half = decant("inspect", f"disk/{store().name}")
     assert half.exit_code == 3
-    assert "no whole store is here" in error_line(half)
+    assert "no complete store is here" in error_line(half)
     verified = decant("verify", f"disk/{store().name}")
     assert verified.exit_code == 3
     assert "repeat the `decant copy` that was interrupted" in error_line(verified)
@@ -89,5 +89,5 @@ def test_a_store_without_a_whole_signal_is_not_copied(decant, project):
         withdraw(Layout(store()), name)
     result = decant("copy", str(store()), "disk")
     assert result.exit_code == 4
-    assert "no signal of it is whole yet" in error_line(result)
+    assert "none of its signals is complete yet" in error_line(result)
     assert not Path("disk").exists()

@@ -135,7 +135,7 @@ def test_skipped_examples_are_counted_and_listed(decant, project):
 def test_of_no_store_is_one_line(decant, project):
     result = decant("inspect", "data/corpus")
     assert result.exit_code == 3
-    assert "no whole store is here" in error_line(result)
+    assert "no complete store is here" in error_line(result)
 
 
 def test_all_bytes_of_the_directory_are_told_by_what_they_are(decant, project):

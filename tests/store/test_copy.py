@@ -177,7 +177,7 @@ def test_a_target_that_is_no_place_for_a_copy_is_refused(whole_store, tmp_path):
     for place in (whole_store, whole_store.parent, whole_store / "assets"):
         with pytest.raises(ConfigError, match=r"is the store .* or in it"):
             copy_store(whole_store, place)
-    with pytest.raises(IntegrityError, match="no whole store is here"):
+    with pytest.raises(IntegrityError, match="no complete store is here"):
         copy_store(tmp_path, tmp_path / "disk")
 
 

@@ -198,7 +198,7 @@ def test_git_that_cannot_be_asked_is_an_error_and_no_git_is_none(project, tmp_pa
     found = named_signals([tmp_path / "plain"])
     assert (found.signals, found.in_git) == ({"s": {"here"}}, False)
     (project / ".git/HEAD").write_text("nonsense")
-    with pytest.raises(ResourceError, match=r"git for-each-ref failed .*: without it nobody"):
+    with pytest.raises(ResourceError, match=r"git for-each-ref failed .*: without it the"):
         named_signals([project])
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ResourceError, match="git is not on PATH"):

@@ -137,5 +137,7 @@ def test_bytes_and_tokens_are_of_the_files(whole_store):
 
 
 def test_no_store_is_an_integrity_error(tmp_path):
-    with pytest.raises(IntegrityError, match="no whole store is here; run the capture stage first"):
+    with pytest.raises(
+        IntegrityError, match="no complete store is here; run the capture stage first"
+    ):
         StoreReader(tmp_path)

@@ -1,1 +1,1 @@
-"""Care of whole stores, which captures and students do without: verify, repair, copy, remove."""
+"""Maintenance of stores: verify, repair, copy and remove. Capture and training do not use it."""

@@ -94,8 +94,8 @@ class StoreCopy:
             names = with_needed(reader, [find_signal(reader.signals, name) for name in signals])
         if not names:
             raise IncompatibleError(
-                f"{source}: no signal of it is whole yet, so there is nothing to copy; finish its "
-                "capture first"
+                f"{source}: none of its signals is complete yet, so there is nothing to copy; "
+                "finish its capture first"
             )
         self.signals = [inside(name, source) for name in names]
         declared = [reader.signal(name).declaration for name in names]

@@ -122,7 +122,7 @@ class _Git:
             raise ResourceError(
                 f"{self._project}: git {arguments[0]} failed "
                 f"({done.stderr.decode(errors='replace').strip()}); correct that first: without it "
-                "nobody knows what branches need"
+                "the needs of branches are unknown"
             )
         return done.stdout
 
@@ -195,7 +195,7 @@ class _Git:
                 trees[one] = answer.split()[0]
             elif self._run("cat-file", "-t", one, check=False).strip() not in (b"blob", b"tag"):
                 raise IntegrityError(
-                    f"{self._project}: git has no object {one}, so nobody knows what it needs; run "
+                    f"{self._project}: git has no object {one}, so its needs are unknown; run "
                     "`git fsck`, or fetch it"
                 )
         return trees
@@ -214,7 +214,7 @@ class _Git:
             header = output[position:end].split()
             if header[-1] == b"missing":
                 raise IntegrityError(
-                    f"{self._project}: git has no object {one}, so nobody knows what it needs; run "
+                    f"{self._project}: git has no object {one}, so its needs are unknown; run "
                     "`git fsck`, or fetch it"
                 )
             size = int(header[-1])

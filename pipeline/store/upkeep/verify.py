@@ -270,7 +270,7 @@ class _Verification:
             or digests != {manifest["digest"] if entry is None else entry["digest"]}
             or [receipt.segment for receipt in receipts] != expected
         ):
-            files.spoil(path, "not the manifest of the whole signal that the index states")
+            files.spoil(path, "not the manifest that the index states")
         files.record(layout.declaration(name), content=manifest["declaration"])
         for value, receipt in zip(manifest["receipts"], receipts, strict=True):
             number = receipt.segment
