@@ -159,10 +159,7 @@ class Sweep:
             name=self.project.name,
             objective=objective,
             align=arm.alignment(student.align),
-            architecture=architecture,
-            checkpoint=checkpoint,
-            init=student.model.init,
-            blocks=student.model.blocks,
+            model=student.model,
         )
         terms = objective.model_dump(mode="json")
         made_of = [selected, terms, options.model_dump(mode="json"), architecture, checkpoint]
@@ -179,9 +176,7 @@ class Sweep:
             output=output,
             curve=WORK / "curves" / f"{identity}.csv",
             work=WORK / "checkpoints",
-            architecture=architecture,
-            checkpoint=checkpoint,
-            init=student.model.init,
+            model=student.model,
             objective=objective,
             options=options,
             pool_segments=student.pool_segments,

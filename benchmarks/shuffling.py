@@ -159,10 +159,7 @@ class Study:
             name=self.project.name,
             objective=objective,
             align=student.align,
-            architecture=student.model.architecture,
-            checkpoint=student.model.checkpoint,
-            init=student.model.init,
-            blocks=student.model.blocks,
+            model=student.model,
         )
         segments = len(StoreReader(store).segments(TRAIN, None))
         pool = arm.pool or segments
@@ -182,9 +179,7 @@ class Study:
             output=output,
             curve=WORK / "curves" / f"{identity}.csv",
             work=WORK / "checkpoints",
-            architecture=student.model.architecture,
-            checkpoint=student.model.checkpoint,
-            init=student.model.init,
+            model=student.model,
             objective=objective,
             options=options,
             pool_segments=pool,

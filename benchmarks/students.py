@@ -41,6 +41,7 @@ from pipeline.student.align.needs import select_signals
 from pipeline.student.align.objective import Alignment, Objective
 from pipeline.student.loop.together import train_together
 from pipeline.student.loop.train import Training, train_student
+from pipeline.student.model.origin import StudentModel
 from pipeline.teacher.capture.capture import Runtime, capture
 from pipeline.teacher.capture.complete import write_manifests
 from pipeline.teacher.capture.spec import SegmentOptions
@@ -97,16 +98,14 @@ def trainings(size: Size, root: Path, output: Path) -> list[Training]:
             "intermediate_size": 3 * width,
             "head_dim": width // heads,
         }
+        model = StudentModel(architecture=architecture)
         name = f"student-{number}"
         selected = select_signals(
             root / "manifests",
             name=name,
             objective=OBJECTIVE,
             align=Alignment(),
-            architecture=architecture,
-            checkpoint=None,
-            init="random",
-            blocks=None,
+            model=model,
         )
         found.append(
             Training(
@@ -116,9 +115,7 @@ def trainings(size: Size, root: Path, output: Path) -> list[Training]:
                 output=output / name,
                 curve=output / f"{name}.csv",
                 work=output / "work",
-                architecture=architecture,
-                checkpoint=None,
-                init="random",
+                model=model,
                 objective=OBJECTIVE,
                 options=TrainOptions(
                     epochs=1,

@@ -50,9 +50,5 @@ def rehearse(
             name=name,
             objective=student.loss,
             align=student.align,
-            architecture=student.model.architecture,
-            checkpoint=student.model.checkpoint,
-            revision=student.model.revision,
-            init=student.model.init,
-            blocks=student.model.blocks,
+            model=student.model,
         )

@@ -52,11 +52,7 @@ def select(student: str, params: Path) -> None:
         name=student,
         objective=options.loss,
         align=options.align,
-        architecture=options.model.architecture,
-        checkpoint=options.model.checkpoint,
-        revision=options.model.revision,
-        init=options.model.init,
-        blocks=options.model.blocks,
+        model=options.model,
     )
     write_json(DATA / "selected" / f"{student}.json", selected)
     write_json(DATA / "selected" / f"{student}.agreement.json", reference_logits(manifests))

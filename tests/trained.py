@@ -8,6 +8,7 @@ from pipeline.store.signals import Signal
 from pipeline.student.align.needs import select_signals
 from pipeline.student.align.objective import Alignment, Objective
 from pipeline.student.loop.train import train_student
+from pipeline.student.model.origin import StudentModel
 from pipeline.training.options import TrainOptions
 from tests.captured import Captured
 
@@ -27,15 +28,13 @@ def trained(
 ) -> Path:
     """Select and train with keys of `students.S.model`; return the student's directory."""
     goal = Objective.model_validate(objective)
-    origin: dict[str, Any] = {"architecture": None, "checkpoint": None, "init": "random"}
-    origin |= {key: model[key] for key in origin if key in model}
+    start = StudentModel(blocks=blocks, **model)
     selected = select_signals(
         store.manifests(signals, BLOCKS),
         name="tiny",
         objective=goal,
         align=Alignment(),
-        blocks=blocks,
-        **origin,
+        model=start,
     )
     plain = {"steps": 2, "batch_size": 2, "learning_rate": 1e-2, "log_every": 1}
     train_student(
@@ -50,6 +49,6 @@ def trained(
         pool_segments=2,
         gradient_norms=False,
         device="cpu",
-        **origin | model,
+        model=start,
     )
     return root / "student"

@@ -248,10 +248,7 @@ def _trained(
             name="tiny",
             objective=objective,
             align=align,
-            architecture=dict(architecture),
-            checkpoint=None,
-            init=init,
-            blocks=None,
+            model=params.model,
         )
         check_student_model(
             "tiny",
@@ -278,9 +275,7 @@ def _trained(
             pool_segments=2,
             gradient_norms=False,
             device="cpu",
-            architecture=dict(architecture),
-            checkpoint=None,
-            init=init,  # pyright: ignore[reportArgumentType]
+            model=params.model,
         )
         model = auto_class(life.task).from_pretrained(root / "student").eval()
         ids = torch.arange(3, 12)[None]

@@ -20,6 +20,7 @@ from pipeline.store.shards import file_digest
 from pipeline.student.align.needs import select_signals
 from pipeline.student.align.objective import Alignment, Objective
 from pipeline.student.data.features import TeacherFeatures
+from pipeline.student.model.origin import StudentModel
 from pipeline.teacher.source.teach import teach
 from pipeline.training.options import TrainOptions
 from tests.captured import LENGTHS, Captured, copied, prepared, signal, write_rows
@@ -53,10 +54,7 @@ def selected(
         name="tiny",
         objective=goal,
         align=Alignment.model_validate({"layers": {1: teacher_layer}}),
-        architecture=ARCHITECTURE,
-        checkpoint=None,
-        init="random",
-        blocks=None,
+        model=StudentModel(architecture=ARCHITECTURE),
     )
 
 

@@ -19,6 +19,7 @@ from pipeline.student.align.needs import select_signals
 from pipeline.student.align.objective import Alignment, Objective
 from pipeline.student.loop import checkpoint
 from pipeline.student.loop.train import train_student
+from pipeline.student.model.origin import StudentModel
 from pipeline.training.options import TrainOptions
 from pipeline.training.progress import Progress
 from tests.captured import Captured, signal
@@ -64,16 +65,16 @@ def asked(store: Captured, root: Path, **changes: Any) -> dict[str, Any]:
     }  # fmt: skip
     options |= changes.pop("options", {})
     goal = changes.pop("objective", GOAL)
-    architecture = changes.pop("architecture", ARCHITECTURE)
+    model = changes.pop("model", None) or StudentModel(
+        architecture=changes.pop("architecture", ARCHITECTURE),
+        **{key: changes.pop(key) for key in StudentModel.model_fields if key in changes},
+    )
     selected = changes.pop("selected", None) or select_signals(
         store.manifests(changes.pop("signals", SIGNALS), [1, 2, 3]),
         name="tiny",
         objective=goal,
         align=Alignment(),
-        architecture=architecture,
-        checkpoint=changes.get("checkpoint"),
-        init=changes.get("init", "random"),
-        blocks=None,
+        model=model,
     )
     arguments: dict[str, Any] = {
         "name": "tiny",
@@ -82,9 +83,7 @@ def asked(store: Captured, root: Path, **changes: Any) -> dict[str, Any]:
         "output": root / "student",
         "curve": root / "curve.csv",
         "work": root / "work",
-        "architecture": architecture,
-        "checkpoint": None,
-        "init": "random",
+        "model": model,
         "objective": goal,
         "options": TrainOptions(**options),
         "pool_segments": 2,

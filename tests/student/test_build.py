@@ -10,6 +10,7 @@ from transformers import FalconConfig, PreTrainedModel
 
 from pipeline.errors import ConfigError, IncompatibleError, IntegrityError
 from pipeline.student.model.build import build_student
+from pipeline.student.model.origin import StudentModel
 from pipeline.taps.anatomy import find_anatomy
 from pipeline.taps.row_length import longest_row
 from tests.tiny import CAUSAL, PAD_ID, tiny_batch, tiny_config, tiny_model
@@ -21,16 +22,15 @@ def build(kind: str, architecture: dict[str, Any] | None, **options: Any) -> Pre
     """A student of a tiny teacher of 4 blocks."""
     causal = kind in CAUSAL
     arguments: dict[str, Any] = {
-        "architecture": architecture,
-        "checkpoint": None,
-        "init": "random",
         "teacher_config": tiny_config(kind, layers=4).to_dict(),
         "vocab": 64,
         "classes": () if causal else CLASSES,
         "task": "causal-lm" if causal else "classification",
         "seed": 0,
     }
-    return build_student(**arguments | options)
+    own = ("checkpoint", "revision", "init", "lora")
+    model = {key: options.pop(key) for key in own if key in options}
+    return build_student(StudentModel(architecture=architecture, **model), **arguments | options)
 
 
 def weights_of(teacher: PreTrainedModel, path: Path, layers: tuple[int, ...]) -> Path:
@@ -196,17 +196,11 @@ def test_what_does_not_fit_the_teacher_is_refused_with_both_values(architecture,
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"architecture": None}, "neither of architecture and checkpoint"),
-        ({"architecture": {}, "checkpoint": "x"}, "both of architecture and checkpoint"),
-        (
-            {"architecture": None, "checkpoint": "x", "init": "teacher-layers"},
-            "checkpoint x and init: teacher-layers",
-        ),
         ({"architecture": {}, "task": "classification", "classes": ("one",)}, "at least 2 classes"),
         ({"architecture": {}, "task": "multi-label", "classes": ()}, "at least 1 classes"),
     ],
 )
-def test_a_choice_that_contradicts_itself_is_refused(options, match):
+def test_too_few_classes_are_refused(options, match):
     with pytest.raises(ConfigError, match=match):
         build("llama", **options)
 
@@ -341,9 +335,7 @@ def test_an_inherited_table_of_positions_holds_the_teachers_rows():
 
     def student(**keys):
         return build_student(
-            architecture={"model_type": "roberta", **small, **keys},
-            checkpoint=None,
-            init="random",
+            StudentModel(architecture={"model_type": "roberta", **small, **keys}),
             teacher_config=teacher,
             vocab=64,
             classes=("no", "yes"),
@@ -364,9 +356,7 @@ def test_a_falcon_student_of_a_falcon_teacher(own):
         vocab_size=64, hidden_size=32, num_attention_heads=4, num_hidden_layers=2, multi_query=False
     )
     student = build_student(
-        architecture={"num_hidden_layers": 1, **own},
-        checkpoint=None,
-        init="random",
+        StudentModel(architecture={"num_hidden_layers": 1, **own}),
         teacher_config=teacher.to_dict(),
         vocab=64,
         classes=(),

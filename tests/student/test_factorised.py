@@ -17,6 +17,7 @@ from transformers import (
 
 from pipeline.student.loop.train import export
 from pipeline.student.model.build import build_student
+from pipeline.student.model.origin import StudentModel
 from pipeline.taps.anatomy import find_anatomy
 from pipeline.taps.head import apply_head, head_parameters, read_head_spec
 from pipeline.taps.inputs import run_base
@@ -49,15 +50,13 @@ GOAL = {
 def built(teacher: str, architecture: dict[str, Any], **changes: Any) -> PreTrainedModel:
     is_causal = teacher == "llama"
     arguments: dict[str, Any] = {
-        "checkpoint": None,
-        "init": "random",
         "teacher_config": tiny_config(teacher).to_dict(),
         "vocab": 64,
         "classes": () if is_causal else ("no", "yes"),
         "task": "causal-lm" if is_causal else "classification",
         "seed": 0,
     }
-    return build_student(architecture=architecture, **arguments | changes).eval()
+    return build_student(StudentModel(architecture=architecture), **arguments | changes).eval()
 
 
 def test_a_student_of_a_bert_vocabulary_has_three_million_parameters():

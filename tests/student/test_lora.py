@@ -19,7 +19,7 @@ from transformers import (
 from pipeline.errors import ConfigError
 from pipeline.student.model.build import build_student
 from pipeline.student.model.lora import add_adapters, merge_adapters
-from pipeline.student.model.origin import LoraOptions
+from pipeline.student.model.origin import LoraOptions, StudentModel
 from pipeline.taps.anatomy import find_anatomy
 from pipeline.taps.tap import tap
 from tests.tiny import Kind, tiny_batch, tiny_model
@@ -196,15 +196,12 @@ def test_a_head_that_the_checkpoint_lacks_is_trained_whole(kind, tmp_path):
     """A classifier from a checkpoint of the base model: its head is new, all else adapted."""
     tiny_model(kind, task="classification").base_model.save_pretrained(tmp_path)
     student = build_student(
-        architecture=None,
-        checkpoint=str(tmp_path),
-        init="random",
+        StudentModel(checkpoint=str(tmp_path), lora=OPTIONS),
         teacher_config=tiny_model(kind).config.to_dict(),
         vocab=64,
         classes=("a", "b", "c"),
         task="classification",
         seed=0,
-        lora=OPTIONS,
     )
     head = "score" if kind == "llama" else "classifier"
     whole = {name for name in trained(student) if "lora_" not in name}
@@ -220,11 +217,10 @@ def test_the_seed_decides_the_adapters(tmp_path):
     tiny_model("llama").save_pretrained(tmp_path)
 
     def built(seed: int) -> dict[str, Tensor]:
-        options: dict[str, Any] = {"architecture": None, "init": "random", "classes": ()}
         config = tiny_model("llama").config.to_dict()
         model = build_student(
-            checkpoint=str(tmp_path), teacher_config=config, vocab=64, task="causal-lm",
-            seed=seed, lora=OPTIONS, **options,
+            StudentModel(checkpoint=str(tmp_path), lora=OPTIONS), teacher_config=config,
+            vocab=64, task="causal-lm", seed=seed, classes=(),
         )  # fmt: skip
         return model.state_dict()
 

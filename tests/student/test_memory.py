@@ -38,11 +38,10 @@ def memory(objective=ALIGNED, options=None, store_bytes=10**9, vocabulary=None, 
     )
 
 
-def built(**options):
+def built(lora=None, **options):
     return build_student(
-        architecture=SMALL,
-        checkpoint=None,
-        init="random",
+        # Not validated: parameters refuse adapters of random weights, whose number is the same.
+        StudentModel(architecture=SMALL).model_copy(update={"lora": lora}),
         teacher_config=TEACHER,
         vocab=64,
         classes=(),

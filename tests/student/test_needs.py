@@ -11,6 +11,7 @@ from pipeline.store.forms.registry import FORMS
 from pipeline.store.forms.value_int8 import ValueInt8
 from pipeline.student.align.needs import select_signals
 from pipeline.student.align.objective import Alignment, Objective
+from pipeline.student.model.origin import StudentModel
 
 LAYERS = 6
 ALL = {
@@ -50,12 +51,10 @@ def select(manifests: Path, loss: dict = ALL, layers: Any = "uniform", **changes
         "name": "small",
         "objective": Objective.model_validate(loss),
         "align": Alignment(layers=layers, embeddings=embeddings),
-        "architecture": {"num_hidden_layers": 3},
-        "checkpoint": None,
-        "init": "random",
-        "blocks": None,
     }
-    return select_signals(manifests, **arguments | changes)
+    keys = {"architecture": {"num_hidden_layers": 3}}
+    keys |= {key: changes.pop(key) for key in StudentModel.model_fields if key in changes}
+    return select_signals(manifests, model=StudentModel(**keys), **arguments | changes)
 
 
 def test_a_uniform_map_needs_every_second_layer(manifests):

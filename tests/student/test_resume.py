@@ -14,7 +14,7 @@ import torch
 from pipeline.provenance import read_json
 from pipeline.student.align.needs import select_signals
 from pipeline.student.align.objective import Alignment, Objective
-from pipeline.student.model.origin import LoraOptions
+from pipeline.student.model.origin import LoraOptions, StudentModel
 from pipeline.training.progress import PACE
 from tests.captured import Captured, prepared, signal
 from tests.student.runs import SIGNALS, WITH_DROPOUT, after_each_checkpoint, curve, equal, train
@@ -102,9 +102,9 @@ def changes(store: Captured, case: str) -> dict[str, Any]:
         signals.append(signal("value", 3, "int8"))
     asked["selected"] = select_signals(
         store.manifests(signals, [1, 2, 3]),
-        name="tiny", objective=objective, align=align, architecture=asked["architecture"],
-        checkpoint=None, init=asked.get("init", "random"),
-        blocks="uniform" if "init" in asked else None,
+        name="tiny", objective=objective, align=align, model=StudentModel(
+            architecture=asked["architecture"], init=asked.get("init", "random")
+        ),
     )  # fmt: skip
     asked["options"] = {"steps": 6, "save_every": 3, "log_every": 2} | asked.get("options", {})
     if asked["options"].get("batch_size") == 4:

@@ -17,6 +17,7 @@ from pipeline.student.align.needs import select_signals
 from pipeline.student.align.objective import Alignment, Objective
 from pipeline.student.data.batch_order import BatchOrder
 from pipeline.student.loop.train import write_curve
+from pipeline.student.model.origin import StudentModel
 from pipeline.training.checkpoints import MARKER, last_complete_checkpoint
 from tests.captured import Captured, copied, prepared, signal
 from tests.student.runs import (
@@ -255,8 +256,8 @@ def test_nothing_but_the_store_is_needed(store, tmp_path, monkeypatch):
     with pytest.raises((OSError, ValueError)):
         alone.load_teacher()
     selected = select_signals(
-        selected_at, name="tiny", objective=GOAL, align=Alignment(), architecture=ARCHITECTURE,
-        checkpoint=None, init="random", blocks=None,
+        selected_at, name="tiny", objective=GOAL, align=Alignment(),
+        model=StudentModel(architecture=ARCHITECTURE),
     )  # fmt: skip
     train(alone, tmp_path, selected=selected, options={"steps": 3})
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "student")

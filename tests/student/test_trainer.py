@@ -11,6 +11,7 @@ from pipeline.provenance import read_json, write_json
 from pipeline.student.align.distiller import Distiller, Losses
 from pipeline.student.align.needs import select_signals
 from pipeline.student.align.objective import Alignment, Objective
+from pipeline.student.model.origin import StudentModel
 from pipeline.training.checkpoints import last_complete_checkpoint
 from tests.captured import Captured, prepared
 from tests.student.runs import (
@@ -164,8 +165,8 @@ def test_transport_and_relations_train_from_what_select_wrote(store, tmp_path):
     )
     selected = select_signals(
         store.manifests(SIGNALS), name="tiny", objective=objective,
-        align=Alignment(layers="emd"), architecture=architecture, checkpoint=None,
-        init="random", blocks=None,
+        align=Alignment(layers="emd"),
+        model=StudentModel(architecture=architecture),
     )  # fmt: skip
     write_json(tmp_path / "selected.json", selected)
     selected = read_json(tmp_path / "selected.json")

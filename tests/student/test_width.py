@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from pipeline.errors import IncompatibleError
 from pipeline.student.model.build import build_student
+from pipeline.student.model.origin import StudentModel
 from pipeline.student.model.width import Sizes, WidthCut, check_cut
 from pipeline.taps.anatomy import find_anatomy
 from pipeline.taps.magnitudes import PREFIX, input_magnitudes
@@ -34,9 +35,7 @@ def cut(teacher: PreTrainedModel, architecture: dict[str, Any], path: Path, **op
     tensors |= {f"{PREFIX}{name}": value for name, value in read.items()}
     save_file(tensors, path / "b.safetensors")
     return build_student(
-        architecture=architecture,
-        checkpoint=None,
-        init="teacher-layers",
+        StudentModel(architecture=architecture, init="teacher-layers"),
         teacher_config=teacher.config.to_dict(),
         vocab=64,
         classes=() if causal else ("no", "yes"),

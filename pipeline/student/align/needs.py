@@ -22,6 +22,7 @@ from pipeline.student.align.layer_maps import (
     layer_pairs,
 )
 from pipeline.student.align.objective import Alignment, AttentionTerm, FeatureTerm, Objective
+from pipeline.student.model.origin import StudentModel
 from pipeline.written_by import remedy
 
 DEPTH_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -40,11 +41,7 @@ def select_signals(
     name: str,
     objective: Objective,
     align: Alignment,
-    architecture: dict[str, Any] | None,
-    checkpoint: str | None,
-    init: str,
-    blocks: Blocks | None,
-    revision: str | None = None,
+    model: StudentModel,
 ) -> dict[str, Any]:
     """Return the store, the signals with their digests, and the layer maps of one student.
 
@@ -53,11 +50,7 @@ def select_signals(
         name: The student's name, for errors.
         objective: The student's loss terms.
         align: The student's layer map.
-        architecture: Configuration keys that differ from the teacher's.
-        checkpoint: A directory or hub id that the student starts from.
-        init: `random` or `teacher-layers`.
-        blocks: Teacher blocks that a student of `teacher-layers` starts from; None: uniform.
-        revision: Revision of a hub checkpoint.
+        model: How the student starts.
 
     Raises:
         IncompatibleError: If the store lacks a signal the student needs.
@@ -70,7 +63,7 @@ def select_signals(
     signals = [CapturedSignal.from_json(r) for r in records if "kind" in r]
     teacher_layers = int(store["layers"])
     key = f"students.{name}"
-    own = _checkpoint_config(checkpoint, revision, key) if architecture is None else architecture
+    own = _own_config(model, key)
     student_layers = _student_layers(own, store["config"], key)
     chosen: list[CapturedSignal] = []
     maps: dict[str, LayerMap] = {"feature": {}, "attention": {}}
@@ -90,8 +83,8 @@ def select_signals(
     if not objective.output.weight.is_off:
         chosen.append(_one(signals, "logits", None, objective.output.form, key))
     assets: dict[str, Any] = {}
-    if init == "teacher-layers":
-        assets["blocks"] = _blocks(records, key, student_layers, teacher_layers, blocks)
+    if model.init == "teacher-layers":
+        assets["blocks"] = _blocks(records, key, student_layers, teacher_layers, model.blocks)
     selected = {
         "store": store["store"],
         "signals": {signal.name: signal.digest for signal in chosen},
@@ -212,16 +205,18 @@ def _student_layers(own: dict[str, Any], teacher: dict[str, Any], key: str) -> i
     return depth
 
 
-def _checkpoint_config(checkpoint: str | None, revision: str | None, key: str) -> dict[str, Any]:
-    if checkpoint is None:
-        return {}
+def _own_config(model: StudentModel, key: str) -> dict[str, Any]:
+    """Return the architecture's keys, or the checkpoint's configuration."""
+    if model.architecture is not None:
+        return model.architecture
+    checkpoint = str(model.checkpoint)
     path = Path(checkpoint) / "config.json"
     if path.exists():
         return read_json(path)
     from transformers import PreTrainedConfig
 
     try:
-        return PreTrainedConfig.get_config_dict(checkpoint, revision=revision)[0]
+        return PreTrainedConfig.get_config_dict(checkpoint, revision=model.revision)[0]
     except (OSError, ValueError) as error:
         reason = in_short(error)
         raise ConfigError(

@@ -92,7 +92,7 @@ class StudentRun:
             asked.report_to, asked.work / "runs" / asked.name, asked.name
         )
         self._reader = StoreReader(asked.store, asked.selected["signals"])
-        ids = asked.vocabulary == "corpus"
+        ids = asked.model.vocabulary == "corpus"
         self._kept = corpus_vocabulary(self._reader, asked.parts) if ids else None
         with torch.random.fork_rng():
             set_seed(asked.options.seed)
@@ -228,18 +228,18 @@ class StudentRun:
 
     def _identity(self) -> str:
         """Digest of all that decides what the student becomes; checkpoints are found by it."""
-        asked = self.asked
+        asked, model = self.asked, self.asked.model
         return fingerprint(
             {
                 "selected": dict(asked.selected),
-                "architecture": dict(asked.architecture or {}),
-                "checkpoint": asked.checkpoint,
-                "revision": asked.revision,
+                "architecture": dict(model.architecture or {}),
+                "checkpoint": model.checkpoint,
+                "revision": model.revision,
                 "commit": getattr(self._student.config, "_commit_hash", None),
-                "weights": checkpoint_digest(asked.checkpoint),
-                "init": asked.init,
-                "vocabulary": asked.vocabulary,
-                "lora": None if asked.lora is None else asked.lora.model_dump(mode="json"),
+                "weights": checkpoint_digest(model.checkpoint),
+                "init": model.init,
+                "vocabulary": model.vocabulary,
+                "lora": None if model.lora is None else model.lora.model_dump(mode="json"),
                 "objective": asked.objective.record(),
                 "options": asked.options.model_dump(mode="json"),
                 "pool_segments": asked.pool_segments,
@@ -279,19 +279,15 @@ def _check_unsharded() -> None:
 def _build(asked: Training, reader: StoreReader, kept: Vocabulary | None) -> PreTrainedModel:
     plan = reader.plan
     student = build_student(
-        architecture=None if asked.architecture is None else dict(asked.architecture),
-        checkpoint=asked.checkpoint,
-        init=asked.init,
+        asked.model,
         teacher_config=reader.teacher_config(),
         vocab=plan["vocab"],
         classes=tuple(plan["classes"]),
         task=plan["task"],
         seed=asked.options.seed,
-        blocks=_blocks(reader, asked.selected) if asked.init == "teacher-layers" else None,
+        blocks=_blocks(reader, asked.selected) if asked.model.init == "teacher-layers" else None,
         layer_choice=asked.selected["assets"].get("blocks", {}).get("layers", "uniform"),
-        revision=asked.revision,
         vocabulary=None if kept is None else kept.ids,
-        lora=asked.lora,
         tokenizer=reader.tokenizer(),
     )
     require_room(student, plan["max_length"], f"students.{asked.name}.model")

@@ -29,7 +29,7 @@ from pipeline.student.model.architecture import (
 )
 from pipeline.student.model.blocks import load_blocks
 from pipeline.student.model.lora import add_adapters
-from pipeline.student.model.origin import LoraOptions
+from pipeline.student.model.origin import StudentModel
 from pipeline.student.model.width import check_sizes
 from pipeline.student.vocabulary.vocabulary import keep_vocabulary
 from pipeline.taps.configuration import auto_class
@@ -46,10 +46,8 @@ PROBLEM_TYPES: dict[str, Any] = {
 
 
 def build_student(
+    model: StudentModel,
     *,
-    architecture: Mapping[str, Any] | None,
-    checkpoint: str | None,
-    init: Literal["random", "teacher-layers"],
     teacher_config: Mapping[str, Any],
     vocab: int,
     classes: tuple[str, ...],
@@ -57,9 +55,7 @@ def build_student(
     seed: int,
     blocks: Path | None = None,
     layer_choice: Literal["uniform"] | Sequence[int] = "uniform",
-    revision: str | None = None,
     vocabulary: Int[Tensor, " kept"] | None = None,
-    lora: LoraOptions | None = None,
     tokenizer: Path | None = None,
 ) -> PreTrainedModel:
     """Build a student in float32 on the CPU, the same for the same arguments and versions.
@@ -67,9 +63,7 @@ def build_student(
     The process's random state is left as it was.
 
     Args:
-        architecture: Keys that replace those of the teacher's configuration; `{}` for none.
-        checkpoint: A directory or hub id of safetensors weights, instead of `architecture`.
-        init: `random` (weights that a checkpoint lacks are random too), or `teacher-layers`.
+        model: How it starts. Weights that a checkpoint lacks are random.
         teacher_config: The teacher's `config.json`.
         vocab: Length of the teacher's tokenizer.
         classes: Names of the classes; empty for a language task or regression.
@@ -77,39 +71,40 @@ def build_student(
         seed: Seed of all random weights.
         blocks: The teacher's blocks among the store's assets, for `teacher-layers`.
         layer_choice: The teacher's block for each student block, counted from 1, or `uniform`.
-        revision: Revision of a hub checkpoint.
         vocabulary: The teacher's ids that the student keeps, in its order; None for all.
-        lora: Adapters that train instead of the weights the student starts with.
         tokenizer: Directory of the teacher's tokenizer, which a checkpoint's must equal; None
             compares nothing.
 
     Raises:
-        ConfigError: If the choice contradicts itself, a key is unknown, or no model can be built.
+        ConfigError: If classes are missing, a key is unknown, or no model can be built.
         IncompatibleError: If vocabulary, tokenizer, special ids, sizes or blocks do not fit the
             teacher.
         IntegrityError: If the file of blocks is missing or broken.
     """
-    _check_choice(architecture, checkpoint, init, classes, task)
+    fewest = {"classification": 2, "multi-label": 1}.get(task, 0)
+    if len(classes) < fewest:
+        raise ConfigError(f"{task} needs at least {fewest} classes, the corpus has {len(classes)}")
     teacher = teacher_configuration(teacher_config)
     fresh: Collection[str] = ()
-    if checkpoint is not None:
-        model, fresh = _from_checkpoint(
-            checkpoint, revision, teacher, vocab, tokenizer, classes, task, seed
+    if model.architecture is None:
+        student, fresh = _from_checkpoint(
+            str(model.checkpoint), model.revision, teacher, vocab, tokenizer, classes, task, seed
         )
     else:
-        assert architecture is not None  # _check_choice: exactly one of the two is given
         config = student_configuration(
-            architecture, teacher, vocab=vocab, layer_choice=layer_choice
+            model.architecture, teacher, vocab=vocab, layer_choice=layer_choice
         )
-        keep_room(config, teacher, task, architecture)
-        model = _from_architecture(config, teacher, init, blocks, layer_choice, classes, task, seed)
+        keep_room(config, teacher, task, model.architecture)
+        student = _from_architecture(
+            config, teacher, model.init, blocks, layer_choice, classes, task, seed
+        )
     if vocabulary is not None:
-        # After the weights: the rows kept are the checkpoint's or the teacher's own.
-        keep_vocabulary(model, vocabulary)
-    if lora is not None:
+        # After the weights: the kept rows are the checkpoint's or the teacher's own.
+        keep_vocabulary(student, vocabulary)
+    if model.lora is not None:
         with _seeded(seed):
-            add_adapters(model, lora, fresh=fresh)
-    return model
+            add_adapters(student, model.lora, fresh=fresh)
+    return student
 
 
 def _from_architecture(
@@ -149,30 +144,6 @@ def _from_architecture(
         load_blocks(model, blocks, choice, teacher)
         logger.info("student starts from teacher blocks %s", ", ".join(map(str, choice)))
     return model
-
-
-def _check_choice(
-    architecture: Mapping[str, Any] | None,
-    checkpoint: str | None,
-    init: str,
-    classes: tuple[str, ...],
-    task: Task,
-) -> None:
-    """Refuse a contradictory choice before any file is read."""
-    if (architecture is None) == (checkpoint is None):
-        given = "neither" if architecture is None else "both"
-        raise ConfigError(
-            f"model: {given} of architecture and checkpoint given; give exactly one "
-            "(architecture: {} is the teacher's own)"
-        )
-    if checkpoint is not None and init != "random":
-        raise ConfigError(
-            f"model: checkpoint {checkpoint} and init: {init} both say where weights come from; "
-            "remove one"
-        )
-    fewest = {"classification": 2, "multi-label": 1}.get(task, 0)
-    if len(classes) < fewest:
-        raise ConfigError(f"{task} needs at least {fewest} classes, the corpus has {len(classes)}")
 
 
 def _from_checkpoint(
