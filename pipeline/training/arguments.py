@@ -1,4 +1,4 @@
-"""What `transformers.Trainer` is told, from the options of one optimisation."""
+"""The options of one optimisation as `transformers.TrainingArguments`."""
 
 from pathlib import Path
 
@@ -11,13 +11,13 @@ OPTIMIZERS = {
     "adamw_8bit": "adamw_bnb_8bit",
     "adafactor": "adafactor",
 }
-"""What `transformers.Trainer` calls the optimisers."""
+"""The names of the optimisers in `transformers`."""
 
 
 def training_arguments(options: TrainOptions, directory: Path, device: str) -> TrainingArguments:
-    """Return the arguments of `transformers.Trainer` for these options.
+    """Return the arguments of `transformers` for these options.
 
-    Checkpoints go to `directory`; `CompletionMarker` removes old ones.
+    Checkpoints go to `directory`; `mark_complete` removes old ones.
     """
     arguments = TrainingArguments(
         output_dir=str(directory),

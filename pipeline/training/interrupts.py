@@ -1,7 +1,7 @@
-"""Interrupts of a training: the current step is finished and its checkpoint written first.
+"""Interrupts: a training finishes its step and writes a checkpoint before it ends.
 
-The first SIGINT or SIGTERM only asks for that. A second one ends the process at once. All processes
-of a training stop after the same step, whichever of them was interrupted.
+This is the effect of the first SIGINT or SIGTERM. A second one ends the process at once. All
+processes of a training stop after the same step, whichever of them was interrupted.
 """
 
 import os

@@ -1,7 +1,8 @@
-"""What every step found, kept on the device until a point of the curve is due.
+"""Loss, terms and gradient norm of each step, kept on the device until they are logged.
 
-To read a number waits for the device, so nothing is read between two points. What is not read yet
-belongs to a checkpoint: a run that goes on from it logs the means of one that was never stopped.
+Reading a number waits for the device, so nothing is read between two points of the curve. A
+checkpoint holds the values that are not logged yet: a resumed run logs the same means as an
+uninterrupted one.
 """
 
 import math

@@ -1,11 +1,11 @@
-"""How many examples of a batch may run at once, tried before the first step.
+"""The largest micro-batch that fits into memory, found by a trial before the first step.
 
-The worst batch that there can be runs forward and backward: the longest row, so often as the batch
-has rows, with its real features and every term that is ever on. What does not fit is halved. The
-number is kept beside the checkpoints, so that a resumed run goes on with the same.
+The trial runs the most expensive batch possible forward and backward: copies of the longest
+example, with its real features and every term that is ever on. If it does not fit, its size is
+halved. The size is recorded next to the checkpoints, so that a resumed run uses the same one.
 
-A batch in micro-batches gives the gradients of the whole batch up to rounding. With dropout it
-draws other masks, as any other order of the same work would.
+Micro-batches add up to the gradient of the batch, except for rounding. With dropout they draw other
+masks.
 """
 
 import gc
@@ -28,15 +28,15 @@ from pipeline.training.memory import is_out_of_memory
 logger = logging.getLogger(__name__)
 KEY = "micro_batch_size"
 MOMENTS = 2
-"""Values that AdamW keeps of each weight, the most of all optimisers that can be chosen."""
+"""Values that AdamW keeps for each weight; no other optimiser on offer keeps more."""
 RESERVE = 0.05
-"""Share of a GPU's memory that stays free: for its allocator's gaps, and for the optimiser."""
+"""Share of a GPU's memory that stays free, for gaps in its allocator and for the optimiser."""
 
 
 def held_bytes(distiller: Distiller, *, ranks: int) -> int:
-    """Return what a student holds on its device between two steps, beside its weights.
+    """Return the bytes that a student holds on its device between two steps, without its weights.
 
-    That is the optimiser's moments, and on several ranks the buckets that gradients travel in.
+    These are the optimiser's moments and, on several ranks, the buckets of gradients.
     """
     trained = sum(p.numel() * p.element_size() for p in distiller.parameters() if p.requires_grad)
     return trained * (MOMENTS + (ranks > 1))
@@ -50,15 +50,15 @@ def settle_micro_batch(
     record: Path,
     device: torch.device,
 ) -> int:
-    """Return the number of an earlier part of this run, or the first that fits of batch and halves.
+    """Return the micro-batch size that is recorded, or the first that fits of batch and halves.
 
-    All ranks come out with the smallest that one of them finds.
+    All ranks use the smallest size that one of them finds.
 
     Args:
-        fits: Tells whether so many of the longest examples run at once.
-        batch_size: Examples of a batch.
+        fits: Tells whether a number of the longest examples run at once.
+        batch_size: Examples in a batch.
         name: The student's name.
-        record: The file that keeps the number.
+        record: The file that keeps the size.
         device: Where the student trains.
 
     Raises:
@@ -87,35 +87,35 @@ def settle_micro_batch(
 def _recorded(record: Path, batch_size: int) -> int:
     """Return the number that a run has kept; 0 if there is none, or the file is altered."""
     try:
-        found = read_json(record)
+        content = read_json(record)
     except IntegrityError:
         return 0
-    size = found.get(KEY) if isinstance(found, dict) else None
+    size = content.get(KEY) if isinstance(content, dict) else None
     return size if isinstance(size, int) and 0 < size <= batch_size else 0
 
 
 def _smallest(value: int, device: torch.device) -> int:
-    """Return the smallest of all ranks' numbers."""
+    """Return the smallest value of all ranks."""
     if not torch.distributed.is_initialized():
         return value
-    found = torch.tensor(value, device=device)
-    torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MIN)
-    return int(found)
+    smallest = torch.tensor(value, device=device)
+    torch.distributed.all_reduce(smallest, op=torch.distributed.ReduceOp.MIN)
+    return int(smallest)
 
 
 class Rehearsal:
-    """Runs the worst batch of a training, and leaves no trace in student or random state.
+    """Runs a training's most expensive batch without changing the student or the random state.
 
-    A CPU does not refuse memory that it lacks, so there every batch fits.
+    A CPU does not refuse memory that it lacks, so every batch fits there.
 
     Args:
         distiller: The student, on the device it trains on.
         dataset: Its examples.
         device: Where it trains.
-        precision: That of `TrainOptions`.
-        is_apart: Whether gradients are taken term by term at some steps.
-        held_bytes: What the optimiser will hold, see `held_bytes`.
-        waiting: Micro-batches that wait on the device beside the one in use, see `most_waiting`.
+        precision: The precision of `TrainOptions`.
+        is_apart: Whether some steps compute the gradient of each term.
+        held_bytes: The bytes that the optimiser will hold, see `held_bytes`.
+        waiting: Micro-batches that wait on the device while one is used, see `most_waiting`.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class Rehearsal:
         self._trained = [p for p in distiller.parameters() if p.requires_grad]
 
     def fits(self, size: int) -> bool:
-        """Tell whether so many examples will run at once."""
+        """Tell whether this number of examples will run at once."""
         before = RandomState.now()
         try:
             self._run(size)

@@ -1,4 +1,4 @@
-"""The random state of this process, to be put aside and taken up again."""
+"""The random state of this process, which can be saved and restored."""
 
 import random
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class RandomState:
 
     @classmethod
     def now(cls) -> "RandomState":
-        """Return the state as it is."""
+        """Return the current state."""
         in_use = torch.cuda.is_available() and torch.cuda.is_initialized()
         return cls(
             random.getstate(),
@@ -32,7 +32,7 @@ class RandomState:
 
     @classmethod
     def load(cls, path: Path) -> "RandomState":
-        """Return a state that was saved."""
+        """Read a saved state."""
         state = torch.load(path, weights_only=True)
         kind, key, *more = state.pop("numpy")
         return cls(numpy=(kind, np.asarray(key, np.uint32), *more), **state)
@@ -43,7 +43,7 @@ class RandomState:
         torch.save({**vars(self), "numpy": (kind, key.tolist(), *more)}, path)
 
     def restore(self) -> None:
-        """Go on from this state."""
+        """Make this the current state."""
         random.setstate(self.python)
         np.random.set_state(self.numpy)  # noqa: NPY002
         torch.set_rng_state(self.torch)

@@ -1,9 +1,9 @@
-"""Several students at once: each segment is read and decoded once for all of them.
+"""Trains several students in one process: each segment is read and decoded once for all of them.
 
-Every student's training is a generator of steps, and turns change between steps. Who leaves puts
-the random state aside and finds it again, so a student becomes, bit for bit, what it would become
-alone. The next turn is for the student that is least far, so that all of one seed walk through the
-segments side by side, whatever their batches.
+The training of each student is a generator of steps, and the students take turns between steps.
+Each has its own random state, so its weights equal, bit for bit, those of a separate run. The next
+turn goes to the student with the least progress: students of one seed use the same segments at the
+same time, whatever their batch sizes.
 """
 
 import logging
@@ -23,7 +23,7 @@ from pipeline.training.interrupts import INTERRUPTS
 
 logger = logging.getLogger(__name__)
 RUN_EACH = ("tensorboard", "dvclive")
-"""Reporters that keep a run for each student of a process."""
+"""Reporters that can keep several runs in one process."""
 
 
 def take_turns(
@@ -65,10 +65,10 @@ def take_turns(
 
 
 def train_together(trainings: Sequence[Training]) -> None:
-    """Train students of one store side by side and export each as `train_student` does.
+    """Train students of one store in turns and export each as `train_student` does.
 
-    All of them are in memory at the same time. One that fails leaves the others to go on; one that
-    reads nothing of a damaged signal fails with those that do, for they read together.
+    All of them are in memory at the same time. If one fails, the others continue. A damaged signal
+    fails all students, also those that do not use it, because they read together.
 
     Raises:
         ConfigError: If their stores or precisions differ, several processes train, or they report
@@ -83,12 +83,12 @@ def train_together(trainings: Sequence[Training]) -> None:
     if not walk_alike:
         logger.info("their seed, pool_segments or parts differ: segments are not read once for all")
     pins = {name: pin for one in trainings for name, pin in one.selected["signals"].items()}
-    # Of two students in step, one has let go of a pool at most that the other still needs; what it
-    # reads ahead of them is kept meanwhile.
+    # A student may release at most one pool that another still needs; segments that it reads ahead
+    # of the others are kept meanwhile.
     shared = {"users": len(trainings), "most_kept": 2 * POOLS * first.pool_segments}
     reads = SegmentReads(StoreReader(first.store, pins), list(pins), **shared if walk_alike else {})
     try:
-        # Around all of them: who has not begun is to stop too.
+        # Around all students: one that has not begun must stop, too.
         with INTERRUPTS.heeded():
             found = take_turns(*_walks(trainings, reads))
         _finish(trainings, found)

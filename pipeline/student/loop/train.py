@@ -208,7 +208,7 @@ class StudentRun:
     def _prepare_arguments(self) -> TrainingArguments:
         options = self.asked.options
         if options.gradient_checkpointing:
-            # Here, because Trainer knows only the distiller; the tap refuses the reentrant kind.
+            # The tap refuses the reentrant kind.
             self._student.activation_checkpointing_enable({"use_reentrant": False})
         plain = options.model_copy(update={"gradient_checkpointing": False})
         return training_arguments(plain, self._directory, self.asked.device)

@@ -1,4 +1,4 @@
-"""What training one student takes, from its parameters, its selection and this machine."""
+"""The inputs of one student's training: its parameters, its selected signals and this machine."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from pipeline.training.options import TrainOptions
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What one student is trained from, and how.
+    """Everything that one student's training needs.
 
     Attributes:
         name: The student's name.
@@ -30,7 +30,7 @@ class Training:
         parts: So many of the first parts of the training text: 1 leaves out all that was added to
             the corpus. None for all.
         micro_batch_size: Examples that run at once; 0: the whole batch; `auto`: what fits.
-        report_to: Services that are told of each logged step, as `Trainer` names them.
+        report_to: Services that receive the training curve, by their names in `transformers`.
         before_commit: Called when training is done; if it raises, nothing is exported and the
             checkpoints stay.
     """
