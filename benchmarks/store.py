@@ -36,7 +36,7 @@ from pipeline.student.data.batch_order import BatchOrder
 from pipeline.student.data.stream import StoreDataset
 from pipeline.taps.inputs import model_inputs
 from pipeline.teacher.capture.capture import Runtime, capture
-from pipeline.teacher.capture.complete import is_whole
+from pipeline.teacher.capture.complete import is_complete
 from pipeline.teacher.capture.forward import segment_batches
 from pipeline.teacher.capture.spec import SegmentOptions
 from pipeline.teacher.source.load import load_teacher
@@ -144,7 +144,7 @@ def measure(root: Path, *, tokens: int, layers: int, width: int) -> dict[str, An
     _, half_tokens, half = timed_capture(root, signals, replace(options, fraction=0.5))
     store, all_tokens, captured = timed_capture(root, signals, options)
     with stopwatch() as recognised:
-        assert is_whole(Layout(store), signals, [])
+        assert is_complete(Layout(store), signals, [])
     alone = teacher_alone(store, root / "teacher", options)
     names = [signal.name for signal in signals]
     reader = StoreReader(store)

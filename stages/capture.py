@@ -9,7 +9,7 @@ from pipeline.corpus.tokens.transfer import transfer_tokens
 from pipeline.report.words import counted, data
 from pipeline.store.layout import Layout
 from pipeline.store.upkeep.occupancy import bytes_by_part
-from pipeline.teacher.capture.complete import is_whole, write_manifests
+from pipeline.teacher.capture.complete import is_complete, write_manifests
 from pipeline.teacher.capture.request import resolve_layers, resolve_signals
 from pipeline.teacher.capture.spec import store_fingerprint, store_spec
 from pipeline.teacher.source.reference import TeacherReference
@@ -58,7 +58,7 @@ def capture(teacher: str, params: Path, no_wait: bool, verify: bool) -> None:
     )
     segments = options.segments()
     layout = Layout(stores() / store_fingerprint(store_spec(meta, reference, segments)))
-    if verify or not is_whole(layout, signals, blocks):
+    if verify or not is_complete(layout, signals, blocks):
         from pipeline.teacher.capture.capture import Runtime
         from pipeline.teacher.capture.capture import capture as run
         from pipeline.teacher.workers.schedule import Certificates

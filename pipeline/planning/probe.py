@@ -31,10 +31,9 @@ from pipeline.taps.configuration import auto_class
 from pipeline.taps.inputs import model_columns, model_inputs, run_base
 from pipeline.teacher.capture.declare import geometry_of
 from pipeline.teacher.capture.encode import BatchEncoder
-from pipeline.teacher.capture.finite import checked_batch
 from pipeline.teacher.capture.forward import Batch, TappedTeacher, segment_batches
 from pipeline.teacher.capture.statistics import measure_channels
-from pipeline.teacher.capture.tap_check import check_signals
+from pipeline.teacher.capture.tap_check import check_signals, checked_batch
 from pipeline.teacher.source.load import load_pretrained, load_teacher
 from pipeline.teacher.source.placement import Placement
 from pipeline.teacher.source.reference import TeacherReference

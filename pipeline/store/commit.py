@@ -317,8 +317,8 @@ def trusted_receipt(layout: Layout, signal: str, segment: int, verify: bool) -> 
     except IntegrityError as error:
         logger.warning("%s segment %d: %s", signal, segment, error)
         return None
-    is_whole = receipt.segment == segment and all(
+    is_complete = receipt.segment == segment and all(
         matches(layout.root / name, layout.root, entry, verify=verify)
         for name, entry in receipt.files.items()
     )
-    return receipt if is_whole else None
+    return receipt if is_complete else None

@@ -18,7 +18,7 @@ QUANTIZED = ("Int8Params", "Params4bit")
 
 
 def plain_weights(
-    module: nn.Module, wanted: Callable[[str], bool] = lambda name: True
+    module: nn.Module, selects: Callable[[str], bool] = lambda name: True
 ) -> dict[str, Tensor]:
     """Return parameters and persistent buffers by name, with `state_dict`'s names and order.
 
@@ -26,7 +26,7 @@ def plain_weights(
 
     Args:
         module: A model or a submodule.
-        wanted: Selects tensors by name; only these are read.
+        selects: Selects tensors by name; only these are read.
 
     Raises:
         IncompatibleError: If a parameter is quantised in an unsupported way.
@@ -36,7 +36,7 @@ def plain_weights(
         prefix = f"{path}." if path else ""
         own = (*part._parameters, *part._buffers)
         transient = part._non_persistent_buffers_set
-        names = {n: prefix + n for n in own if n not in transient and wanted(prefix + n)}
+        names = {n: prefix + n for n in own if n not in transient and selects(prefix + n)}
         if not names:
             continue
         device = torch.device("cpu") if has_offloaded_params(part) else None

@@ -14,7 +14,7 @@ from pipeline.store.reader import StoreReader
 from pipeline.store.signals import Signal
 from pipeline.store.upkeep.gc import store_bytes
 from pipeline.tasks import models_language
-from pipeline.teacher.capture.complete import is_whole
+from pipeline.teacher.capture.complete import is_complete
 from pipeline.teacher.capture.spec import store_fingerprint, store_spec
 from stages.placement import placement
 from stages.planning.project import Project
@@ -150,7 +150,7 @@ class PlannedCapture:
             return None
         spec = store_spec(self.count.meta, self.project.reference, self.project.options)
         layout = Layout(stores() / store_fingerprint(spec))
-        return StoreReader(layout.root) if is_whole(layout, self.signals, self.blocks) else None
+        return StoreReader(layout.root) if is_complete(layout, self.signals, self.blocks) else None
 
     @property
     def tables_bytes(self) -> int:

@@ -17,7 +17,7 @@ from pipeline.store.layout import Layout
 from pipeline.store.reader import StoreReader
 from pipeline.store.sealed import SEAL, record_bytes
 from pipeline.store.shards import bytes_digest
-from pipeline.teacher.capture.complete import is_whole
+from pipeline.teacher.capture.complete import is_complete
 from pipeline.teacher.capture.declare import load_declaration
 from tests.store.fixtures import without_sync
 from tests.store.synthetic import SIGNALS, Synthetic, name_of, plan
@@ -116,7 +116,7 @@ def steps(store: Path) -> list[Callable[[], object]]:
     synthetic = Synthetic(store)
     return [
         lambda: values(store),
-        lambda: is_whole(layout, signals, []),
+        lambda: is_complete(layout, signals, []),
         lambda: [load_declaration(layout, signal) for signal in signals],
         lambda: [synthetic.writer(name).missing() for name in NAMES],
         lambda: [synthetic.writer(name).commit() for name in NAMES],

@@ -276,8 +276,8 @@ def test_what_zarr_writes_in_our_place_is_decoded_or_refused(store, whole_store,
     data = shard(store, INT8, "levels").read_bytes()
     shape = {"shard_rows": SEGMENT_TOKENS, "chunk_rows": 4, "name": "shard"}
     part = ArrayType("int8", values.shape[1:])
-    is_whole = (values.reshape(4, -1) != 0).any(axis=1).all()
-    if is_whole:
+    is_complete = (values.reshape(4, -1) != 0).any(axis=1).all()
+    if is_complete:
         np.testing.assert_array_equal(decode_shard(data, part, **shape), values[::-1], strict=True)
     assert outcome(store, whole_store, (INT8,)) == "refused"
     values[:] = 1

@@ -72,18 +72,18 @@ def test_verify_names_it_and_capture_redoes_just_that(small, tmp_path, ledger, t
         kept = {path: path.stat().st_mtime_ns for path in store.glob(RECEIPTS)}
         redone = len(list(small.glob(RECEIPTS))) - len(kept)
         Synthetic(store).run(NAMES)
-        is_whole = {state.state for state in verify_store(store, deep=True)} == {"whole"}
+        is_complete = {state.state for state in verify_store(store, deep=True)} == {"whole"}
         is_equal = StoreReader(store).index["signals"] == digests
         is_kept = {path: path.stat().st_mtime_ns for path in kept} == kept
         ledger.record(
             f"repaired: {kind}",
-            detected=is_named and is_whole,
+            detected=is_named and is_complete,
             wrong=not is_equal,
             lost=not is_kept,
         )
         said = f"{damage}: {name}"
         assert is_named, (said, damage_of(found))
-        assert is_whole, said
+        assert is_complete, said
         assert is_equal, said
         assert is_kept, said
         assert redone == (kind == "shard"), said

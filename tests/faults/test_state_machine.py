@@ -276,13 +276,13 @@ class StoreMachine(RuleBasedStateMachine):
         """Copied, killed and copied again: the other end shows whole signals or nothing."""
         self.copies += 1
         target = self.home / str(self.copies)
-        is_whole = not self.damaged() and self.index() is not None
+        is_complete = not self.damaged() and self.index() is not None
         self._run(lambda: killed(at, lambda: copy_store(self.root, target)))
         self._read(target / "store")
         try:
             root = copy_store(self.root, target)
         except DecantError:
-            assert not is_whole
+            assert not is_complete
             return
         assert {s.state for s in verify_store(root)} == {"whole"}
         assert set(StoreReader(root).signals) == self.indexed

@@ -172,9 +172,9 @@ def test_a_worker_that_dies_costs_its_segment_another_run(
             killed = killer.submit(kill_when_it_hangs, teacher, next(iter(teacher.what)))
             result = in_workers(project, worker_megabytes=900)
         killed.result()
-        is_whole = result.exit_code == 0 and project.manifests() == whole.manifests()
+        is_complete = result.exit_code == 0 and project.manifests() == whole.manifests()
         for fault in faults:
-            ledger.record(fault, detected=is_whole, lost=not is_whole)
+            ledger.record(fault, detected=is_complete, lost=not is_complete)
         assert result.exit_code == 0, result.stderr
         assert teacher.count() == len(what)
         assert project.manifests() == whole.manifests()
@@ -183,7 +183,7 @@ def test_a_worker_that_dies_costs_its_segment_another_run(
         assert "Traceback" not in result.output
         warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
         assert sorted(warnings) == [
-            f"a worker died on segment {number} (1 of 3); it is run again" for number in what
+            f"a worker died on segment {number} (1 of 3); running it again" for number in what
         ]
         caplog.clear()
 
@@ -210,8 +210,8 @@ def test_a_row_that_kills_every_worker_is_named(ledger, lost, whole, monkeypatch
         "taps agree with the teacher's own outputs on 2 examples",
         "writing blocks 1 of the teacher",
         "5 of 5 segments to capture",
-        "a worker died on segment 1 (1 of 3); it is run again",
-        "a worker died on segment 1 (2 of 3); it is run again",
+        "a worker died on segment 1 (1 of 3); running it again",
+        "a worker died on segment 1 (2 of 3); running it again",
         child.error_line(),
     ]
     assert teacher.count() == 3
@@ -237,10 +237,10 @@ def test_workers_end_with_a_killed_capture_and_the_next_goes_on(
     until(lambda: not is_alive(worker))
     monkeypatch.undo()
     result = in_workers(lost, "synchronous")
-    is_whole = result.exit_code == 0 and lost.manifests() == whole.manifests()
+    is_complete = result.exit_code == 0 and lost.manifests() == whole.manifests()
     again = lost.receipts()
     rewritten = {path: again.get(path) for path in kept} != kept
-    ledger.record("orphaned worker", detected=is_whole, lost=rewritten)
+    ledger.record("orphaned worker", detected=is_complete, lost=rewritten)
     assert result.exit_code == 0, result.stderr
     assert lost.manifests() == whole.manifests()
     assert not rewritten

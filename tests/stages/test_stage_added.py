@@ -35,7 +35,7 @@ def test_added_text_leaves_teacher_and_old_store_and_a_student_of_the_first_part
         with caplog.at_level(logging.INFO):
             result = decant(*arguments)
         assert result.exit_code == 0, result.output
-    assert f"segments are those of store {old.name}" in caplog.text
+    assert f"segments are taken from store {old.name}" in caplog.text
     again = read_json(Path("data/teachers/main/teacher.json"))
     assert again["made_of"]["tokens"] != teacher["made_of"]["tokens"]
     assert again | {"made_of": None} == teacher | {"made_of": None}

@@ -27,7 +27,7 @@ from pipeline.teacher.capture.batch_size import (
     settle_batch_tokens,
     worst_batches,
 )
-from pipeline.teacher.capture.complete import is_whole
+from pipeline.teacher.capture.complete import is_complete
 from pipeline.teacher.capture.spec import planned_batch_tokens
 from pipeline.teacher.workers import schedule
 from tests.captured import OPTIONS, Captured, copied, prepared, receipts_mtimes, signal
@@ -81,11 +81,11 @@ def test_auto_takes_what_fits_and_stays_with_it(own, crowd, monkeypatch, caplog)
     with monkeypatch.context(), caplog.at_level(logging.INFO):
         crowd(ROOM)
         own.capture(SIGNALS)
-    assert caplog.text.count("do not fit into memory, trying half of it") == 6
+    assert caplog.text.count("do not fit into memory, trying half") == 6
     assert own.reader.plan["batch_tokens"] == FITTING
     assert own.reader.plan["spec"]["segments"]["batch_tokens"] == "auto"
     assert planned_batch_tokens(own.reader.plan) == FITTING
-    assert is_whole(own.layout, SIGNALS, [])
+    assert is_complete(own.layout, SIGNALS, [])
     # With all the room there is, a layer that is added still runs in the batches of the others.
     written, store = receipts_mtimes(own), own.store
     own.capture([*SIGNALS, *ADDED])
@@ -112,24 +112,24 @@ def test_what_is_added_must_fit_into_the_store_s_batches(own, crowd):
     assert own.reader.plan["batch_tokens"] == 8192
     digests = own.digests()
     crowd(ROOM)
-    with pytest.raises(ResourceError, match=r"up to 8192 tokens.*the store keeps to them"):
+    with pytest.raises(ResourceError, match=r"up to 8192 tokens.*they are fixed for this store"):
         own.capture([*SIGNALS, *ADDED])
     assert own.digests() == digests
-    assert is_whole(own.layout, SIGNALS, [])
+    assert is_complete(own.layout, SIGNALS, [])
 
 
 def test_memory_that_is_gone_later_ends_the_capture(own, monkeypatch):
-    """Batches were tried, so the plan stays and what is finished is kept."""
+    """Batches were tried, so the plan stays and finished segments are kept."""
 
     def full(*_: Any) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     with monkeypatch.context() as patch:
         patch.setattr(schedule.SegmentCapture, "__call__", full)
-        with pytest.raises(ResourceError, match=r"in a batch of the store's 8192 tokens.*is kept"):
+        with pytest.raises(ResourceError, match=r"in a batch of the store's 8192 tokens.*are kept"):
             own.capture(SIGNALS)
     own.capture(SIGNALS)
-    assert is_whole(own.layout, SIGNALS, [])
+    assert is_complete(own.layout, SIGNALS, [])
 
 
 def test_blocks_alone_are_tried_as_well(own, crowd):
@@ -232,4 +232,4 @@ def test_auto_finds_what_a_process_may_have(tmp_path):
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-2000:]
     assert own.reader.plan["batch_tokens"] in (1024, 2048, 4096)
-    assert is_whole(own.layout, SIGNALS, [])
+    assert is_complete(own.layout, SIGNALS, [])

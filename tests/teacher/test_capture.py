@@ -22,7 +22,7 @@ from pipeline.store.lock import writer_lock
 from pipeline.store.reader import StoreReader
 from pipeline.student.data.stream import StoreDataset
 from pipeline.teacher.capture import capture as module
-from pipeline.teacher.capture.complete import is_whole
+from pipeline.teacher.capture.complete import is_complete
 from pipeline.teacher.capture.disk_space import DISK_RESERVE_BYTES
 from pipeline.teacher.source.reference import TeacherReference, weights_sha256
 from pipeline.teacher.workers import schedule
@@ -70,12 +70,12 @@ def shard(store: Captured, one: Any, segment: int) -> Path:
 def test_a_whole_store_is_recognised_without_the_teacher(store, no_teacher):
     before = receipts_mtimes(store)
     index = (store.store / "manifest.json").stat().st_mtime_ns
-    assert is_whole(store.layout, SIGNALS, [2])
+    assert is_complete(store.layout, SIGNALS, [2])
     store.capture(SIGNALS, blocks=[2])
     assert receipts_mtimes(store) == before
     assert (store.store / "manifest.json").stat().st_mtime_ns == index
-    assert not is_whole(store.layout, [*SIGNALS, signal("hidden", 3, "int8")], [2])
-    assert not is_whole(store.layout, SIGNALS, [1, 2])
+    assert not is_complete(store.layout, [*SIGNALS, signal("hidden", 3, "int8")], [2])
+    assert not is_complete(store.layout, SIGNALS, [1, 2])
 
 
 def test_receipts_without_manifests_are_finished_without_the_teacher(store, no_teacher):
@@ -90,10 +90,10 @@ def test_receipts_without_manifests_are_finished_without_the_teacher(store, no_t
 def test_a_damaged_manifest_is_written_again_without_the_teacher(store, whole, no_teacher):
     path = store.layout.manifest(HIDDEN.name)
     path.write_bytes(path.read_bytes()[:-30])
-    assert not is_whole(store.layout, SIGNALS, [2])
+    assert not is_complete(store.layout, SIGNALS, [2])
     store.capture(SIGNALS, blocks=[2])
     assert store.digests() == whole.digests()
-    assert is_whole(store.layout, SIGNALS, [2])
+    assert is_complete(store.layout, SIGNALS, [2])
 
 
 def test_a_lost_store_is_captured_again_with_equal_digests(store, whole):
@@ -165,7 +165,7 @@ def test_a_damaged_asset_is_written_again(asset, is_missing, store, whole):
     path = store.layout.assets / asset
     if is_missing:
         path.unlink()
-        assert not is_whole(store.layout, SIGNALS, [2])
+        assert not is_complete(store.layout, SIGNALS, [2])
     else:
         path.write_bytes(path.read_bytes()[:-1] + b"x")
     store.capture(SIGNALS, blocks=[2])

@@ -18,7 +18,7 @@ from pipeline.store.layout import Layout
 from pipeline.store.reader import StoreReader
 from pipeline.student.data.stream import StoreDataset
 from pipeline.teacher.capture import capture as module
-from pipeline.teacher.capture.complete import is_whole
+from pipeline.teacher.capture.complete import is_complete
 from pipeline.teacher.capture.disk_space import DISK_RESERVE_BYTES
 from pipeline.teacher.capture.request import LayerRequest, resolve_signals
 from pipeline.teacher.workers import schedule
@@ -72,7 +72,7 @@ def test_a_whole_store_is_recognised_without_the_teacher(store, monkeypatch):
 
     monkeypatch.setattr(module, "load_teacher", refuse)
     before = receipts_mtimes(store)
-    assert is_whole(store.layout, SIGNALS, [])
+    assert is_complete(store.layout, SIGNALS, [])
     store.capture(SIGNALS)
     assert receipts_mtimes(store) == before
 
@@ -127,7 +127,7 @@ def test_a_damaged_part_of_a_block_is_written_again(is_missing, store, whole):
     path = store.layout.assets / "attention-2.safetensors"
     if is_missing:
         path.unlink()
-        assert not is_whole(store.layout, SIGNALS, [])
+        assert not is_complete(store.layout, SIGNALS, [])
     else:
         path.write_bytes(path.read_bytes()[:-1] + b"x")
         with pytest.raises(IntegrityError, match="not the asset that the index states"):
@@ -281,7 +281,7 @@ def test_a_pending_signal_without_arrays_is_invisible(store):
     layout = Layout(store.store)
     Path(layout.receipt(BELOW.name, 0)).unlink()
     layout.manifest(BELOW.name).unlink()
-    assert not is_whole(layout, SIGNALS, [])
+    assert not is_complete(layout, SIGNALS, [])
     store.capture(SIGNALS)
     assert BELOW.name in read_index(layout)["signals"]
-    assert is_whole(layout, SIGNALS, [])
+    assert is_complete(layout, SIGNALS, [])

@@ -39,9 +39,9 @@ WIDTH, VOCAB = 32, 64
 def batch_of(lengths: Sequence[int]) -> Batch:
     inputs = tiny_batch(lengths)
     live = inputs["attention_mask"].bool()
-    places = None if live.all() else live.flatten().nonzero()[:, 0]
+    positions = None if live.all() else live.flatten().nonzero()[:, 0]
     count = int(live.sum())
-    return Batch(np.arange(len(lengths)), np.arange(count), inputs, places)
+    return Batch(np.arange(len(lengths)), np.arange(count), inputs, positions)
 
 
 def report_of(model: PreTrainedModel, **taps: Any) -> TapReport:
@@ -62,7 +62,7 @@ def encoder_of(
 
 def test_rows_of_a_batch_without_padding_are_those_of_the_padded_path():
     encoder, batch = encoder_of(tiny_model("llama"), head=True), batch_of([7, 7, 7])
-    assert batch.places is None
+    assert batch.positions is None
     every = torch.arange(21)
     padded = Batch(batch.members, batch.rows, batch.inputs, every)
     plain, gathered = encoder(batch), encoder(padded)

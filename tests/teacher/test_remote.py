@@ -4,6 +4,7 @@ import logging
 import shutil
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -68,13 +69,13 @@ def other_torch(monkeypatch):
     """Let a module ask for another version of torch than there is."""
 
     def ask(module) -> None:
-        asked = remote.demands
+        asked = remote.requirements
 
-        def demands(*arguments):
+        def requirements(*arguments):
             wanted = asked(*arguments)
             return replace(wanted, identity=wanted.identity | {"torch": "0.1"})
 
-        monkeypatch.setattr(module, "demands", demands)
+        monkeypatch.setattr(module, "requirements", requirements)
 
     return ask
 
@@ -142,9 +143,9 @@ def test_a_worker_that_does_not_see_the_store_is_refused(
     if there == "another store":
         elsewhere.parent.mkdir(parents=True)
         elsewhere.write_text("of another capture")
-    asked = remote.demands
+    asked = remote.requirements
     monkeypatch.setattr(
-        remote, "demands", lambda *given: replace(asked(*given), proof=str(elsewhere))
+        remote, "requirements", lambda *given: replace(asked(*given), proof=str(elsewhere))
     )
     wanted = rf"worker tcp://\S+: does not see .* into {tmp_path / 'store'} .*same absolute path"
     with pytest.raises(ConfigError, match=wanted):
@@ -152,18 +153,27 @@ def test_a_worker_that_does_not_see_the_store_is_refused(
 
 
 def test_a_worker_without_the_device_is_refused(tmp_path):
-    wanted = remote.demands(tmp_path, "cpu")
+    wanted = remote.requirements(tmp_path, "cpu")
     assert remote.refusal(wanted, ADDRESS) is None
     refused = remote.refusal(replace(wanted, device="cuda:77"), ADDRESS)
     assert isinstance(refused, ConfigError)
     assert f"worker {ADDRESS}: no device 'cuda:77'" in str(refused)
 
 
+def test_the_identity_of_the_software_covers_the_complete_package(monkeypatch):
+    read, read_bytes = [], Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path) or read_bytes(path))
+    remote._identity()
+    package = Path(remote.__file__).parents[2]
+    assert package.name == "pipeline"
+    assert {package / "store" / "commit.py", package / "taps" / "tap.py"} <= set(read)
+
+
 def test_a_worker_without_this_software_is_refused(lost, cluster, monkeypatch):
     def missing(*_: object, **__: object) -> None:
         raise ModuleNotFoundError("No module named 'pipeline'")
 
-    monkeypatch.setattr(remote, "_answer", missing)
+    monkeypatch.setattr(remote, "_check_worker", missing)
     with pytest.raises(IncompatibleError, match=r"worker \S+: cannot run .*No module named"):
         lost.capture(SIGNALS, scheduler=cluster.scheduler_address)
 
@@ -195,8 +205,12 @@ def test_nobody_at_the_address_is_one_line(lost, monkeypatch):
     [
         ("tls://host:8786", {}, "tls_ca, tls_cert, tls_key missing, expected paths of PEM"),
         ("tls://host:8786", {"ca": "ca"}, "tls_cert, tls_key missing"),
-        ("tcp://host:8786", {"ca": "ca"}, "tcp:// uses no certificates, yet tls_ca is given"),
-        ("tls://host:8786", {"ca": "ca", "cert": "cert", "key": "gone"}, "tls_key: .* is no file"),
+        ("tcp://host:8786", {"ca": "ca"}, "tcp:// uses no certificates, but tls_ca is given"),
+        (
+            "tls://host:8786",
+            {"ca": "ca", "cert": "cert", "key": "gone"},
+            "tls_key: .* is not a file",
+        ),
         ("tls://host:8786", {"ca": "ca", "cert": "ca", "key": "text"}, "cannot be used .* the key"),
         ("tls://host", {}, "expected tcp://HOST:PORT or tls://HOST:PORT"),
     ],

@@ -21,7 +21,7 @@ from pipeline.store.upkeep.gc import freed_bytes, remove_store, store_bytes
 from pipeline.teacher.capture import capture as module
 from pipeline.teacher.capture import disk_space as space
 from pipeline.teacher.capture import statistics
-from pipeline.teacher.capture.reuse import _stores_beside
+from pipeline.teacher.capture.reuse import _other_stores
 from pipeline.teacher.workers import schedule
 from tests.captured import DAMAGES, OPTIONS, Captured, prepared, signal, write_teacher
 from tests.faults.forked import start, until_operation
@@ -109,7 +109,8 @@ def test_only_what_is_new_is_computed_and_the_store_is_that_of_a_fresh_capture(
     }
     assert digests_of(before) == old.digests()
     count = len(StoreReader(store).plan["segments"])
-    assert f"{count - len(ran)} of {count} segments are those of store {before.name}" in caplog.text
+    taken = f"{count - len(ran)} of {count} segments are taken from store {before.name}"
+    assert taken in caplog.text
     for number in range(count):
         ours = StoreReader(store).read_segment(number, [HEAD.name])
         theirs = afresh.reader.read_segment(number, [HEAD.name])
@@ -197,7 +198,7 @@ def test_a_store_that_this_user_may_not_read_is_passed_over(unreadable, tmp_path
         return plain(self, **keywords)
 
     monkeypatch.setattr(Path, "stat", stat)
-    assert not list(_stores_beside(Layout(tmp_path / "stores" / "ours"), {}))
+    assert not list(_other_stores(Layout(tmp_path / "stores" / "ours"), {}))
 
 
 def test_another_teacher_shares_nothing(larger, ran):
@@ -230,9 +231,8 @@ def test_signals_that_are_declared_otherwise_are_computed_anew_and_said(
     new = new_segments(store)
     names = {name for number, names in ran if number not in new for name in names}
     assert names == {SIGNALS[0].name, INT8.name, HEAD.name}
-    assert "of the same rows and are computed anew: its declaration differs in channels" in (
-        caplog.text
-    )
+    reason = "computed again, because its declaration differs in channels"
+    assert f"have the same rows but are {reason}" in caplog.text
     assert digests_of(store) == digests_of(afresh.store)
 
 

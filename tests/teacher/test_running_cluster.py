@@ -106,7 +106,7 @@ def test_a_worker_dies_in_mid_segment_and_one_that_joined_late_takes_over(
     disturbed.result()
     assert lost.digests() == whole.digests(), cluster.log()
     warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert warnings == ["a worker died on segment 0 (1 of 3); it is run again"]
+    assert warnings == ["a worker died on segment 0 (1 of 3); running it again"]
     with remote.running_cluster(cluster.address, Certificates()) as client:
         # By value: a function with a name would be imported there, and with it torch.
         there = client.run_on_scheduler(

@@ -1,4 +1,4 @@
-"""What students need besides features: configuration, tokenizer, head, blocks or parts of them."""
+"""Assets that students need in addition to features: configuration, tokenizer, head, blocks."""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -20,13 +20,13 @@ from pipeline.taps.configuration import text_part
 from pipeline.taps.head import head_parameters
 from pipeline.taps.magnitudes import PREFIX
 from pipeline.taps.weights import plain_weights
+from pipeline.teacher.capture.complete import BLOCKS
 
-BLOCKS = "blocks"
 HALF = (torch.bfloat16, torch.float16)
 
 
 def write_descriptions(layout: Layout, config: dict[str, Any], tokenizer: Path) -> None:
-    """Write configuration and tokenizer; before the plan, which lists their digests."""
+    """Write configuration and tokenizer; the plan, written later, lists their digests."""
     write_json(layout.assets / "teacher" / "config.json", config)
     shutil.copytree(tokenizer, layout.assets / "tokenizer", dirs_exist_ok=True)
 
@@ -41,11 +41,10 @@ def _write(layout: Layout, name: str, tensors: dict[str, Tensor], **record: Any)
 
 
 def write_head(layout: Layout, name: str, model: PreTrainedModel) -> dict[str, Any]:
-    """Write weight and bias of the output embeddings; return the index's entry.
+    """Write weight and bias of the output embeddings; return the index entry.
 
-    In half precision if that holds the same numbers: a checkpoint in bfloat16 that runs in float32
-    has such a head, and every student has it beside itself. A store that has a wider one keeps it,
-    for its signals name that.
+    They are stored in half precision if that loses nothing, as for a bfloat16 checkpoint that runs
+    in float32, because every student loads them. A store that already has a float32 head keeps it.
     """
     weight, bias = head_parameters(model)
     tensors = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
@@ -55,28 +54,28 @@ def write_head(layout: Layout, name: str, model: PreTrainedModel) -> dict[str, A
 def _write_narrowed(
     layout: Layout, name: str, tensors: dict[str, Tensor], **record: Any
 ) -> dict[str, Any]:
-    """Write tensors in half precision where that holds the same numbers.
+    """Write tensors in half precision where that loses nothing.
 
-    A store that has them wider keeps that: signals and students name the file by its digest.
+    A store that already has them in float32 keeps that file: signals and students name its digest.
     """
-    known = read_index(layout)["assets"].get(name) if layout.index.exists() else None
-    if known is not None:
+    entry = read_index(layout)["assets"].get(name) if layout.index.exists() else None
+    if entry is not None:
         wide = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-        if bytes_digest(save(wide)).items() <= known.items():
+        if bytes_digest(save(wide)).items() <= entry.items():
             return _write(layout, name, wide, **record)
     narrow = {key: _narrowed(value) for key, value in tensors.items()}
     return _write(layout, name, narrow, **record)
 
 
 def _narrowed(value: Tensor) -> Tensor:
-    """Return the tensor on the host, in half precision where no number changes."""
+    """Return the tensor on the CPU, in half precision if that changes no value."""
     value = value.detach().cpu()
     if value.dtype in HALF:
         return value
     for dtype in HALF:
         if all(
-            torch.equal(part.to(dtype).to(value.dtype), part)
-            for part in value.reshape(-1).split(2**20)
+            torch.equal(chunk.to(dtype).to(value.dtype), chunk)
+            for chunk in value.reshape(-1).split(2**20)
         ):
             return value.to(dtype)
     return value
@@ -85,7 +84,7 @@ def _narrowed(value: Tensor) -> Tensor:
 def write_query_key(
     layout: Layout, name: str, model: PreTrainedModel, layer: int
 ) -> dict[str, Any]:
-    """Write the parameters that run before a block's attention; return the index's entry."""
+    """Write the parameters that run before a block's attention; return the index entry."""
     return _write(layout, name, query_key_parameters(model, layer))
 
 
@@ -95,38 +94,38 @@ def write_blocks(
     layers: list[int],
     magnitudes: Mapping[str, Tensor],
 ) -> dict[str, Any]:
-    """Write the chosen blocks and everything outside the blocks, under the teacher's own names.
+    """Write the chosen blocks and all weights outside the blocks, under the teacher's own names.
 
-    Each matrix of a block comes with the magnitudes of its inputs, for students that are cut. Of a
-    model that reads images too only the language model is written, under the names it has alone.
+    Each matrix of a block is stored with the RMS of its inputs, for pruning the width of students.
+    For a multimodal model only the language model is written, under the names it has by itself.
 
     Raises:
-        IncompatibleError: If the model's blocks cannot be told apart.
+        IncompatibleError: If the model's layers have no blocks of their own.
     """
     anatomy = find_anatomy(model)
     anatomy.require_blocks()
     prefix = f"{anatomy.path}."
-    wanted = tuple(f"{prefix}{layer - 1}." for layer in layers)
+    chosen = tuple(f"{prefix}{layer - 1}." for layer in layers)
     rename = _renaming(model, anatomy)
     weights = plain_weights(
         model,
         lambda name: (
-            rename(name) is not None and (not name.startswith(prefix) or name.startswith(wanted))
+            rename(name) is not None and (not name.startswith(prefix) or name.startswith(chosen))
         ),
     )
     tensors = {str(rename(name)): value for name, value in weights.items()}
     tensors |= {
         f"{PREFIX}{rename(name)}": value
         for name, value in magnitudes.items()
-        if name.startswith(wanted)
+        if name.startswith(chosen)
     }
     return _write_narrowed(layout, BLOCKS, tensors, layers=layers)
 
 
 def _renaming(model: PreTrainedModel, anatomy: Anatomy) -> Callable[[str], str | None]:
-    """Return what tells a weight's name in a model of the text part alone; None: it is not there.
+    """Return a function from a weight's name to its name in the language model by itself.
 
-    Names differ where the language model is one of several parts.
+    Names differ in multimodal models; a weight outside the language model gives None.
     """
     if text_part(model.config) is model.config:
         return lambda name: name

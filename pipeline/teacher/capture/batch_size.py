@@ -1,17 +1,18 @@
-"""How many tokens may run together, tried before the first segment and never changed after it.
+"""The maximum tokens of a batch: tested before the first segment, then fixed for the store.
 
-Which examples run together decides the last bits of what they become, and a store's segments must
-come out the same whoever captures them. So the worst batches that there will be run once, with all
-that is asked of them: a number that does not fit is refused before anything is written, or halved
-if it is `auto`. The number found stands in the store's plan, and every later capture takes it.
-The store's fingerprint holds the word `auto` and not the number: which store a project has must be
-told from its parameters alone, on a machine that has no such device.
+The composition of a batch changes the last bits of its features, and a segment must come out the
+same in every capture. So the largest batches run once with everything that is captured from them.
+A number that does not fit into memory is refused before anything is written, or halved if it is
+`auto`. The resulting number is recorded in the store's plan and every later capture uses it. The
+store's fingerprint holds the word `auto` instead of the number, because a project's store must be
+known from its parameters alone, on a machine without the device.
 """
 
 import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -39,21 +40,21 @@ from pipeline.training.memory import is_out_of_memory
 logger = logging.getLogger(__name__)
 LARGEST = {"cuda": 65_536}
 LARGEST_ELSEWHERE = 8_192
-"""Padded tokens that `auto` begins with; a CPU is no faster with more."""
+"""Padded tokens that `auto` starts with; a CPU is not faster with more."""
 
 
 def largest_batch_tokens(device: torch.device) -> int:
-    """Return the padded tokens that `auto` begins with on a device."""
+    """Return the padded tokens that `auto` starts with on a device."""
     return LARGEST.get(device.type, LARGEST_ELSEWHERE)
 
 
-def known_batch_tokens(layout: Layout, asked: int | Literal["auto"]) -> int | None:
-    """Return the number of a store: what its parameters say, or its plan; None if it has none yet.
+def known_batch_tokens(layout: Layout, parameter: int | Literal["auto"]) -> int | None:
+    """Return a store's number from its parameter or its plan; None if it must be determined.
 
-    A plan that is lost or altered is written again, and `auto` is tried again for it.
+    For a plan that is lost or altered, `auto` is determined again.
     """
-    if asked != "auto":
-        return asked
+    if parameter != "auto":
+        return parameter
     try:
         plan = read_record(layout.plan, layout.root)
         check_plan(plan, layout.plan)
@@ -71,138 +72,130 @@ def settle_batch_tokens(
     device: torch.device,
     longest: int,
 ) -> int:
-    """Return the number that is known, or the first that fits of a largest one and its halves.
+    """Return the known number if it fits, else the first that fits when halving a large one.
 
     Args:
-        known: What parameters or an earlier capture say; None to look for it.
-        fits: Tells whether batches of so many padded tokens run.
+        known: The number from parameters or an earlier capture; None to determine it.
+        fits: Tells whether batches of that many padded tokens fit into memory.
         is_stored: Whether the store has values that were computed in such batches.
-        nearby: What a store beside has, whose segments can be taken if this one has the same.
-        device: Where they run.
-        longest: Tokens of the longest example, which are always one batch at least.
+        nearby: The number of another store, whose segments can be reused only with the same number.
+        device: The device they run on.
+        longest: Tokens of the longest example, the minimum of a batch.
 
     Raises:
-        ResourceError: If the number that is known, or the longest example alone, does not fit.
+        ResourceError: If the known number, or the longest example by itself, does not fit.
     """
     if known is not None:
         if fits(known):
             return known
         raise ResourceError(
             f"capture.batch_tokens: batches of up to {known} tokens, padding included, do not fit "
-            f"into the memory of {device} with what is captured of them; {_remedy(is_stored)}"
+            f"into the memory of {device} with all that is captured; {_remedy(is_stored)}"
         )
     size = nearby or largest_batch_tokens(device)
     while not fits(size):
         if size <= longest:
             raise ResourceError(
-                f"capture.batch_tokens: auto found none that fits into the memory of {device}, not "
-                f"even one example of {longest} tokens; lower tokens.max_length, capture fewer "
-                "layers, or give device_map: auto in runtime.yaml: nothing was written"
+                f"capture.batch_tokens: auto found no size that fits into the memory of {device}, "
+                f"not even one example of {longest} tokens; lower tokens.max_length, capture fewer "
+                "layers, or set device_map: auto in runtime.yaml: nothing was written"
             )
-        logger.info("batches of up to %d tokens do not fit into memory, trying half of it", size)
+        logger.info("batches of up to %d tokens do not fit into memory, trying half", size)
         size //= 2
-    logger.info("batches of up to %d tokens fit into memory; the store keeps to them", size)
+    logger.info("batches of up to %d tokens fit into memory and are fixed for this store", size)
     return size
 
 
 def _remedy(is_stored: bool) -> str:
     if is_stored:
         return (
-            "the store keeps to them: capture what was added on a device with more memory or in "
-            "several captures, or change capture.batch_tokens, which begins another store"
+            "they are fixed for this store: use a device with more memory, capture the added "
+            "signals in several captures, or change capture.batch_tokens, which starts a new store"
         )
     return "lower it, set it to auto, or capture fewer layers: nothing was written"
 
 
+@dataclass(frozen=True, eq=False)
 class Rehearsal:
-    """Runs the worst batches of a plan as its segments will run them.
+    """Runs a plan's largest batches exactly as its segments will run, to see if they fit.
 
-    Of a device that several processes share it says what one of them may take.
+    If several processes share a device, each needs that memory.
 
     Args:
         model: The teacher.
-        report: What the check of its taps found.
-        signals: What is to be captured.
-        plan: The store's plan.
+        report: The report of its tap check.
+        signals: The signals to capture.
+        plan: The store's segment plan.
         rows: Its rows.
         pad_id: The padding id.
-        device: Where the teacher takes its inputs.
+        device: The device of the teacher's inputs.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        report: TapReport,
-        signals: Sequence[Signal],
-        plan: Plan,
-        rows: Rows,
-        pad_id: int,
-        device: torch.device,
-    ) -> None:
-        self._model = model
-        self._report = report
-        self._signals = signals
-        self._plan = plan
-        self._rows = rows
-        self._pad_id = pad_id
-        self._device = device
+    model: PreTrainedModel
+    report: TapReport
+    signals: Sequence[Signal]
+    plan: Plan
+    rows: Rows
+    pad_id: int
+    device: torch.device
 
     def fits(self, batch_tokens: int) -> bool:
-        """Tell whether every batch of at most so many padded tokens will run."""
+        """Tell whether all batches of at most that many padded tokens fit into memory."""
         try:
-            for split, found in worst_batches(self._plan, batch_tokens).items():
-                self._run(split, found)
+            for split, batches in worst_batches(self.plan, batch_tokens).items():
+                self._run(split, batches)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            is_enough = False
+            does_fit = False
         else:
-            is_enough = True
-        # After the error is gone, whose frames hold the batch.
+            does_fit = True
+        # Only now is the error gone, whose frames hold the batch.
         gc.collect()
-        if self._device.type == "cuda":
+        if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        return is_enough
+        return does_fit
 
     def _run(self, split: str, batches: Sequence[tuple[int, Ints]]) -> None:
-        wanted = [signal for signal in self._signals if split in splits_of(signal)]
-        # For blocks alone the teacher runs on training rows, to see what its matrices read.
-        if not wanted and (self._signals or split != TRAIN):
+        signals = [signal for signal in self.signals if split in splits_of(signal)]
+        # With blocks but no signals, the teacher runs on training rows to measure matrix inputs.
+        if not signals and (self.signals or split != TRAIN):
             return
-        encode = BatchEncoder(self._model, self._report, wanted, self._channels(wanted))
+        encode = BatchEncoder(self.model, self.report, signals, self._channels(signals))
         for number, members in batches:
-            segment = planned_segment(self._plan, self._rows, number)
-            batch = collate(segment, members, self._pad_id, self._device)
-            if not wanted:
+            segment = planned_segment(self.plan, self.rows, number)
+            batch = collate(segment, members, self.pad_id, self.device)
+            if not signals:
                 self._run_plainly(batch)
                 continue
-            # On a GPU a batch is still on its way to the host when the next one runs.
-            before = encode(batch) if self._device.type == "cuda" else None
+            # On a GPU a batch is still being copied to the host when the next one runs.
+            before = encode(batch) if self.device.type == "cuda" else None
             encode(batch)
             del before
 
     def _channels(self, signals: Sequence[Signal]) -> dict[str, Channels | None]:
-        """Stand in for statistics that are measured later, on batches of this size."""
-        found: dict[str, Channels | None] = {}
+        """Return placeholders for channel statistics, which are measured later."""
+        channels: dict[str, Channels | None] = {}
         for signal in signals:
             if signal.form.needs_channels:
-                width = geometry_of(signal, self._model, self._report).width
-                found[signal.name] = Channels(torch.zeros(width), torch.ones(width))
-        return found
+                width = geometry_of(signal, self.model, self.report).width
+                channels[signal.name] = Channels(torch.zeros(width), torch.ones(width))
+        return channels
 
     @torch.inference_mode()
     def _run_plainly(self, batch: Batch) -> None:
-        columns = model_columns(self._model, batch.inputs)
-        run_base(self._model, model_inputs(columns, is_causal=self._report.causal))
+        columns = model_columns(self.model, batch.inputs)
+        run_base(self.model, model_inputs(columns, is_causal=self.report.causal))
 
 
 def worst_batches(plan: Plan, batch_tokens: int) -> dict[str, list[tuple[int, Ints]]]:
-    """Return, by split, the batches that need most: segment, and members among its examples.
+    """Return, by split, the batches that need most memory: segment, and members of its examples.
 
-    What a pass needs grows with padded tokens, with pairs of them where a map is made, and what is
-    kept of it with live tokens. Splits but the first are left out where it has batches of no less.
+    Memory of a pass grows with padded tokens, and with their pairs if attention maps are computed;
+    memory of its features grows with live tokens. The maximum of each is returned. Other splits
+    than training are left out if their batches are not larger.
     """
-    found: dict[str, list[tuple[int, Ints]]] = {}
+    batches: dict[str, list[tuple[int, Ints]]] = {}
     largest = np.zeros(3, np.int64)
     for split in sorted(SPLITS, key=lambda name: name != TRAIN):
         worst: dict[int, tuple[int, int, Ints]] = {}
@@ -221,17 +214,17 @@ def worst_batches(plan: Plan, batch_tokens: int) -> dict[str, list[tuple[int, In
                 (number, members.tobytes()): (number, members)
                 for _, number, members in worst.values()
             }
-            found[split] = list(unique.values())
+            batches[split] = list(unique.values())
             largest = np.maximum(largest, sizes)
-    return found
+    return batches
 
 
 @contextmanager
 def named_memory(batch_tokens: int) -> Iterator[None]:
-    """Say of an allocation that fails once segments run what may help; batches stay as they are.
+    """Turn a failed allocation while segments run into an error that says what may help.
 
     Raises:
-        ResourceError: Instead of it.
+        ResourceError: Instead of the out-of-memory error.
     """
     try:
         yield
@@ -240,6 +233,6 @@ def named_memory(batch_tokens: int) -> Iterator[None]:
             raise
         raise ResourceError(
             f"out of memory ({' '.join(str(error).split())[:200]}) in a batch of the store's "
-            f"{batch_tokens} tokens, which ran before the first segment; run the same command "
-            "again with fewer workers or nothing beside it: what is finished is kept"
+            f"{batch_tokens} tokens, which did fit before the first segment; run the same command "
+            "again with fewer workers or fewer other programs: finished segments are kept"
         ) from error

@@ -1,7 +1,7 @@
-"""Stage one: the teacher runs once over the corpus and its features go to the store.
+"""The capture stage: run the teacher once over the corpus and write its features to the store.
 
-What is whole is found from receipts; only missing (segment, signal) pairs are computed, a Dask task
-a segment. A capture that has nothing to do needs neither teacher nor torch, see
+Receipts show which (segment, signal) pairs exist; only missing ones are computed, with one Dask
+task per segment. If the store is complete, neither teacher nor torch is loaded, see
 `pipeline.teacher.capture.complete`.
 """
 
@@ -9,6 +9,7 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -35,13 +36,14 @@ from pipeline.store.signals import Signal
 from pipeline.taps.check import TapReport
 from pipeline.taps.magnitudes import input_magnitudes
 from pipeline.taps.row_length import require_room
-from pipeline.teacher.capture.assets import BLOCKS, write_blocks, write_descriptions
+from pipeline.teacher.capture.assets import write_blocks, write_descriptions
 from pipeline.teacher.capture.batch_size import (
     Rehearsal,
     known_batch_tokens,
     named_memory,
     settle_batch_tokens,
 )
+from pipeline.teacher.capture.complete import BLOCKS
 from pipeline.teacher.capture.declare import declarations, load_declaration
 from pipeline.teacher.capture.disk_space import (
     RowSizes,
@@ -50,13 +52,12 @@ from pipeline.teacher.capture.disk_space import (
     needed_bytes,
     require_space,
 )
-from pipeline.teacher.capture.finite import checked_batch
 from pipeline.teacher.capture.forward import Batch, segment_batches
 from pipeline.teacher.capture.reuse import Reuse
 from pipeline.teacher.capture.segments import SegmentJob
 from pipeline.teacher.capture.spec import SegmentOptions, store_fingerprint, store_spec
 from pipeline.teacher.capture.statistics import sample_batches
-from pipeline.teacher.capture.tap_check import check_signals
+from pipeline.teacher.capture.tap_check import check_signals, checked_batch
 from pipeline.teacher.capture.token_rows import load_rows, longest_segment, plan_rows
 from pipeline.teacher.source.load import load_teacher
 from pipeline.teacher.source.placement import input_device
@@ -65,6 +66,7 @@ from pipeline.teacher.workers.schedule import Runtime, run_here
 
 logger = logging.getLogger(__name__)
 CHECK_EXAMPLES = 4
+"""Number of examples of the tap check."""
 
 
 def capture(
@@ -78,15 +80,15 @@ def capture(
     nonfinite: Literal["stop", "skip"],
     runtime: Runtime,
 ) -> Path:
-    """Bring every signal asked for into the store, whole; return the store's directory.
+    """Complete every requested signal in the store; return the store's directory.
 
     Raises:
-        ConfigError: If the corpus does not fit the segments.
-        IncompatibleError: If the teacher was trained with another tokenizer, or cannot be tapped as
-            asked.
+        ConfigError: If an example is longer than a segment.
+        IncompatibleError: If the teacher was trained with another tokenizer, or a tap differs from
+            the model.
         IntegrityError: If features are not finite and `nonfinite` is `stop`.
-        ResourceError: If disk space does not suffice, another process writes (`runtime.wait`
-            false), or worker processes keep dying on a segment.
+        ResourceError: If disk space or memory does not suffice, another process writes the store
+            (with `runtime.wait` false), or worker processes keep dying on a segment.
     """
     # Workers have other working directories.
     teacher, stores = teacher.absolute(), stores.absolute()
@@ -98,7 +100,7 @@ def capture(
     spec = store_spec(meta, reference, options)
     layout = Layout(stores / store_fingerprint(spec))
     plan = plan_rows(token_set, options)
-    # Worker processes load their own, so this is pickled.
+    # Pickled, because worker processes load their own teacher.
     load = partial(
         load_teacher,
         teacher,
@@ -117,20 +119,20 @@ def capture(
         run.batch_tokens = known_batch_tokens(layout, options.batch_tokens)
         run.reuse = Reuse(layout, plan, rows, description, takes_skipped=nonfinite == "skip")
 
-        def lay_out() -> None:
+        def write_records() -> None:
             if not layout.plan.exists():
                 write_descriptions(layout, reference.config, token_set.tokenizer_path)
-            write_plan(layout, plan, rows, description | run.found())
+            write_plan(layout, plan, rows, description | run.batch_record())
 
         if layout.plan.exists() and run.batch_tokens is not None:
             run.reuse.keep_to(run.batch_tokens)
-            lay_out()
-            run.take_up()
-            run.take_over()
+            write_records()
+            run.find_existing()
+            run.reuse_segments()
         if run.is_incomplete():
             run.check_space(configured_sizes(reference.config, signals, task=meta.task))
             if runtime.is_cluster:
-                # Before the teacher is loaded, which may take long.
+                # Before the teacher is loaded, which can take long.
                 from pipeline.teacher.workers.remote import refuse_unfit
 
                 refuse_unfit(runtime, layout)
@@ -139,17 +141,17 @@ def capture(
             report = run.check(model, longest_segment(plan, rows))
             run.check_space(measured_sizes(model, report))
             run.settle_batches(model, report, rows)
-            lay_out()
+            write_records()
             run.declare(model, report)
-            if run.take_over():
+            if run.reuse_segments():
                 run.check_space(measured_sizes(model, report), is_final=True)
             if todo := run.segments():
                 job = run.job(report)
                 if runtime.scheduler == "processes" or runtime.is_cluster:
-                    # Here, because nobody else needs Dask's servers, which take a second to import.
+                    # Imported here, because Dask's servers take a second to import.
                     from pipeline.teacher.workers.workers import run_in_workers
 
-                    del model  # before the workers load theirs: one more might not fit
+                    del model  # its memory is needed for the workers' teachers
                     run_in_workers(job, load, todo, runtime)
                 else:
                     with named_memory(job.batch_tokens):
@@ -160,11 +162,11 @@ def capture(
 
 @contextmanager
 def _swept(layout: Layout) -> Iterator[None]:
-    """Remove what killed captures left, and in the end what this one did, also when it fails."""
+    """Remove the leftovers of killed captures, and of this one at its end, even if it fails."""
     refuse_links(layout.root)
     _end_attempts(layout)
-    for left in unfinished_files(layout.root):
-        left.unlink()
+    for leftover in unfinished_files(layout.root):
+        leftover.unlink()
     try:
         yield
     finally:
@@ -172,52 +174,49 @@ def _swept(layout: Layout) -> Iterator[None]:
 
 
 def _end_attempts(layout: Layout) -> None:
-    """Remove what unfinished attempts staged, and their directories from under their workers."""
+    """Remove the staging directories of unfinished attempts, which stops their workers."""
     if layout.staging.is_dir():
         for attempt in layout.staging.iterdir():
-            # Renamed first: a worker that still writes would fill it as fast as it is emptied.
+            # Renamed first, because a running worker could write faster than files are removed.
             attempt.rename(layout.attempt(uuid4().hex))
     shutil.rmtree(layout.staging, ignore_errors=True)
 
 
+@dataclass(eq=False)
 class _Capture:
-    """The steps of one capture, under the store's lock."""
+    """The steps and the state of one capture, under the store's lock."""
 
-    def __init__(
-        self,
-        layout: Layout,
-        plan: Plan,
-        signals: list[Signal],
-        blocks: list[int],
-        options: SegmentOptions,
-        nonfinite: Literal["stop", "skip"],
-        device: torch.device,
-        meta: TokenMeta,
-    ) -> None:
-        self.layout = layout
-        self.plan = plan
-        self.signals = signals
-        self.blocks = blocks
-        self.options = options
-        self.nonfinite: Literal["stop", "skip"] = nonfinite
-        self.device = device
-        self.pad_id = meta.pad_id
-        self.description: dict[str, Any] = {
-            "chunk_tokens": options.chunk_tokens,
-            "task": meta.task,
-            "classes": list(meta.classes),
-            "vocab": meta.vocab,
-            "pad_id": meta.pad_id,
-            "max_length": meta.max_length,
+    layout: Layout
+    plan: Plan
+    signals: list[Signal]
+    blocks: list[int]
+    options: SegmentOptions
+    nonfinite: Literal["stop", "skip"]
+    device: torch.device
+    meta: TokenMeta
+    writers: dict[str, SignalWriter] = field(default_factory=dict)
+    missing: dict[str, list[int]] = field(default_factory=dict)
+    undeclared: list[Signal] = field(init=False)
+    reuse: Reuse | None = None
+    batch_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        self.undeclared = list(self.signals)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """The fields of the plan's record that follow from corpus and parameters."""
+        return {
+            "chunk_tokens": self.options.chunk_tokens,
+            "task": self.meta.task,
+            "classes": list(self.meta.classes),
+            "vocab": self.meta.vocab,
+            "pad_id": self.meta.pad_id,
+            "max_length": self.meta.max_length,
         }
-        self.writers: dict[str, SignalWriter] = {}
-        self.missing: dict[str, list[int]] = {}
-        self.undeclared = list(signals)
-        self.reuse: Reuse | None = None
-        self.batch_tokens: int | None = None
 
-    def take_up(self) -> None:
-        """Find what earlier captures left; hide from readers what turns out to be damaged."""
+    def find_existing(self) -> None:
+        """Find what earlier captures wrote; hide damaged signals from readers."""
         self.undeclared = []
         for signal in self.signals:
             declared = load_declaration(self.layout, signal)
@@ -225,17 +224,17 @@ class _Capture:
                 self.undeclared.append(signal)
                 withdraw(self.layout, signal.name)
             else:
-                self._take(declared)
+                self._add_writer(declared)
 
-    def _take(self, declared: Declaration) -> None:
-        """Write a declared signal from here on; reads and checks every file it has."""
+    def _add_writer(self, declared: Declaration) -> None:
+        """Prepare to write a declared signal; reads and checks all its existing files."""
         name = declared.name
         writer = SignalWriter(self.layout, self.plan, self.options.chunk_tokens, declared)
         self.writers[name] = writer
         self.missing[name] = writer.missing()
 
-    def take_over(self) -> bool:
-        """Take what other stores have of the same rows; tell whether there are such stores."""
+    def reuse_segments(self) -> bool:
+        """Copy segments of the same rows from other stores; tell whether there are any."""
         if not self.reuse:
             return False
         self.missing = self.reuse.take(self.writers, self.missing)
@@ -259,28 +258,28 @@ class _Capture:
         if entry is None or entry.get("layers") != self.blocks:
             return True
         try:
-            found = file_digest(self.layout.assets / entry["file"], self.layout.root)
+            digest = file_digest(self.layout.assets / entry["file"], self.layout.root)
         except IntegrityError:
             return True
-        return found != {key: entry[key] for key in found}
+        return digest != {key: entry[key] for key in digest}
 
     def check(self, model: PreTrainedModel, segment: Segment) -> TapReport:
-        """Compare taps with the model's own outputs on the longest training examples."""
+        """Compare taps with the teacher's own outputs on the longest training examples."""
         logger.info("checking the teacher's taps against its own outputs")
-        require_room(model, self.description["max_length"], "the teacher")
-        batch = checked_batch(model, segment, CHECK_EXAMPLES, self.pad_id, self.device)
-        report = check_signals(
-            model, batch, self.signals, max_length=self.description["max_length"]
-        )
+        require_room(model, self.meta.max_length, "the teacher")
+        batch = checked_batch(model, segment, CHECK_EXAMPLES, self.meta.pad_id, self.device)
+        report = check_signals(model, batch, self.signals, max_length=self.meta.max_length)
         logger.info("taps agree with the teacher's own outputs on %d examples", len(batch.members))
         return report
 
     def settle_batches(self, model: PreTrainedModel, report: TapReport, rows: Rows) -> None:
-        """See that batches fit into memory, or find which do, before anything is written."""
+        """Check that batches fit into memory, or determine their size; nothing is written yet."""
         if self.batch_tokens is not None and not self.undeclared:
-            return  # whoever declared the signals has seen to it
-        wanted = [s for s in self.signals if s in self.undeclared or self.missing[s.name]]
-        rehearsal = Rehearsal(model, report, wanted, self.plan, rows, self.pad_id, self.device)
+            return  # checked when the signals were declared
+        to_capture = [s for s in self.signals if s in self.undeclared or self.missing[s.name]]
+        rehearsal = Rehearsal(
+            model, report, to_capture, self.plan, rows, self.meta.pad_id, self.device
+        )
         self.batch_tokens = settle_batch_tokens(
             self.batch_tokens,
             rehearsal.fits,
@@ -292,16 +291,16 @@ class _Capture:
         if self.reuse:
             self.reuse.keep_to(self.batch_tokens)
 
-    def found(self) -> dict[str, Any]:
-        """Return what the plan's record says beyond its description."""
+    def batch_record(self) -> dict[str, Any]:
+        """Return the field of the plan's record for the number that `auto` became."""
         if self.options.batch_tokens != "auto":
             return {}
         return {"batch_tokens": self.batch_tokens}
 
     def check_space(self, sizes: RowSizes, *, is_final: bool = False) -> None:
-        """Refuse to start what the disk cannot hold, even if nothing compresses.
+        """Refuse a capture that does not fit on the disk if nothing compresses.
 
-        Until it is final, what another store seems to have takes no room.
+        Unless it is final, segments that other stores have count as zero.
         """
         missing: Mapping[str, Sequence[int]] = self.missing
         if self.reuse and not is_final:
@@ -310,22 +309,22 @@ class _Capture:
         require_space(self.layout.root, needed)
 
     def declare(self, model: PreTrainedModel, report: TapReport) -> None:
-        """Declare what is new, and write the assets and receipts that need no segment."""
+        """Declare new signals; write the assets, and receipts of signals without arrays."""
         reader = StoreReader(self.layout.root)
         options, batch_tokens = self.options, self.batch_tokens
-        assert batch_tokens is not None  # settled before
+        assert batch_tokens is not None  # from settle_batches
 
         def sample() -> Iterator[Batch]:
-            # Of the corpus as it was first: what is added later leaves the statistics alone.
+            # Only of the first part: text added later must not change the statistics.
             for number in reader.segments(TRAIN, parts=1):
                 segment = reader.read_segment(number)
-                yield from segment_batches(segment, batch_tokens, self.pad_id, self.device)
+                yield from segment_batches(segment, batch_tokens, self.meta.pad_id, self.device)
 
         for declared in declarations(self.layout, self.undeclared, model, report, sample):
             SignalWriter(self.layout, self.plan, options.chunk_tokens, declared).declare()
-            self._take(declared)
+            self._add_writer(declared)
         if self._lacks_blocks():
-            batches = sample_batches(sample(), "inputs of matrices")
+            batches = sample_batches(sample(), "matrix inputs")
             inputs = (batch.inputs for batch in batches)
             magnitudes = input_magnitudes(model, inputs, is_causal=report.causal)
             logger.info("writing blocks %s of the teacher", ", ".join(map(str, self.blocks)))
@@ -337,32 +336,32 @@ class _Capture:
                     writer.write_segment(number, {}, rows=rows_digest(digests))
 
     def segments(self) -> dict[int, tuple[str, ...]]:
-        """Return the signals that the teacher must run for, by segment."""
-        found: dict[int, tuple[str, ...]] = {}
+        """Return, by segment, the signals that the teacher must run for."""
+        todo: dict[int, tuple[str, ...]] = {}
         for name, numbers in self.missing.items():
             if self.writers[name].is_stored:
                 for number in numbers:
-                    found[number] = (*found.get(number, ()), name)
-        if found:
-            logger.info("%d of %d segments to capture", len(found), self.plan.segments)
-        return dict(sorted(found.items()))
+                    todo[number] = (*todo.get(number, ()), name)
+        if todo:
+            logger.info("%d of %d segments to capture", len(todo), self.plan.segments)
+        return dict(sorted(todo.items()))
 
     def job(self, report: TapReport) -> SegmentJob:
-        """Return what a process needs to capture them."""
-        assert self.batch_tokens is not None  # settled before anything was declared
-        wanted = [signal for signal in self.signals if self.missing[signal.name]]
+        """Return what a process needs to capture the missing segments."""
+        assert self.batch_tokens is not None  # from settle_batches
+        to_capture = [signal for signal in self.signals if self.missing[signal.name]]
         return SegmentJob(
             layout=self.layout,
-            writers={signal.name: self.writers[signal.name] for signal in wanted},
-            signals=wanted,
+            writers={signal.name: self.writers[signal.name] for signal in to_capture},
+            signals=to_capture,
             report=report,
             batch_tokens=self.batch_tokens,
-            pad_id=self.pad_id,
+            pad_id=self.meta.pad_id,
             device=self.device,
             nonfinite=self.nonfinite,
         )
 
     def commit(self) -> None:
-        """Let readers see every signal that is whole."""
+        """Make every complete signal visible to readers."""
         for writer in self.writers.values():
             writer.commit()

@@ -1,7 +1,7 @@
-"""Is the store whole? Answered in a moment from parameters and JSON records.
+"""Tell whether a store is complete, from JSON records and file sizes, and write its manifests.
 
-DVC keeps what this module writes, `data/manifests/<teacher>/`: digests of values, free of host,
-time and bytes on disk, so a store that was lost and captured again equal re-runs no student.
+DVC tracks the manifests, `data/manifests/<teacher>/`. They hold digests of values and no host, time
+or bytes on disk, so capturing a lost store again with equal values re-runs no student.
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,11 @@ from pipeline.store.signals import Signal, dotted, manifest_record
 from pipeline.teacher.source.reference import TeacherReference
 
 BLOCKS = "blocks"
+"""Name of the asset with the teacher's blocks."""
 
 
-def is_whole(layout: Layout, signals: Sequence[Signal], blocks: Sequence[int]) -> bool:
-    """Tell whether every signal and asset asked for is indexed and its files have their sizes."""
+def is_complete(layout: Layout, signals: Sequence[Signal], blocks: Sequence[int]) -> bool:
+    """Tell whether all requested signals and blocks are indexed and their files complete."""
     try:
         reader = StoreReader(layout.root)
         index = read_index(layout)
@@ -38,7 +39,7 @@ def is_whole(layout: Layout, signals: Sequence[Signal], blocks: Sequence[int]) -
         for name, size in files.items():
             if not (layout.root / name).is_file() or (layout.root / name).stat().st_size != size:
                 return False
-        found = all(
+        has_signals = all(
             signal.name in index["signals"]
             and _has_assets(layout, reader.signal(signal.name).declaration)
             and all(
@@ -49,21 +50,21 @@ def is_whole(layout: Layout, signals: Sequence[Signal], blocks: Sequence[int]) -
         )
     except IntegrityError:
         return False
-    if found:
-        # A capture that was killed at its last step has renamed the index and not synced its name.
+    if has_signals:
+        # A capture killed at its last step may have renamed the index without syncing the rename.
         sync_what_is_there([layout.root])
-    return found
+    return has_signals
 
 
 def _has_assets(layout: Layout, declared: Declaration) -> bool:
-    """Tell whether the statistics and assets that a signal names are there in their sizes."""
-    wanted = {}
+    """Tell whether the statistics and assets that a signal names exist with their sizes."""
+    files = {}
     if declared.channels is not None:
-        wanted[layout.channels(declared.kind, declared.layer)] = declared.channels
+        files[layout.channels(declared.kind, declared.layer)] = declared.channels
     for entry in declared.asset_entries.values():
-        wanted[layout.assets / entry["file"]] = entry
+        files[layout.assets / entry["file"]] = entry
     return all(
-        path.is_file() and path.stat().st_size == entry["bytes"] for path, entry in wanted.items()
+        path.is_file() and path.stat().st_size == entry["bytes"] for path, entry in files.items()
     )
 
 
@@ -74,9 +75,9 @@ def write_manifests(
     signals: Sequence[Signal],
     blocks: Sequence[int],
 ) -> None:
-    """Write one JSON a signal asked for, `store.json`, and `blocks.json` where asked for.
+    """Write `store.json`, one JSON file per requested signal, and `blocks.json` if requested.
 
-    Only what is asked for now is listed; signals of earlier captures stay in the store.
+    Only the current request is listed; signals of earlier captures stay in the store.
     """
     reader = StoreReader(layout.root)
     records: dict[str, Any] = {

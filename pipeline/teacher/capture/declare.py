@@ -1,4 +1,4 @@
-"""What a signal is going to be: its sizes, its bytes, and what a reader needs beside its values."""
+"""Declare signals: sizes, bytes per row, and the assets that a reader needs to decode them."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -47,17 +47,17 @@ def geometry_of(signal: Signal, model: PreTrainedModel, report: TapReport) -> Ge
 
 
 def row_bytes(signal: Signal, geometry: Geometry) -> int:
-    """Return the bytes of one row of a signal, before compression.
+    """Return the bytes of one row of a signal before compression.
 
     Raises:
         IncompatibleError: If the form's options do not fit the sizes.
     """
-    types = signal.form.arrays(geometry).values()
-    return sum(np.dtype(one.dtype).itemsize * int(np.prod(one.row_shape)) for one in types)
+    arrays = signal.form.arrays(geometry).values()
+    return sum(np.dtype(a.dtype).itemsize * int(np.prod(a.row_shape)) for a in arrays)
 
 
 def load_declaration(layout: Layout, signal: Signal) -> Declaration | None:
-    """Return a signal's declaration if it has one and the assets it names are intact."""
+    """Return a signal's declaration if it exists and the assets it names are intact, else None."""
     try:
         declared = Declaration.from_json(read_record(_path(layout, signal), layout.root))
         if declared.channels is not None:
@@ -65,8 +65,8 @@ def load_declaration(layout: Layout, signal: Signal) -> Declaration | None:
             if file_digest(path, layout.root) != declared.channels:
                 return None
         for name, entry in declared.asset_entries.items():
-            found = file_digest(layout.assets / entry["file"], layout.root)
-            if entry != {"file": entry["file"], **found} or (
+            digest = file_digest(layout.assets / entry["file"], layout.root)
+            if entry != {"file": entry["file"], **digest} or (
                 read_index(layout)["assets"].get(name) != entry
             ):
                 return None
@@ -82,17 +82,17 @@ def declarations(
     report: TapReport,
     sample: Callable[[], Iterable[Batch]],
 ) -> list[Declaration]:
-    """Declare signals, writing the assets they name: channel statistics, head, parts of blocks.
+    """Declare signals and write their assets: channel statistics, head, attention parameters.
 
-    Statistics are those of the layer, whatever the form: a second form of a layer takes those
-    that its first one was declared with.
+    Channel statistics belong to a layer: a second form of a layer uses the statistics that its
+    first form was declared with.
 
     Args:
         layout: The store.
-        signals: What to declare.
+        signals: The signals to declare.
         model: The teacher.
-        report: What the check of its taps found.
-        sample: Gives the batches that statistics are measured on.
+        report: The report of its tap check.
+        sample: Returns the batches to measure statistics on.
     """
     standardised = [s for s in signals if s.form.has_channels]
     unmeasured = [s for s in standardised if _measured_before(layout, s) is None]
@@ -120,20 +120,20 @@ def _path(layout: Layout, signal: Signal) -> Any:
 
 
 def _measured_before(layout: Layout, signal: Signal) -> dict[str, int] | None:
-    """Return the digest of a layer's statistics if some form was declared with just these."""
+    """Return the digest of a layer's statistics file if a form was declared with exactly that."""
     path = layout.channels(signal.kind, signal.layer)
     if not path.exists():
         return None
-    found = file_digest(path, layout.root)
+    digest = file_digest(path, layout.root)
     others = _path(layout, signal).parent.parent.glob(f"{path.stem}.*/declaration.json")
-    return found if any(_channels_of(layout, other) == found for other in others) else None
+    return digest if any(_channels_of(layout, other) == digest for other in others) else None
 
 
 def _channels_of(layout: Layout, declaration: Path) -> dict[str, int] | None:
     try:
         return read_record(declaration, layout.root).get("channels")
     except IntegrityError:
-        return None  # its signal is declared anew
+        return None  # that signal will be declared again
 
 
 def _info(

@@ -1,7 +1,6 @@
-"""Encoded rows on their way from the device to this process, while the device goes on.
+"""Copy encoded rows from the device to this process while the device computes the next batch.
 
-A GPU copies into pinned memory on a stream of its own, behind which the next batch is already
-running. What is in this process's memory already is taken as it is.
+A GPU copies to pinned memory on a separate stream. Tensors on the CPU are not copied.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,47 +12,47 @@ from torch import Tensor
 
 
 class Arrivals:
-    """Sends tensors of one thread's batches; one a thread, for streams are in order."""
+    """Starts asynchronous copies of one thread's batches; each thread needs its own object."""
 
     def __init__(self) -> None:
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
 
     def send(self, tensors: Mapping[str, Tensor]) -> "Arrival":
-        """Begin to copy; the tensors may be given up at once."""
+        """Start to copy; the caller may drop the tensors at once."""
         hosts: dict[str, Tensor] = {}
         used: set[torch.device] = set()
         for name, tensor in tensors.items():
             if tensor.device.type != "cuda":
                 hosts[name] = tensor.cpu()
                 continue
-            hosts[name] = self._copy(tensor, begun=tensor.device in used)
+            hosts[name] = self._copy(tensor, is_ordered=tensor.device in used)
             used.add(tensor.device)
         events = [self._streams[device].record_event() for device in used]
         return Arrival(hosts, events)
 
-    def _copy(self, tensor: Tensor, *, begun: bool) -> Tensor:
+    def _copy(self, tensor: Tensor, *, is_ordered: bool) -> Tensor:
         device = tensor.device
         stream = self._streams.setdefault(device, torch.cuda.Stream(device))
-        if not begun:
-            # What is encoded must be there first; the copies of one batch wait for it once.
+        if not is_ordered:
+            # Copies must wait for the encoding kernels; once per batch is enough.
             stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             host.copy_(tensor, non_blocking=True)
-        # Its memory is not given to a later batch before it was read.
+        # Keep the allocator from reusing its memory before it is copied.
         tensor.record_stream(stream)
         return host
 
 
 class Arrival:
-    """Tensors that were sent."""
+    """Tensors whose copy has started."""
 
     def __init__(self, hosts: Mapping[str, Tensor], events: Sequence[torch.Event]) -> None:
         self._hosts = hosts
         self._events = events
 
     def wait(self) -> dict[str, NDArray[Any]]:
-        """Return them as arrays once they are there."""
+        """Wait for the copies and return them as arrays."""
         for event in self._events:
             event.synchronize()
         return {name: host.numpy() for name, host in self._hosts.items()}

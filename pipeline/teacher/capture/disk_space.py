@@ -1,7 +1,7 @@
-"""How much a capture writes at most, told before the teacher is loaded and again by the teacher.
+"""Upper bound of the bytes a capture writes, computed before and after the teacher is loaded.
 
-The first time its sizes are those of its outline on the meta device. What that does not show counts
-as nothing, so the first estimate refuses only what the second would.
+Before loading, sizes come from the teacher's outline on the meta device. Unknown sizes count as
+zero there, so the early bound refuses nothing that the later one would accept.
 """
 
 import logging
@@ -27,49 +27,49 @@ from pipeline.teacher.capture.request import splits_of
 logger = logging.getLogger(__name__)
 
 DISK_RESERVE_BYTES = 64 * 2**20
-"""Left for records, assets and whatever else the machine does meanwhile."""
+"""Kept free for records, assets and other programs."""
 
 RowSizes: TypeAlias = Callable[[Signal], tuple[int, str]]
-"""The bytes of one row of a signal before compression, and the rule of its pairs."""
+"""Function that returns the bytes of one row of a signal before compression, and its pair rule."""
 
 
 def configured_sizes(
     config: Mapping[str, Any], signals: Sequence[Signal], *, task: str
 ) -> RowSizes:
-    """Return what a teacher's `config.json` says of its signals.
+    """Return row sizes that follow from a teacher's `config.json`.
 
-    Pairs are counted as of a causal teacher, which has the fewest. Nothing is told of a teacher
-    that brings its own code: that code does not run before it was compared with what was pinned.
+    Pairs are counted for a causal teacher, which has the fewest. For a teacher with its own code
+    all sizes are zero, because that code must not run before its digest is checked.
 
     Args:
         config: The configuration as JSON values.
-        signals: What will be asked for.
-        task: What the teacher's head is for.
+        signals: The signals whose sizes will be requested.
+        task: The task of the teacher's head.
     """
     if config.get("auto_map"):
-        return _nothing
+        return _zero_sizes
     try:
         model = outline(known_config(config), task=task, dtype=torch.float32)
-        found = measured_sizes(model, outlined_report(model, signals))
+        outlined = measured_sizes(model, outlined_report(model, signals))
     except (ConfigError, IncompatibleError) as error:
         logger.debug("no sizes from the configuration: %s", error)
-        return _nothing  # said better once the teacher is there
+        return _zero_sizes  # loading the teacher gives a better error
 
     def sizes(signal: Signal) -> tuple[int, str]:
         try:
-            return found(signal)[0], "causal"
+            return outlined(signal)[0], "causal"
         except IncompatibleError:
             return 0, "causal"
 
     return sizes
 
 
-def _nothing(signal: Signal) -> tuple[int, str]:
+def _zero_sizes(signal: Signal) -> tuple[int, str]:
     return 0, "causal"
 
 
 def measured_sizes(model: PreTrainedModel, report: TapReport) -> RowSizes:
-    """Return the sizes that the loaded teacher has."""
+    """Return row sizes that the loaded teacher and its tap report give."""
 
     def sizes(signal: Signal) -> tuple[int, str]:
         rule = "causal" if signal.layer is None else report.rule.get(signal.layer, "causal")
@@ -81,33 +81,33 @@ def measured_sizes(model: PreTrainedModel, report: TapReport) -> RowSizes:
 def needed_bytes(
     plan: Plan, signals: Sequence[Signal], missing: Mapping[str, Sequence[int]], sizes: RowSizes
 ) -> int:
-    """Return what is written at most, even if nothing compresses.
+    """Return the bytes to write if nothing compresses.
 
     Args:
-        plan: The store's plan.
-        signals: What is asked for.
-        missing: The segments that a signal lacks; all of them for one that is not named.
-        sizes: Of the signals' rows.
+        plan: The store's segment plan.
+        signals: The requested signals.
+        missing: The missing segments by signal; a signal without an entry lacks all of them.
+        sizes: Row sizes of the signals.
     """
     needed = 0
     for signal in signals:
         codes = [SPLITS.index(split) for split in splits_of(signal)]
         every = np.flatnonzero(np.isin(plan.segment_split, codes))
-        here = np.isin(plan.segment, missing.get(signal.name, every))
+        is_missing = np.isin(plan.segment, missing.get(signal.name, every))
         size, rule = sizes(signal)
-        needed += int(example_rows(signal.form.axis, plan.length[here], rule).sum()) * size
+        needed += int(example_rows(signal.form.axis, plan.length[is_missing], rule).sum()) * size
     return needed
 
 
 def require_space(root: Path, needed: int) -> None:
-    """Refuse to begin what the disk cannot hold.
+    """Refuse a capture that does not fit on the disk.
 
     Raises:
-        ResourceError: With the bytes that are free and those needed, the reserve included.
+        ResourceError: With the free and the needed bytes, including the reserve.
     """
     free, needed = shutil.disk_usage(root).free, needed + DISK_RESERVE_BYTES
     if needed > free:
         raise ResourceError(
             f"{root}: {free:,} bytes free, the missing features need up to {needed:,} bytes; free "
-            "space, or let `decant plan TEACHER --budget SIZE` say what of them fits"
+            "space, or let `decant plan TEACHER --budget SIZE` choose what fits"
         )

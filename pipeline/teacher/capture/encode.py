@@ -1,6 +1,6 @@
-"""Encodes a batch: the stored arrays of every signal, before compression, still on the device.
+"""Encode a batch to the stored arrays of every signal, before compression, on the device.
 
-Touches no store, so that whoever asks what a batch costs in bytes, time or memory asks this.
+Does not access a store, so estimates of a batch's bytes, time and memory use it too.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -16,8 +16,10 @@ from transformers import PreTrainedModel
 from pipeline.store.forms.form import Channels, Form
 from pipeline.store.signals import Signal
 from pipeline.taps.check import TapReport
-from pipeline.teacher.capture.finite import LARGEST, first_beyond
-from pipeline.teacher.capture.forward import Batch, Place, TappedTeacher, Values, place_of
+from pipeline.teacher.capture.forward import Batch, FeatureKey, TappedTeacher, Values, feature_key
+
+LARGEST = 3e38
+"""Just below the largest bfloat16, beyond which rounding would give an infinity."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,13 +31,13 @@ class Encoded:
 
 
 class BatchEncoder:
-    """Runs the teacher on a batch and encodes what its signals keep of it; threads may share it.
+    """Runs the teacher on a batch and encodes the batch's signals; threads may share it.
 
     Args:
-        model: The teacher; its blocks may lie on several devices.
-        report: What the check of its taps found.
-        signals: What to encode; those without arrays are left out.
-        channels: Each signal's channel statistics by its name, None where its form needs none.
+        model: The teacher; its blocks may be on several devices.
+        report: The report of its tap check.
+        signals: The signals to encode; those without arrays are left out.
+        channels: Channel statistics by signal name, None if the form needs none.
     """
 
     def __init__(
@@ -48,34 +50,34 @@ class BatchEncoder:
         self._teacher = TappedTeacher(model, report, signals)
         self._channels = dict(channels)
         self._moved: dict[tuple[str, torch.device], Channels] = {}
-        self._signals: dict[Place, list[Signal]] = {}
+        self._signals: dict[FeatureKey, list[Signal]] = {}
         for signal in signals:
-            self._signals.setdefault(place_of(signal), []).append(signal)
+            self._signals.setdefault(feature_key(signal), []).append(signal)
 
     @torch.inference_mode()
     def __call__(self, batch: Batch, names: Collection[str] | None = None) -> dict[str, Encoded]:
-        """Return the rows of a batch, in its order, by signal.
+        """Return the encoded rows of a batch by signal, in the batch's order.
 
         Args:
             batch: The batch.
-            names: The signals wanted, by default all; the teacher runs the same for fewer.
+            names: The signals to return, by default all; the teacher's pass is the same for fewer.
         """
-        found: dict[str, Encoded] = {}
-        for place, values in self._teacher.values(batch):
+        encoded: dict[str, Encoded] = {}
+        for feature, values in self._teacher.values(batch):
             signals = [
                 signal
-                for signal in self._signals.get(place, ())
+                for signal in self._signals.get(feature, ())
                 if names is None or signal.name in names
             ]
             if signals:
-                found |= self._encode(place, values, signals)
-        return found
+                encoded |= self._encode(feature, values, signals)
+        return encoded
 
     def _encode(
-        self, place: Place, values: Values, signals: Sequence[Signal]
+        self, feature: FeatureKey, values: Values, signals: Sequence[Signal]
     ) -> dict[str, Encoded]:
         pieces: dict[str, list[Encoded]] = {signal.name: [] for signal in signals}
-        for piece in self._teacher.pieces(place, values):
+        for piece in self._teacher.pieces(feature, values):
             device = next(iter(piece.values())).device
             for signal in signals:
                 channels = self._on(signal.name, device)
@@ -83,7 +85,7 @@ class BatchEncoder:
         return {name: _joined(encoded) for name, encoded in pieces.items()}
 
     def _on(self, name: str, device: torch.device) -> Channels | None:
-        """Return a signal's channel statistics where its values are."""
+        """Return a signal's channel statistics on a device."""
         channels = self._channels.get(name)
         if channels is None:
             return None
@@ -93,33 +95,32 @@ class BatchEncoder:
         return self._moved[key]
 
     def first_beyond(self, batch: Batch, name: str, rows: NDArray[np.bool_]) -> str:
-        """Run the teacher again and return, in words, the first value that cannot be stored.
+        """Run the teacher again and describe the first value that cannot be stored.
 
         Args:
             batch: The batch.
             name: The signal.
-            rows: Among which of its rows of the batch.
+            rows: Mask of the signal's rows in the batch to look at.
         """
-        for place, values in self._teacher.values(batch):
-            if name not in {signal.name for signal in self._signals.get(place, ())}:
+        for feature, values in self._teacher.values(batch):
+            if name not in {signal.name for signal in self._signals.get(feature, ())}:
                 continue
             chosen: dict[str, list[Tensor]] = {}
             first = 0
-            for piece in self._teacher.pieces(place, values):
+            for piece in self._teacher.pieces(feature, values):
                 count = len(next(iter(piece.values())))
-                here = torch.from_numpy(rows[first : first + count])
+                mask = torch.from_numpy(rows[first : first + count])
                 for key, value in piece.items():
-                    chosen.setdefault(key, []).append(value[here.to(value.device)])
+                    chosen.setdefault(key, []).append(value[mask.to(value.device)])
                 first += count
-            found = {key: torch.cat(pieces) for key, pieces in chosen.items()}
-            return first_beyond(found)
+            return _first_beyond({key: torch.cat(pieces) for key, pieces in chosen.items()})
         raise KeyError(name)
 
 
 def encode_rows(form: Form, values: Values, channels: Channels | None) -> Encoded:
-    """Encode float32 rows and tell which of them are finite, before and after.
+    """Encode float32 rows and tell which of them are finite before and after encoding.
 
-    Finite values may still leave the range of their form, as 65,504 in float16.
+    A finite value may exceed the range of its form, such as 65,504 for float16.
     """
     arrays = form.encode(values, channels)
     tested = [array.float() for array in arrays.values() if array.is_floating_point()]
@@ -132,7 +133,7 @@ def encode_rows(form: Form, values: Values, channels: Channels | None) -> Encode
 
 
 def _is_finite(values: Tensor) -> Tensor:
-    """Tell of each row whether all of it is; NaN compares false, and both reductions keep it."""
+    """Tell for each row if all values are finite; the reductions keep NaN, which compares false."""
     if values.ndim == 1:
         return values.abs() <= LARGEST
     rows = values.flatten(1)
@@ -145,3 +146,12 @@ def _joined(pieces: Sequence[Encoded]) -> Encoded:
     names = pieces[0].arrays
     arrays = {name: torch.cat([piece.arrays[name] for piece in pieces]) for name in names}
     return Encoded(arrays, torch.cat([piece.finite for piece in pieces]))
+
+
+def _first_beyond(values: Mapping[str, Tensor]) -> str:
+    """Describe the first value that is not finite, else the largest, which exceeds the range."""
+    flat = torch.cat([value.flatten().float() for value in values.values()])
+    beyond = flat[~(flat.abs() <= LARGEST)]
+    if len(beyond):
+        return f"{beyond[0].item():g}"
+    return f"{flat[flat.abs().argmax()].item():g}, beyond the form's range"

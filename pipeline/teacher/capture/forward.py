@@ -1,7 +1,7 @@
-"""One batch through the tapped teacher: live rows of every signal, flat, in batch order.
+"""Run a batch through the tapped teacher: the live rows of every signal, flat, in batch order.
 
-Of what a pass leaves, only chosen layers exist at all, and each of them only until it was looked
-at; logits exist for some rows at a time.
+To save memory only the requested layers are recorded, each is freed as soon as it was yielded, and
+logits are computed for some rows at a time.
 """
 
 import threading
@@ -31,26 +31,26 @@ from pipeline.taps.scores import Rule, visible_keys
 from pipeline.taps.tap import Record, tap
 
 LOGITS = {"cpu": 2**24, "cuda": 2**26}
-"""Logits that exist at once, by kind of device: enough rows for a matrix product at full speed."""
+"""Maximum number of logits in memory by device type; enough for efficient matrix products."""
 
-Place: TypeAlias = tuple[str, Axis, int | None]
-"""Where among a batch's values those of a signal are: kind, axis of its rows, and layer."""
+FeatureKey: TypeAlias = tuple[str, Axis, int | None]
+"""Key of a batch's values: the kind, row axis and layer of a signal."""
 Values: TypeAlias = dict[str, Tensor]
-"""Named tensors whose first axis is the rows of a batch, or of a piece of it."""
+"""Named tensors whose first axis are the rows of a batch, or of a piece of it."""
 
 
-def place_of(signal: Signal) -> Place:
-    """Return the place of a signal."""
+def feature_key(signal: Signal) -> FeatureKey:
+    """Return the key of a signal's values."""
     return signal.kind, signal.axis, signal.layer
 
 
 def takes_logits(signal: Signal) -> bool:
-    """Tell whether a signal's form takes the logits of tokens, which a head's input gives too."""
+    """Tell whether a signal's form takes token logits, which the head's input gives too."""
     return signal.form.tap is Tap.LOGITS and signal.axis is Axis.TOKEN
 
 
 def layers_of(signals: Sequence[Signal], *taps: Tap) -> list[int]:
-    """Return the layers whose forms take one of the taps, in order."""
+    """Return the layers of signals whose forms take one of the taps, in order."""
     return sorted({s.layer for s in signals if s.form.tap in taps and s.layer is not None})
 
 
@@ -58,26 +58,28 @@ def layers_of(signals: Sequence[Signal], *taps: Tap) -> list[int]:
 class Batch:
     """Examples that run together.
 
-    `members` are positions within the segment's examples, `rows` the rows of their live tokens in
-    the segment, in the order of the padded batch's live positions; `inputs` is right-padded with
-    `attention_mask`. `places` are the live positions of the flat padded batch, None if all are.
+    `members` are indices of the segment's examples. `rows` are the indices of their live tokens in
+    the segment, in the order of the padded batch's live positions. `inputs` is right-padded with
+    `attention_mask`. `positions` are the live positions of the flat padded batch, None if all are.
     """
 
     members: NDArray[np.int64]
     rows: NDArray[np.int64]
     inputs: dict[str, Tensor]
-    places: Int[Tensor, " tokens"] | None
+    positions: Int[Tensor, " tokens"] | None
 
     @property
     def live(self) -> Tensor:
-        """True at real tokens of the padded batch."""
+        """Mask of the padded batch, True at live tokens."""
         return self.inputs["attention_mask"].bool()
 
     def live_rows(self, values: Shaped[Tensor, "batch seq ..."]) -> Shaped[Tensor, "tokens ..."]:
-        """Return the values of live tokens, copied only where there is padding between them."""
+        """Return the values of live tokens; a view if the batch has no padding."""
         rows = values.flatten(0, 1)
-        # By number: a boolean mask would be counted first, for which a GPU has to be waited for.
-        return rows if self.places is None else rows.index_select(0, self.places.to(rows.device))
+        # By index, because a boolean mask would synchronise with the GPU to count it.
+        return (
+            rows if self.positions is None else rows.index_select(0, self.positions.to(rows.device))
+        )
 
 
 def collate(
@@ -95,14 +97,14 @@ def collate(
         padded = np.full(live.shape, pad_id if column == "input_ids" else 0, dtype=np.int64)
         padded[live] = values[rows]
         inputs[column] = torch.from_numpy(padded)
-    places = None if live.all() else torch.from_numpy(np.flatnonzero(live)).to(device)
-    return Batch(members, rows, {key: value.to(device) for key, value in inputs.items()}, places)
+    positions = None if live.all() else torch.from_numpy(np.flatnonzero(live)).to(device)
+    return Batch(members, rows, {key: value.to(device) for key, value in inputs.items()}, positions)
 
 
 def segment_batches(
     segment: Segment, batch_tokens: int, pad_id: int, device: torch.device
 ) -> Iterable[Batch]:
-    """Yield a segment's batches; which examples run together depends on nothing but the segment."""
+    """Yield a segment's batches; their composition depends only on the segment."""
     for members in bucketed_batches(segment.length, batch_tokens):
         yield collate(segment, members, pad_id, device)
 
@@ -110,8 +112,8 @@ def segment_batches(
 class TappedTeacher:
     """A teacher with the taps that a set of signals needs.
 
-    Maps of its own come from a second pass under eager attention, so that they leave no trace in
-    the rounding of the other signals: what is captured beside a signal never changes it.
+    The model's own attention maps come from a second pass under eager attention, so that capturing
+    them does not change the rounding of other signals.
     """
 
     def __init__(
@@ -127,19 +129,19 @@ class TappedTeacher:
         self._head = any(s.form.tap is Tap.HEAD_INPUT for s in signals)
         self._classes = any(s.axis is Axis.EXAMPLE for s in signals)
         self._logits = any(takes_logits(s) for s in signals)
-        # Where the check has proven a plain head, logits are made of its input, piece by piece.
+        # If the check verified a linear head, logits are computed from its input in pieces.
         self._is_chunked = self._logits and report.head is not None
 
     @torch.inference_mode()
-    def values(self, batch: Batch) -> Iterator[tuple[Place, Values]]:
-        """Yield what the forms at a place take, in the teacher's dtype; `pieces` hands it to them.
+    def values(self, batch: Batch) -> Iterator[tuple[FeatureKey, Values]]:
+        """Yield the values for the forms of each feature, in the teacher's dtype; see `pieces`.
 
-        Token-axis values have one row a live token, example-axis values one row an example,
-        pair-axis values one row a visible pair. What was yielded is no longer held here.
+        Values have one row per live token, per example or per visible pair, depending on the axis.
+        Yielded values are no longer referenced here.
         """
         columns = model_columns(self.model, batch.inputs)
         inputs = model_inputs(columns, is_causal=self.report.causal)
-        # One model has one set of hooks, so tasks of a threaded scheduler take turns here.
+        # A model has one set of hooks, so tasks of a threaded scheduler take turns.
         with self._turn:
             record, output, pairs = self._passes(inputs, batch.live)
         for layer in self._hidden:
@@ -149,12 +151,12 @@ class TappedTeacher:
             )
         for layer in self._attention:
             query, key = record.query.pop(layer), record.key.pop(layer)
-            found = {
+            vectors = {
                 "query": batch.live_rows(query.transpose(1, 2)),
                 "key": batch.live_rows(key.transpose(1, 2)),
             }
             del query, key
-            yield ("attention", Axis.TOKEN, layer), found
+            yield ("attention", Axis.TOKEN, layer), vectors
         for layer in self._maps:
             yield ("attention", Axis.PAIR, layer), {"probability": pairs.pop(layer)}
         for layer in self._values:
@@ -165,26 +167,26 @@ class TappedTeacher:
             yield ("logits", axis, None), self._logit_values(record, output, batch)
 
     @torch.inference_mode()
-    def pieces(self, place: Place, values: Values) -> Iterator[Values]:
-        """Yield `values` as forms take them, in float32, in order; logits some rows at a time."""
-        if place[0] != "logits" or not (self._logits or self._classes):
+    def pieces(self, feature: FeatureKey, values: Values) -> Iterator[Values]:
+        """Yield `values` in float32 and in order; logits in pieces of some rows."""
+        if feature[0] != "logits" or not (self._logits or self._classes):
             yield {name: value.float() for name, value in values.items()}
             return
         first = next(iter(values.values()))
         width = linear_head(self.model).out_features if self._is_chunked else first.shape[-1]
         step = max(1, LOGITS.get(first.device.type, LOGITS["cpu"]) // width)
-        # The weight of an offloaded head comes for a product and goes after it: not amid another's.
+        # An offloaded head's weight is moved for each product, so threads must take turns.
         is_shared = self._is_chunked and has_offloaded_params(linear_head(self.model))
         turn = self._turn if is_shared else nullcontext()
-        # Also of no rows there is one piece, from which forms learn their shapes.
+        # There is one piece even without rows, which gives forms their shapes.
         for start in range(0, max(1, len(first)), step):
             piece = {name: value[start : start + step] for name, value in values.items()}
             if self._is_chunked:
                 assert self.report.head is not None
                 with turn:
                     logits = run_head(self.model, piece["head_input"], self.report.head)
-                # A head that is tied to the embeddings may lie on another device than the last
-                # block; forms take what is on one.
+                # A head that is tied to the embeddings may be on another device than the last
+                # block; forms need all tensors on one device.
                 piece = {name: value.to(logits.device) for name, value in piece.items()}
                 piece["logits"] = logits
             yield {name: value.float() for name, value in piece.items()}
@@ -192,7 +194,7 @@ class TappedTeacher:
     def _passes(
         self, inputs: dict[str, Tensor], live: Tensor
     ) -> tuple[Record, Tensor | None, dict[int, Tensor]]:
-        """Run the model as often as the signals need: tapped, for its own maps, or both."""
+        """Run the model tapped, for its own attention maps, or both, as the signals need."""
 
         def take(layer: int, attention: Tensor) -> Tensor:
             return visible_pairs(attention, live.to(attention.device), self.report.rule[layer])
@@ -213,7 +215,7 @@ class TappedTeacher:
         return record, output, pairs
 
     def _run(self, inputs: dict[str, Tensor]) -> Tensor | None:
-        # What is made of the head's input, which the tap records, needs no logits of the model.
+        # Logits that are computed from the recorded head input need no logits of the model.
         if self._classes or (self._logits and not self._is_chunked):
             return self.model(**inputs).logits
         run_base(self.model, inputs)
@@ -233,6 +235,6 @@ class TappedTeacher:
 def visible_pairs(
     attention: Float[Tensor, "batch heads seq seq"], live: Bool[Tensor, "batch seq"], rule: Rule
 ) -> Float[Tensor, "pairs heads"]:
-    """Return the probabilities of all visible pairs: by example, then query, then key."""
+    """Return the probabilities of all visible pairs, ordered by example, query, then key."""
     visible = visible_keys(live.sum(-1), live.shape[1], rule)[:, 0]
     return attention.permute(0, 2, 3, 1)[visible].float()

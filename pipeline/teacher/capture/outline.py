@@ -1,8 +1,8 @@
-"""A teacher without its weights, and the sizes that a tapped pass of it on the meta device shows.
+"""Sizes of a teacher's features, measured by a tapped forward pass on the meta device.
 
-Nothing is allocated and no list of families says where a size stands: the same taps that capture
-uses look at tensors that have a shape and no values. What a pass cannot do without values (experts
-chosen by value, say) comes after the first attention; what was seen until there counts.
+Nothing is allocated, and no list of families is needed: the taps that capture uses read the shapes
+of tensors without values. If the pass stops where values are needed (routing to experts, say), the
+sizes recorded until then are used; that is always after the first attention.
 """
 
 import copy
@@ -30,7 +30,7 @@ from pipeline.teacher.source.load import load_config
 
 logger = logging.getLogger(__name__)
 LENGTH = 4
-"""Tokens of the row that is run; a shape does not depend on it."""
+"""Tokens of the row that is run; feature sizes do not depend on it."""
 
 
 def known_config(values: Mapping[str, Any]) -> PreTrainedConfig:
@@ -40,12 +40,12 @@ def known_config(values: Mapping[str, Any]) -> PreTrainedConfig:
         IncompatibleError: If the installed transformers has no such family.
         ConfigError: If the family refuses a value.
     """
-    kind = str(values.get("model_type"))
+    model_type = str(values.get("model_type"))
     try:
-        return family_of(kind).from_dict(plain_values(values))
+        return family_of(model_type).from_dict(plain_values(values))
     except (StrictDataclassError, ValueError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"teacher: no {kind} configuration ({in_short(error)}); correct its config.json"
+            f"teacher: no {model_type} configuration ({in_short(error)}); correct its config.json"
         ) from error
 
 
@@ -69,23 +69,23 @@ def pretrained_config(
     """
     keywords: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     values = load_config(path, **keywords)
-    found = (
+    config = (
         AutoConfig.from_pretrained(path, **keywords) if trust_remote_code else known_config(values)
     )
     for key, value in (head or {}).items():
-        setattr(found, key, value)
-    return found
+        setattr(config, key, value)
+    return config
 
 
 def outline(config: PreTrainedConfig, *, task: str, dtype: torch.dtype) -> PreTrainedModel:
-    """Return the teacher on the meta device: every module and shape, no memory.
+    """Return the teacher on the meta device: all modules and shapes, no memory.
 
     Raises:
-        ConfigError: If no model of the task comes of the configuration.
+        ConfigError: If no model of the task can be built from the configuration.
     """
     config = copy.deepcopy(config)
     if hasattr(config, "quantization_config"):
-        # Packed weights have other shapes than what the layers compute with.
+        # Quantised weights have other shapes than the matrices that layers compute with.
         delattr(config, "quantization_config")
     options = {"trust_remote_code": True} if getattr(config, "auto_map", None) else {}
     try:
@@ -93,35 +93,37 @@ def outline(config: PreTrainedConfig, *, task: str, dtype: torch.dtype) -> PreTr
             model = auto_class(task).from_config(config, dtype=dtype, **options)
     except (ValueError, RuntimeError, AssertionError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"teacher: no {task} model of type {config.model_type} comes of its configuration "
-            f"({in_short(error)}); change the key it names"
+            f"teacher: no {task} model of type {config.model_type} can be built from its "
+            f"configuration ({in_short(error)}); change the key it names"
         ) from error
     return model.eval().requires_grad_(False)
 
 
 @torch.inference_mode()
 def outlined_report(model: PreTrainedModel, signals: Sequence[Signal]) -> TapReport:
-    """Return what the check of taps would find of sizes; it proves nothing about values.
+    """Return the report that the tap check would give, without any check of values.
 
     Args:
         model: From `outline`.
-        signals: What is asked for.
+        signals: The requested signals.
 
     Raises:
-        IncompatibleError: If a layer does not exist, or attention is asked for and not to be had.
+        IncompatibleError: If a layer does not exist, or requested attention cannot be tapped.
     """
     anatomy = find_anatomy(model)
     hidden, values = layers_of(signals, Tap.HIDDEN), layers_of(signals, Tap.VALUE)
     attention = layers_of(signals, Tap.QUERY_KEY, Tap.LAYER_BELOW)
     ids = torch.ones(1, LENGTH, dtype=torch.long, device="meta")
-    # No mask: transformers asks one for its values.
+    # Without a mask, because transformers would read its values.
     columns = model_columns(model, {"input_ids": ids, "token_type_ids": torch.zeros_like(ids)})
     record = Record()
     try:
         with tap(model, hidden=hidden, attention=attention, values=values) as record:
             run_base(model, columns)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        logger.debug("%s: its pass stopped (%s)", anatomy.model_class, in_short(error))
+        logger.debug(
+            "%s: the pass on the meta device stopped (%s)", anatomy.model_class, in_short(error)
+        )
     heads, kv_heads, d_head = anatomy.heads, anatomy.kv_heads, anatomy.head_dim
     for layer, query in record.query.items():
         heads, kv_heads, d_head = query.shape[1], record.key[layer].shape[1], query.shape[3]
@@ -151,7 +153,7 @@ def weight_bytes(model: PreTrainedModel, *, bits: int | None = None) -> int:
 
     Args:
         model: The model.
-        bits: Of a number of the blocks' matrices, where they are packed.
+        bits: Bits per number of the blocks' matrices if they are quantised.
     """
     tensors = [*model.parameters(), *model.buffers()]
     total = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
@@ -165,8 +167,8 @@ def weight_bytes(model: PreTrainedModel, *, bits: int | None = None) -> int:
 
 
 def widest_inner(model: PreTrainedModel) -> int:
-    """Return the longest axis of any matrix in the blocks: what a feed-forward layer widens to."""
-    # A model without blocks of its own has no other matrices to speak of.
+    """Return the longest axis of any matrix in the blocks, which is the feed-forward width."""
+    # If layers have no blocks of their own, use all matrices of the base model.
     blocks = find_anatomy(model).blocks or (model.base_model,)
     return max(
         max(parameter.shape[-2:])

@@ -1,7 +1,4 @@
-"""From what a user asks of a capture to the signals that answer it.
-
-Needs neither torch nor the teacher.
-"""
+"""Resolve a capture's requested layers and forms to signals, without torch or the teacher."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +12,7 @@ from pipeline.store.signals import Signal
 from pipeline.tasks import models_language
 
 Layers: TypeAlias = Literal["all"] | Sequence[int] | dict[Literal["every"], int]
-"""Layers by name: a list, `all`, or `{every: n}`, counted back from the last."""
+"""A list of layers, `all`, or `{every: n}`: every n-th layer, counted back from the last."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +32,13 @@ def resolve_layers(layers: Layers, *, first: int, depth: int, key: str) -> list[
     """Return layer numbers in order.
 
     Args:
-        layers: What the user wrote.
+        layers: The value of the parameter.
         first: 0 for hidden states (the input of block 0), 1 for attention.
-        depth: Blocks of the teacher.
+        depth: Number of the teacher's blocks.
         key: The parameter's name, for the error.
 
     Raises:
-        ConfigError: If no layer is asked for, one twice, or one that the teacher does not have.
+        ConfigError: If the list is empty, repeats a layer, or has one that does not exist.
     """
     if layers == "all":
         return list(range(first, depth + 1))
@@ -61,11 +58,11 @@ def resolve_layers(layers: Layers, *, first: int, depth: int, key: str) -> list[
 def resolve_signals(
     requests: Sequence[LayerRequest], logits: Form | None, *, depth: int, task: str, key: str
 ) -> list[Signal]:
-    """Return the signals asked for, hidden states first, then attention, values and logits.
+    """Return the requested signals: hidden states, then attention, values and logits.
 
     Raises:
         ConfigError: If the teacher does not have a layer, the logits' form does not fit the task,
-            or attention is to be rebuilt from a hidden state that is not asked for.
+            or attention would be rebuilt from a hidden state that is not requested.
     """
     signals = []
     for request in requests:
@@ -96,5 +93,5 @@ def resolve_signals(
 
 
 def splits_of(signal: Signal) -> tuple[str, ...]:
-    """Return the splits that carry a signal: logits serve agreement too, so they are in all."""
+    """Return the splits to capture a signal for: logits for all, since evaluation uses them too."""
     return SPLITS if signal.kind == "logits" else (TRAIN,)

@@ -1,8 +1,8 @@
-"""Old segments of a grown corpus: what another store has of the same rows is taken, not computed.
+"""Reuse segments of other stores that hold the same rows, instead of computing them again.
 
-Which rows, in which batches, by which teacher decides a segment's features; where it lies does not.
-So a store of more text, or of a larger share of it, begins with the segments of the store before.
-What is in a store does not depend on it: every segment has the digest that the teacher would give.
+A segment's features depend on its rows, its batches and its teacher, not on its store. So a store
+of a grown corpus, or of a larger fraction of it, starts with the segments of an earlier store. The
+result is the same: a reused segment has the digest that capturing it would give.
 """
 
 import logging
@@ -28,19 +28,19 @@ from pipeline.teacher.capture.request import splits_of
 
 logger = logging.getLogger(__name__)
 CHOICE = ("fraction", "limit", "seed")
-"""Options that decide which rows there are and no feature of any of them."""
+"""Options that select rows and do not change the features of any row."""
 
 
 def _comparable(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the features of a segment depend on beside its rows."""
+    """Return everything that a segment's features depend on in addition to its rows."""
     spec = {key: value for key, value in plan["spec"].items() if key not in ("tokens", "parts")}
     cut = {key: value for key, value in spec["segments"].items() if key not in CHOICE}
-    # Of `auto` the number that was found stands in the record, once there is one; see `keep_to`.
+    # For `auto` the number is in the plan's record once it is determined; see `keep_to`.
     return spec | {"segments": cut, "task": plan["task"], "pad_id": plan["pad_id"]}
 
 
 class Reuse:
-    """The stores beside one that may have segments of it."""
+    """The other stores that may hold segments of a store."""
 
     def __init__(
         self,
@@ -51,33 +51,33 @@ class Reuse:
         *,
         takes_skipped: bool,
     ) -> None:
-        """Look for them; nothing is read of them yet but their records.
+        """Find them; only their records are read here.
 
         Args:
-            layout: The store that is captured to.
-            plan: Its plan.
+            layout: The store to capture to.
+            plan: Its segment plan.
             rows: Its rows.
-            description: What its plan's record will say: spec, task, pad_id.
-            takes_skipped: Take also segments of which examples are skipped, as not finite.
+            description: The fields of its plan's record: spec, task, pad_id.
+            takes_skipped: Also reuse segments with skipped examples that were not finite.
         """
         self._plan = plan
         self._rows = rows
         self._takes_skipped = takes_skipped
-        self._stores = list(_stores_beside(layout, _comparable(description)))
-        self._found: dict[tuple[Path, str], dict[str, Receipt]] = {}
+        self._stores = list(_other_stores(layout, _comparable(description)))
+        self._receipts_of: dict[tuple[Path, str], dict[str, Receipt]] = {}
 
     def __bool__(self) -> bool:
-        """Whether there is such a store at all."""
+        """Whether there is such a store."""
         return bool(self._stores)
 
     @property
     def batch_tokens(self) -> int | None:
-        """What `batch_tokens: auto` came to in a store that may have segments, if it is that."""
-        found = (reader.plan.get("batch_tokens") for reader in self._stores)
-        return next((number for number in found if number is not None), None)
+        """The number that `batch_tokens: auto` became in one of the stores, None if in none."""
+        numbers = (reader.plan.get("batch_tokens") for reader in self._stores)
+        return next((number for number in numbers if number is not None), None)
 
     def keep_to(self, batch_tokens: int) -> None:
-        """Leave out stores whose `batch_tokens: auto` came to another number: other batches."""
+        """Drop stores whose `batch_tokens: auto` became another number, as their batches differ."""
         self._stores = [
             reader
             for reader in self._stores
@@ -93,32 +93,32 @@ class Reuse:
     def left_over(
         self, signals: Sequence[Signal], missing: Mapping[str, Sequence[int]]
     ) -> dict[str, list[int]]:
-        """Return the segments of each signal that no store seems to have: what takes room.
+        """Return each signal's missing segments that no other store has, which need disk space.
 
         Args:
-            signals: What is asked for.
-            missing: The segments that a signal lacks; all of them for one that is not named.
+            signals: The requested signals.
+            missing: The missing segments by signal; a signal without an entry lacks all of them.
         """
-        found: dict[str, list[int]] = {}
+        left: dict[str, list[int]] = {}
         for signal in signals:
             codes = [SPLITS.index(split) for split in splits_of(signal)]
             every = np.flatnonzero(np.isin(self._plan.segment_split, codes)).tolist()
-            there: set[str] = set()
+            elsewhere: set[str] = set()
             for reader in self._stores:
                 declared = _declared(reader, signal.name)
                 if declared is not None:
-                    there |= self._receipts(reader, declared).keys()
-            wanted = missing.get(signal.name, every)
-            found[signal.name] = [n for n in wanted if self._identities[n] not in there]
-        return found
+                    elsewhere |= self._receipts(reader, declared).keys()
+            numbers = missing.get(signal.name, every)
+            left[signal.name] = [n for n in numbers if self._identities[n] not in elsewhere]
+        return left
 
     def take(
         self, writers: Mapping[str, SignalWriter], missing: Mapping[str, Sequence[int]]
     ) -> dict[str, list[int]]:
-        """Take what is missing from the stores that have it; return what is missing still.
+        """Copy missing segments from the stores that have them; return what is still missing.
 
         Raises:
-            ResourceError: If the file system refuses; what was taken stays.
+            ResourceError: If the file system refuses; segments copied so far stay.
         """
         left = {name: list(numbers) for name, numbers in missing.items()}
         for reader in self._stores:
@@ -131,24 +131,24 @@ class Reuse:
                 taken |= done
             if taken:
                 logger.info(
-                    "%d of %d segments are those of store %s",
+                    "%d of %d segments are taken from store %s",
                     len(taken), self._plan.segments, reader.layout.root.name,
                 )  # fmt: skip
         return left
 
-    def _take(self, reader: StoreReader, writer: SignalWriter, wanted: list[int]) -> set[int]:
-        """Take segments of one signal from one store; return those that were."""
+    def _take(self, reader: StoreReader, writer: SignalWriter, numbers: list[int]) -> set[int]:
+        """Copy segments of one signal from one store; return the copied ones."""
         name = writer.declared.name
         declared = _declared(reader, name)
         if declared is None:
             return set()
         receipts = self._receipts(reader, declared)
-        offered = {n: receipts[i] for n in wanted if (i := self._identities[n]) in receipts}
+        offered = {n: receipts[i] for n in numbers if (i := self._identities[n]) in receipts}
         if offered and declared.digest() != writer.declared.digest():
             ours, theirs = writer.declared.to_json(), declared.to_json()
             logger.warning(
-                "%s: %d segments of store %s are of the same rows and are computed anew: its "
-                "declaration differs in %s",
+                "%s: %d segments of store %s have the same rows but are computed again, because "
+                "its declaration differs in %s",
                 name, len(offered), reader.layout.root.name,
                 ", ".join(key for key in ours if ours[key] != theirs[key]),
             )  # fmt: skip
@@ -158,40 +158,42 @@ class Reuse:
         try:
             adoption = Adoption(writer, reader)
         except (IntegrityError, IncompatibleError) as error:
-            logger.warning("%s: nothing is taken over from it: %s", reader.layout.root.name, error)
+            logger.warning(
+                "%s: no segment of this store is reused: %s", reader.layout.root.name, error
+            )
             return set()
         return {number for number, receipt in offered.items() if adoption.take(number, receipt)}
 
     def _receipts(self, reader: StoreReader, declared: Declaration) -> dict[str, Receipt]:
         key = reader.layout.root, declared.name
-        if key not in self._found:
-            found = receipts_by_rows(reader, declared.name, declared.digest())
-            self._found[key] = {
+        if key not in self._receipts_of:
+            receipts = receipts_by_rows(reader, declared.name, declared.digest())
+            self._receipts_of[key] = {
                 rows: receipt
-                for rows, receipt in found.items()
+                for rows, receipt in receipts.items()
                 if self._takes_skipped or not receipt.skipped
             }
-        return self._found[key]
+        return self._receipts_of[key]
 
 
-def _stores_beside(layout: Layout, wanted: Mapping[str, Any]) -> Iterator[StoreReader]:
-    """Yield the stores of the same teacher, computed alike, whatever their rows."""
+def _other_stores(layout: Layout, comparable: Mapping[str, Any]) -> Iterator[StoreReader]:
+    """Yield the stores with the same teacher and batches, whatever their rows."""
     for path in sorted(layout.root.parent.iterdir()):
         if path.name.startswith(".") or path == layout.root:
             continue
         try:
-            # It may be one that this user may not read.
+            # This user may not be allowed to read it.
             if not path.is_dir():
                 continue
             reader = StoreReader(path)
-            if _comparable(reader.plan) == wanted:
+            if _comparable(reader.plan) == comparable:
                 yield reader
         except (DecantError, OSError, KeyError, AttributeError) as error:
-            logger.debug("%s: not to be taken from: %s", path, error)
+            logger.debug("%s: cannot be reused: %s", path, error)
 
 
 def _declared(reader: StoreReader, signal: str) -> Declaration | None:
-    """Return how another store declares a signal, if it does."""
+    """Return a signal's declaration in another store, None if it has none."""
     try:
         record = read_record(reader.layout.declaration(signal), reader.layout.root)
         return Declaration.from_json(record)

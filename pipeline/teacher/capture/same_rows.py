@@ -1,7 +1,7 @@
-"""Are the rows of a store those of a corpus? Row by row, by identity, and what differs in words.
+"""Compare the rows of a store with those of a corpus, and describe the differences.
 
-The identity of a row is the digest of all its inputs, label and source row. A row that is found at
-another place of its split was moved there; one that is found nowhere was altered or taken out.
+A row's identity is the digest of its inputs, label and source row. A row that occurs elsewhere in
+its split counts as moved; one that occurs nowhere counts as altered or missing.
 """
 
 from collections.abc import Iterator
@@ -20,15 +20,15 @@ from pipeline.teacher.capture.token_rows import plan_rows
 
 ROWS_AT_ONCE = 1000
 SHOWN = 5
-"""Rows whose difference is said in full."""
+"""Number of differing rows that are described."""
 
-Place = tuple[Split, int]
-"""Split, and row of the token set within it."""
+RowKey = tuple[Split, int]
+"""Split and number of a row in the token set."""
 
 
 @dataclass(frozen=True)
 class _Row:
-    """All that enters a row's identity."""
+    """Everything that a row's identity is computed from."""
 
     tokens: dict[str, NDArray[Any]]
     label: int
@@ -40,18 +40,18 @@ class _Row:
         return row_digest(self.tokens, self.label, self.source_row, self.piece, self.targets)
 
     def content(self) -> bytes:
-        """The identity without where the row came from, which changes when a corpus is sorted."""
+        """Return the identity without the source row, which changes if a corpus is reordered."""
         return row_digest(self.tokens, self.label, 0, 0, self.targets)
 
 
 @dataclass(frozen=True)
 class RowsFound:
-    """How many of the store's rows are in the corpus as they are, and what differs.
+    """Numbers of equal and differing rows, and descriptions of the first differences.
 
-    `equal` are rows at their place, `moved` those at another one, `altered` those whose place holds
-    another row, `missing` those whose place the corpus does not have. `added` are rows that this
-    corpus would have captured and the store lacks. `lines` say of the first differing rows, and of
-    the settings that differ, what the store and the corpus have.
+    `equal` rows have the same number in the corpus, `moved` rows another one. `altered` rows have a
+    number that holds another row in the corpus, `missing` rows one that the corpus does not have.
+    `added` rows would be captured from this corpus but are not in the store. `lines` describe
+    differing settings and the first differing rows, with the values of store and corpus.
     """
 
     equal: int
@@ -63,7 +63,7 @@ class RowsFound:
 
     @property
     def is_same(self) -> bool:
-        """Whether a capture of this corpus would give the rows that the store has."""
+        """Whether a capture of this corpus would give exactly the store's rows."""
         return not (self.moved or self.altered or self.missing or self.added or self.lines)
 
 
@@ -74,38 +74,39 @@ def compare_rows(reader: StoreReader, corpus: TokenSet) -> RowsFound:
         IntegrityError: If rows of the store or of the corpus cannot be read.
     """
     lines = _settings(reader, corpus)
-    there: dict[Place, bytes] = {}
+    identities: dict[RowKey, bytes] = {}
     by_content: dict[tuple[Split, bytes], int] = {}
-    for (split, row), found in _corpus_rows(corpus):
-        there[split, row] = found.identity()
-        by_content.setdefault((split, found.content()), row)
+    for (split, number), row in _corpus_rows(corpus):
+        identities[split, number] = row.identity()
+        by_content.setdefault((split, row.content()), number)
     counts = dict.fromkeys(("equal", "moved", "altered", "missing"), 0)
-    stored_places: set[Place] = set()
+    stored_keys: set[RowKey] = set()
     shown = 0
-    for place, stored in _stored_rows(reader):
-        stored_places.add(place)
-        if there.get(place) == stored.identity():
+    for key, stored in _stored_rows(reader):
+        stored_keys.add(key)
+        if identities.get(key) == stored.identity():
             counts["equal"] += 1
             continue
-        elsewhere = by_content.get((place[0], stored.content()))
-        if elsewhere is not None and elsewhere != place[1]:
-            kind, said = "moved", f"is row {elsewhere} of the corpus"
-        elif place not in there:
-            kind, said = "missing", f"is not in the corpus, which has {corpus.meta.rows[place[0]]}"
+        split, number = key
+        elsewhere = by_content.get((split, stored.content()))
+        if elsewhere is not None and elsewhere != number:
+            kind, text = "moved", f"is row {elsewhere} of the corpus"
+        elif key not in identities:
+            kind, text = "missing", f"is not in the corpus, which has {corpus.meta.rows[split]}"
         else:
             kind = "altered"
-            said = _difference(stored, _corpus_row(corpus, place)) if shown < SHOWN else ""
+            text = _difference(stored, _corpus_row(corpus, key)) if shown < SHOWN else ""
         counts[kind] += 1
         if shown < SHOWN:
-            lines.append(f"{place[0]} row {place[1]}: {said}")
+            lines.append(f"{split} row {number}: {text}")
             shown += 1
-    added = sorted(_planned(reader, corpus) - stored_places)
+    added = sorted(_planned(reader, corpus) - stored_keys)
     lines += [f"{split} row {row} of the corpus is not in the store" for split, row in added[:1]]
     return RowsFound(**counts, added=len(added), lines=tuple(lines))
 
 
 def _settings(reader: StoreReader, corpus: TokenSet) -> list[str]:
-    """Return what the two say of themselves where it differs."""
+    """Describe the settings that differ between store and corpus."""
     plan, meta = reader.plan, corpus.meta
     pairs = {
         "tokenizer": (plan["spec"]["tokenizer"][:16], meta.tokenizer_digest[:16]),
@@ -117,23 +118,23 @@ def _settings(reader: StoreReader, corpus: TokenSet) -> list[str]:
         "parts": (plan["spec"].get("parts", []), list(meta.parts)),
     }
     return [
-        f"{key}: {stored} in the store, {found} in the corpus"
-        for key, (stored, found) in pairs.items()
-        if stored != found
+        _both(f"{key}:", stored, current)
+        for key, (stored, current) in pairs.items()
+        if stored != current
     ]
 
 
-def _planned(reader: StoreReader, corpus: TokenSet) -> set[Place]:
+def _planned(reader: StoreReader, corpus: TokenSet) -> set[RowKey]:
     plan = plan_rows(corpus, SegmentOptions(**reader.plan["spec"]["segments"]))
     codes, rows = plan.split.tolist(), plan.row.tolist()
     return {(SPLITS[code], row) for code, row in zip(codes, rows, strict=True)}
 
 
-def _stored_rows(reader: StoreReader) -> Iterator[tuple[Place, _Row]]:
-    """Yield the store's rows, split by split in the order of their places in the token set."""
+def _stored_rows(reader: StoreReader) -> Iterator[tuple[RowKey, _Row]]:
+    """Yield the store's rows by split, in the order of the token set."""
     table, targets = reader.examples, reader.targets
     for split in SPLITS:
-        found = []
+        rows = []
         for number in reader.segments(split):
             segment = reader.read_segment(number)
             for i, first, count in zip(
@@ -144,7 +145,7 @@ def _stored_rows(reader: StoreReader) -> Iterator[tuple[Place, _Row]]:
             ):
                 row = _Row(
                     {
-                        # Not a view: it would keep the whole segment.
+                        # A view would keep the complete segment in memory.
                         column: values[first : first + count].copy()
                         for column, values in segment.tokens.items()
                     },
@@ -153,27 +154,28 @@ def _stored_rows(reader: StoreReader) -> Iterator[tuple[Place, _Row]]:
                     int(table["piece"][i]),
                     None if targets is None else targets[i],
                 )
-                found.append(((split, int(table["row"][i])), row))
-        yield from sorted(found, key=lambda pair: pair[0])
+                rows.append(((split, int(table["row"][i])), row))
+        yield from sorted(rows, key=lambda pair: pair[0])
 
 
-def _corpus_rows(corpus: TokenSet) -> Iterator[tuple[Place, _Row]]:
+def _corpus_rows(corpus: TokenSet) -> Iterator[tuple[RowKey, _Row]]:
     for split in SPLITS:
         for first in range(0, corpus.meta.rows[split], ROWS_AT_ONCE):
             last = min(first + ROWS_AT_ONCE, corpus.meta.rows[split])
-            for row, found in enumerate(_load(corpus, split, slice(first, last)), first):
-                yield (split, row), found
+            for number, row in enumerate(_load(corpus, split, slice(first, last)), first):
+                yield (split, number), row
 
 
-def _corpus_row(corpus: TokenSet, place: Place) -> _Row:
-    return _load(corpus, place[0], slice(place[1], place[1] + 1))[0]
+def _corpus_row(corpus: TokenSet, key: RowKey) -> _Row:
+    split, number = key
+    return _load(corpus, split, slice(number, number + 1))[0]
 
 
-def _load(corpus: TokenSet, split: Any, which: slice) -> list[_Row]:
+def _load(corpus: TokenSet, split: Split, numbers: slice) -> list[_Row]:
     columns = ("input_ids", "loss_mask", *corpus.meta.columns)
     table = corpus.split(split)
-    wanted = {*columns, "label", "source_row", "piece", "targets"} & set(table.column_names)
-    data = table.select_columns(sorted(wanted)).with_format("numpy")[which]
+    present = {*columns, "label", "source_row", "piece", "targets"} & set(table.column_names)
+    data = table.select_columns(sorted(present)).with_format("numpy")[numbers]
     count = len(data["source_row"])
     label = data.get("label", np.full(count, -1))
     return [
@@ -188,19 +190,19 @@ def _load(corpus: TokenSet, split: Any, which: slice) -> list[_Row]:
     ]
 
 
-def _difference(stored: _Row, found: _Row) -> str:
-    """Say in what a row of the store and one of the corpus differ first, with both values."""
+def _difference(stored: _Row, current: _Row) -> str:
+    """Describe the first difference between a row of the store and one of the corpus."""
     for key in ("label", "source_row", "piece"):
-        ours, theirs = getattr(stored, key), getattr(found, key)
+        ours, theirs = getattr(stored, key), getattr(current, key)
         if ours != theirs:
             return _both(key.replace("_", " "), ours, theirs)
-    if not np.array_equal(_numbers(stored), _numbers(found)):
-        return _both("targets", _numbers(stored).tolist(), _numbers(found).tolist())
-    for column in sorted({*stored.tokens, *found.tokens}):
-        ours, theirs = stored.tokens.get(column), found.tokens.get(column)
+    if not np.array_equal(_numbers(stored), _numbers(current)):
+        return _both("targets", _numbers(stored).tolist(), _numbers(current).tolist())
+    for column in sorted({*stored.tokens, *current.tokens}):
+        ours, theirs = stored.tokens.get(column), current.tokens.get(column)
         if ours is None or theirs is None:
-            there = ("no" if ours is None else "a", "no" if theirs is None else "a")
-            return _both(f"column {column}", *there)
+            counts = ("no" if ours is None else "a", "no" if theirs is None else "a")
+            return _both(f"column {column}", *counts)
         shorter = min(len(ours), len(theirs))
         differing = np.flatnonzero(ours[:shorter] != theirs[:shorter])
         if len(differing):
@@ -208,12 +210,12 @@ def _difference(stored: _Row, found: _Row) -> str:
             return _both(f"{column} from position {at}", int(ours[at]), int(theirs[at]))
         if len(ours) != len(theirs):
             return _both("tokens", len(ours), len(theirs))
-    return "differs in its identity alone"
+    return "differs only in its identity"
 
 
 def _numbers(row: _Row) -> NDArray[np.float32]:
     return np.zeros(0, np.float32) if row.targets is None else row.targets
 
 
-def _both(what: str, stored: object, found: object) -> str:
-    return f"{what} {stored} in the store, {found} in the corpus"
+def _both(what: str, stored: object, current: object) -> str:
+    return f"{what} {stored} in the store, {current} in the corpus"

@@ -1,4 +1,4 @@
-"""One segment: all its missing signals in one pass of the teacher, encoded on its device."""
+"""Capture a segment: all its missing signals in one pass of the teacher, encoded on the device."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -32,9 +32,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SegmentJob:
-    """All that a process must know to capture segments, but the teacher; it may be pickled.
+    """Everything that a process needs to capture segments except the teacher; can be pickled.
 
-    `writers` are those of the signals to capture, by name; `signals` the same signals.
+    `writers` holds the writer of each signal to capture, by name; `signals` are the same signals.
     """
 
     layout: Layout
@@ -49,7 +49,7 @@ class SegmentJob:
 
 @dataclass(frozen=True)
 class CapturedSegment:
-    """What a store keeps of one segment, by signal: its arrays, and the slots that were skipped."""
+    """The encoded arrays of one segment and its skipped example slots, by signal."""
 
     number: int
     rows: str
@@ -61,7 +61,7 @@ class SegmentCapture:
     """Captures segments with one loaded teacher; threads may share it."""
 
     def __init__(self, job: SegmentJob, model: PreTrainedModel) -> None:
-        channels = {name: _channels(job, one.declared) for name, one in job.writers.items()}
+        channels = {name: _channels(job, writer.declared) for name, writer in job.writers.items()}
         self._encoder = BatchEncoder(model, job.report, job.signals, channels)
         self._reader = StoreReader(job.layout.root)
         self._writers = job.writers
@@ -71,7 +71,7 @@ class SegmentCapture:
         self._nonfinite = job.nonfinite
 
     def __call__(self, number: int, signals: tuple[str, ...]) -> CapturedSegment:
-        """Capture `signals` of one segment; nothing is written.
+        """Capture `signals` of one segment without writing anything.
 
         Raises:
             IntegrityError: If a feature is not finite and the policy is `stop`.
@@ -85,33 +85,33 @@ class SegmentCapture:
             slots = segment.slot[batch.members]
             arrays = arrival.wait()
             for name in signals:
-                rows, owners = self._places(name, number, slots)
+                rows, owners = self._rows_of(name, number, slots)
                 bad = _store(name, arrays, buffers[name], rows, owners)
                 if len(bad):
                     first = self._encoder.first_beyond(batch, name, owners == bad[0])
                     self._refuse(name, number, [int(slots[i]) for i in bad], first)
                     skipped[name].update(int(slots[i]) for i in bad)
 
-        on_the_way: tuple[Batch, Arrival] | None = None
+        pending: tuple[Batch, Arrival] | None = None
         for batch in segment_batches(segment, self._batch_tokens, self._pad_id, self._device):
             arrival = arrivals.send(_named(self._encoder(batch, signals)))
-            # A batch behind, so that a GPU that has its work does not wait for this process.
-            if on_the_way is not None:
-                store(*on_the_way)
-            on_the_way = batch, arrival
-        if on_the_way is not None:
-            store(*on_the_way)
+            # One batch behind, so that the GPU has work while this process stores.
+            if pending is not None:
+                store(*pending)
+            pending = batch, arrival
+        if pending is not None:
+            store(*pending)
         rows = rows_digest(self._reader.examples["digest"][self._reader.examples_in(number)])
         return CapturedSegment(
             number, rows, buffers, {name: tuple(sorted(slots)) for name, slots in skipped.items()}
         )
 
-    def _places(
+    def _rows_of(
         self, name: str, number: int, slots: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return, for each row of a batch's values, its row in the segment and its owner.
 
-        The owner is the position in the batch of the example that the row belongs to.
+        The owner is the batch position of the example that the row belongs to.
         """
         counts = self._writers[name].example_rows(number)
         first, counts = first_rows(counts)[slots], counts[slots]
@@ -123,25 +123,25 @@ class SegmentCapture:
         table = self._reader.examples
         members = self._reader.examples_in(number)
         example = members[table["slot"][members] == slots[0]][0]
-        place = f"row {table['source_row'][example]} of {SPLITS[table['split'][example]]}"
+        where = f"row {table['source_row'][example]} of {SPLITS[table['split'][example]]}"
         if self._nonfinite == "stop":
             raise IntegrityError(
                 f"{name} segment {number}: values that are not finite in example slots {slots}, "
-                f"the first {first}, in {place}; check the teacher, choose a form of wider range, "
+                f"the first {first}, in {where}; check the teacher, choose a form of wider range, "
                 "or set capture.nonfinite: skip"
             )
         logger.warning(
             "%s segment %d: skipped slots %s, not finite (the first %s, in %s)",
-            *(name, number, slots, first, place),
+            *(name, number, slots, first, where),
         )
 
 
 def _named(encoded: Mapping[str, Encoded]) -> dict[str, Tensor]:
-    """Return all tensors of a batch by signal and array, and by signal whether rows are finite."""
-    found = {name: signal.finite for name, signal in encoded.items()}
+    """Return a batch's tensors by `signal/array`, and each signal's finite mask by its name."""
+    tensors = {name: signal.finite for name, signal in encoded.items()}
     for name, signal in encoded.items():
-        found |= {f"{name}/{array}": value for array, value in signal.arrays.items()}
-    return found
+        tensors |= {f"{name}/{array}": value for array, value in signal.arrays.items()}
+    return tensors
 
 
 def _store(
@@ -151,7 +151,7 @@ def _store(
     rows: NDArray[np.int64],
     owners: NDArray[np.int64],
 ) -> NDArray[np.int64]:
-    """Put a batch into its rows of the buffers; return the examples left out, not being finite."""
+    """Copy a batch into the buffers; return the examples left out because they are not finite."""
     finite = arrays[name]
     if finite.all():
         for array, buffer in buffers.items():

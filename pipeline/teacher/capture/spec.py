@@ -1,6 +1,6 @@
-"""A store's identity: everything that changes stored values, and nothing else.
+"""The identity of a store: everything that changes stored values, and nothing else.
 
-Which signals are captured does not enter: forms and layers live side by side in one store.
+The captured signals are not part of it: one store can hold any forms and layers.
 """
 
 from collections.abc import Mapping
@@ -15,10 +15,11 @@ from pipeline.teacher.source.reference import TeacherReference
 
 @dataclass(frozen=True)
 class SegmentOptions:
-    """How the corpus is cut: which training examples, in what order, in what pieces and batches.
+    """How the corpus is divided: selection and order of training examples, segments and batches.
 
-    `batch_tokens` counts padding. It is here because batches of another shape round differently;
-    of `auto` only the word, and the number in the plan: see `pipeline.teacher.capture.batch_size`.
+    `batch_tokens` includes padding. It is part of the identity because other batch shapes round
+    differently. With `auto` the identity holds that word and the plan holds the number, see
+    `pipeline.teacher.capture.batch_size`.
     """
 
     fraction: float = 1.0
@@ -33,9 +34,9 @@ class SegmentOptions:
 def store_spec(
     meta: TokenMeta, reference: TeacherReference, options: SegmentOptions
 ) -> dict[str, Any]:
-    """Return the JSON that a store's fingerprint is taken of.
+    """Return the JSON that a store's fingerprint is computed from.
 
-    `parts` stands there only where text was added to the corpus: it decides the segments.
+    It has `parts` only if text was added to the corpus, because parts then determine the segments.
     """
     parts = {"parts": list(meta.parts)} if len(meta.parts) > 1 else {}
     return {
@@ -49,7 +50,7 @@ def store_spec(
 
 
 def planned_batch_tokens(plan: Mapping[str, Any]) -> int:
-    """Return the padded tokens of a store's batches, from its plan's record."""
+    """Return the maximum padded tokens of a store's batches, from its recorded plan."""
     return plan.get("batch_tokens") or plan["spec"]["segments"]["batch_tokens"]
 
 

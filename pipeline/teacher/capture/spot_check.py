@@ -1,7 +1,7 @@
-"""The teacher runs again on a few batches: is what the store decodes what the teacher says?
+"""Run the teacher again on a few batches and compare with what the store decodes.
 
-Batches are those of the capture, so on the same hardware values differ by nothing but their form;
-on other hardware the teacher itself rounds otherwise, by what its taps are allowed as well.
+The batches are those of the capture, so on the same hardware values differ only by the error of
+their form. On other hardware the teacher itself rounds differently, within the tap check's bound.
 """
 
 import math
@@ -27,7 +27,7 @@ from pipeline.teacher.capture.forward import (
     Batch,
     TappedTeacher,
     collate,
-    place_of,
+    feature_key,
     segment_batches,
 )
 from pipeline.teacher.capture.spec import planned_batch_tokens
@@ -38,15 +38,16 @@ from pipeline.teacher.source.reference import TeacherReference
 
 CHECK_EXAMPLES = 4
 SEGMENTS = 2
-"""Segments of the training split that batches are taken of, the first and the last."""
+"""Number of training segments to take batches from: the first and the last."""
 
 
 @dataclass(frozen=True)
 class SpotCheck:
-    """What a sample of a signal says.
+    """Result of the comparison for one signal.
 
-    `share` is the largest error as a part of the one allowed: what the form states, and how far
-    the taps of two runs may be apart. Above 1 the store does not hold what the teacher says.
+    `share` is the largest error divided by the allowed error, which is the error that the form
+    states plus the tolerance of taps. Above 1 the store does not hold the teacher's values.
+    `segment` is where the largest error occurs.
     """
 
     signal: str
@@ -68,18 +69,18 @@ def spot_check(
     device: torch.device,
     placement: Placement | None = None,
 ) -> list[SpotCheck]:
-    """Run the teacher on a sample of the store's rows and compare each signal with its form's word.
+    """Run the teacher on a sample of rows and compare each signal with the form's stated error.
 
     Args:
         reader: The store.
         directory: The teacher's directory, with its `teacher.json`.
-        names: Signals to compare; those without arrays say nothing.
-        device: Where the teacher runs.
+        names: Signals to compare; those without arrays are left out.
+        device: The teacher's device.
         placement: How it is spread over devices.
 
     Raises:
         ConfigError: If the teacher cannot be found.
-        IncompatibleError: If it is another one than the store's, or cannot be tapped.
+        IncompatibleError: If it is not the store's teacher, or cannot be tapped.
         IntegrityError: If the store is damaged.
     """
     spec, reference = reader.plan["spec"], TeacherReference.load(directory)
@@ -99,7 +100,7 @@ def spot_check(
     )
     device = input_device(model, device)
     declared = {name: reader.signal(name).declaration for name in names}
-    declared = {name: one for name, one in declared.items() if one.arrays()}
+    declared = {name: signal for name, signal in declared.items() if signal.arrays()}
     signals = list(declared.values())
     report = check_taps(
         model,
@@ -110,30 +111,30 @@ def spot_check(
     teacher = TappedTeacher(model, report, signals)
     worst: dict[str, SpotCheck] = {}
     sample = _sample(reader, declared)
-    for number in tqdm(sample, desc="asking the teacher", unit="segment", leave=False):
-        here = [name for name in declared if number in reader.signal(name).receipts]
+    for number in tqdm(sample, desc="spot check", unit="segment", leave=False):
+        present = [name for name in declared if number in reader.signal(name).receipts]
         segment = reader.read_segment(number)
-        stored = reader.read_segment(number, here)
+        stored = reader.read_segment(number, present)
         batches = list(
             segment_batches(
                 segment, planned_batch_tokens(reader.plan), reader.plan["pad_id"], device
             )
         )
-        # Longest examples first: the first batch and the last one are the extremes.
+        # Batches are ordered by length, so the first and the last are the extremes.
         for batch in {id(b): b for b in (batches[0], batches[-1])}.values():
-            found = dict.fromkeys(here, 0.0)
-            for place, values in teacher.values(batch):
-                at = [n for n in here if place_of(declared[n]) == place]
+            shares = dict.fromkeys(present, 0.0)
+            for feature, values in teacher.values(batch):
+                names_here = [n for n in present if feature_key(declared[n]) == feature]
                 rows = {
                     name: _rows(
                         *(reader, declared[name], segment, batch),
                         reader.signal(name).receipts[number].skipped,
                     )
-                    for name in at
+                    for name in names_here
                 }
                 first = 0
-                for piece in teacher.pieces(place, values):
-                    for name in at:
+                for piece in teacher.pieces(feature, values):
+                    for name in names_here:
                         share = _share(
                             declared[name],
                             piece,
@@ -142,18 +143,18 @@ def spot_check(
                             reader.channels(name),
                             bound_of(model),
                         )
-                        found[name] = max(found[name], share)
+                        shares[name] = max(shares[name], share)
                     first += len(next(iter(piece.values())))
-            for name, share in found.items():
+            for name, share in shares.items():
                 before = worst.get(name, SpotCheck(name, 0, 0.0, number))
                 examples = before.examples + len(batch.members)
-                largest, where = max((before.share, before.segment), (share, number))
-                worst[name] = SpotCheck(name, examples, largest, where)
+                largest, segment_of_it = max((before.share, before.segment), (share, number))
+                worst[name] = SpotCheck(name, examples, largest, segment_of_it)
     return list(worst.values())
 
 
 def _check_batch(model: Any, reader: StoreReader, device: torch.device) -> dict[str, Tensor]:
-    """The longest training examples and a short one, as capture checks its taps on."""
+    """Return the longest training examples and a short one, as capture uses for its tap check."""
     table = reader.examples
     is_train = table["split"] == SPLITS.index(TRAIN)
     longest = int(np.where(is_train, table["length"], 0).argmax())
@@ -165,8 +166,8 @@ def _check_batch(model: Any, reader: StoreReader, device: torch.device) -> dict[
 
 
 def _sample(reader: StoreReader, declared: Mapping[str, Declaration]) -> list[int]:
-    """Return segments of every split that some signal is captured for."""
-    splits = {split for one in declared.values() for split in one.splits}
+    """Return segments of every split that has a captured signal."""
+    splits = {split for signal in declared.values() for split in signal.splits}
     train = reader.segments(TRAIN)
     chosen = {*train[:1], *train[1 - SEGMENTS :]}
     for split in splits - {TRAIN}:
@@ -181,7 +182,7 @@ def _rows(
     batch: Batch,
     skipped: Sequence[int],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows, in the segment and in the batch's values, of a batch's usable examples."""
+    """Return the indices, in the segment and in the batch, of the rows of usable examples."""
     counts = example_rows(declared.axis, segment.length, declared.rule)
     slots = segment.slot[batch.members]
     first, counts = first_rows(counts)[slots], counts[slots]
@@ -194,10 +195,10 @@ def _rows(
 def _within(
     rows: tuple[np.ndarray, np.ndarray], first: int, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return those of some rows that are in a piece of the batch, counted from its first."""
+    """Return the rows that are in one piece of the batch, with batch indices relative to it."""
     in_segment, in_batch = rows
-    here = (in_batch >= first) & (in_batch < first + count)
-    return in_segment[here], in_batch[here] - first
+    is_inside = (in_batch >= first) & (in_batch < first + count)
+    return in_segment[is_inside], in_batch[is_inside] - first
 
 
 def _on(channels: Channels | None, device: torch.device) -> Channels | None:
@@ -215,25 +216,25 @@ def _share(
     channels: Channels | None,
     bound: float,
 ) -> float:
-    """Return the largest error of some rows as a part of what is allowed."""
+    """Return the largest error of some rows divided by the allowed error."""
     in_segment, in_batch = rows
     if not len(in_segment):
         return 0.0
     form = declared.form
     device = next(iter(values.values())).device
-    of = _on(channels, device)
+    moved = _on(channels, device)
     true = {key: value[torch.from_numpy(in_batch).to(device)] for key, value in values.items()}
     stored = {
         key: torch.from_numpy(np.ascontiguousarray(value[in_segment])).to(device)
         for key, value in arrays.items()
     }
-    decoded = form.decode(stored, of)
+    decoded = form.decode(stored, moved)
     worst = 0.0
-    for name, error in form.errors(true, decoded, of).items():
-        # The teacher's own rounding goes with the size of a channel; of log-probabilities with 1.
+    for name, error in form.errors(true, decoded, moved).items():
+        # The teacher's rounding error scales with a channel's size; for log-probabilities with 1.
         size = torch.as_tensor(true.get(name, error.found)).abs().amax(0, keepdim=True)
         allowed = error.stated + bound * size.clamp(min=1.0)
-        # A comparison would lose a NaN.
+        # `max` would ignore a NaN.
         share = torch.nan_to_num(error.found / allowed, nan=math.inf, posinf=math.inf)
         worst = max(worst, float(share.max()))
     return worst

@@ -1,7 +1,7 @@
-"""Mean and deviation of every channel over a fixed sample of the corpus, one file a layer.
+"""Mean and standard deviation of every channel over a fixed sample of the corpus, per layer.
 
-They standardise the feature loss and the int8 form: raw hidden states have outlier channels that
-would own both.
+The feature loss and quantised forms use them to standardise hidden states, whose outlier channels
+would otherwise dominate.
 """
 
 from collections import defaultdict
@@ -17,10 +17,10 @@ from tqdm import tqdm
 from pipeline.errors import IntegrityError
 from pipeline.provenance import write_bytes_atomically
 from pipeline.store.signals import Signal
-from pipeline.teacher.capture.forward import Batch, Place, TappedTeacher, place_of
+from pipeline.teacher.capture.forward import Batch, FeatureKey, TappedTeacher, feature_key
 
 SAMPLE_TOKENS = 8192
-"""Tokens of the first training segments that the statistics are taken of."""
+"""Tokens of the first training segments over which statistics are computed."""
 SMALLEST_DEVIATION = 1e-6
 
 
@@ -30,7 +30,7 @@ def value_name(signal: Signal) -> str:
 
 
 def sample_batches(batches: Iterable[Batch], description: str) -> Iterator[Batch]:
-    """Yield the first batches, until they hold the sample's tokens; a bar says how far it is."""
+    """Yield the first batches until they hold `SAMPLE_TOKENS`, with a progress bar."""
     tokens = 0
     with tqdm(total=SAMPLE_TOKENS, desc=description, unit="token", leave=False) as bar:
         for batch in batches:
@@ -46,18 +46,18 @@ def measure_channels(
 ) -> dict[str, dict[str, Tensor]]:
     """Return float32 `mean` and `deviation` (at least 1e-6) of each signal's channels.
 
-    Sums are taken in float64, so the order of tokens does not show.
+    Sums are in float64, so the order of tokens has no visible effect.
 
     Raises:
-        IntegrityError: If the sample holds values that are not finite.
+        IntegrityError: If no token of the sample has finite values.
     """
     sums: dict[str, tuple[int, Tensor, Tensor]] = {}
-    wanted: defaultdict[Place, list[Signal]] = defaultdict(list)
+    by_feature: defaultdict[FeatureKey, list[Signal]] = defaultdict(list)
     for signal in signals:
-        wanted[place_of(signal)].append(signal)
+        by_feature[feature_key(signal)].append(signal)
     for batch in sample_batches(batches, "channel statistics"):
-        for place, values in teacher.values(batch):
-            for signal in wanted[place]:
+        for feature, values in teacher.values(batch):
+            for signal in by_feature[feature]:
                 rows = values[value_name(signal)].double()
                 rows = rows[torch.isfinite(rows).all(dim=-1)]
                 count, total, square = sums.get(signal.name, (0, torch.zeros(()), torch.zeros(())))
@@ -80,6 +80,6 @@ def measure_channels(
 
 
 def save_channels(path: Path, statistics: dict[str, Tensor]) -> None:
-    """Write one signal's statistics."""
+    """Write the statistics of a layer."""
     arrays = {key: np.ascontiguousarray(value.cpu().numpy()) for key, value in statistics.items()}
     write_bytes_atomically(path, save(arrays))

@@ -1,4 +1,4 @@
-"""The token rows of a store: dealt to segments by a plan, loaded, and cut out for a first look."""
+"""The token rows of a store: their segment plan, loading them, and single planned segments."""
 
 import numpy as np
 import pyarrow.compute as pc
@@ -14,7 +14,7 @@ from pipeline.teacher.capture.spec import SegmentOptions
 
 
 def plan_rows(token_set: TokenSet, options: SegmentOptions) -> Plan:
-    """Deal a token set's rows to segments.
+    """Return the segment plan of a token set's rows.
 
     Raises:
         ConfigError: If an example is longer than a segment, or there is no training example.
@@ -35,7 +35,7 @@ def _lengths(token_set: TokenSet, split: Split) -> NDArray[np.int64]:
 
 
 def load_rows(token_set: TokenSet, plan: Plan) -> Rows:
-    """Return the planned rows, in plan order; a row without label has -1."""
+    """Load the planned rows, in plan order; a row without label gets -1."""
     columns = ("input_ids", "loss_mask", *token_set.meta.columns)
     tokens: dict[str, list] = {column: [] for column in columns}
     others: dict[str, list] = {"label": [], "source_row": [], "piece": []}
@@ -45,9 +45,9 @@ def load_rows(token_set: TokenSet, plan: Plan) -> Rows:
         if not len(rows):
             continue
         table = token_set.split(split)
-        # What only an evaluation reads, as references, is not brought into memory.
-        wanted = {*columns, *others, "targets"} & set(table.column_names)
-        data = table.select_columns(sorted(wanted)).with_format("numpy")[rows.tolist()]
+        # Columns that only evaluation reads, such as references, are not loaded.
+        present = {*columns, *others, "targets"} & set(table.column_names)
+        data = table.select_columns(sorted(present)).with_format("numpy")[rows.tolist()]
         for column in columns:
             tokens[column] += list(data[column])
         targets += list(data.get("targets", ()))
@@ -60,19 +60,19 @@ def load_rows(token_set: TokenSet, plan: Plan) -> Rows:
 
 
 def longest_segment(plan: Plan, rows: Rows) -> Segment:
-    """Return the segment with the longest training example, before anything of it is stored."""
+    """Return the segment with the longest training example, from the plan instead of the store."""
     train = np.flatnonzero(plan.split == SPLITS.index(TRAIN))
     return planned_segment(plan, rows, int(plan.segment[train[np.argmax(plan.length[train])]]))
 
 
 def planned_segment(plan: Plan, rows: Rows, number: int) -> Segment:
-    """Return a segment as a reader of the store will, before anything of it is stored."""
-    place = plan.in_segment(number)
+    """Return a segment as a store reader would, from the plan instead of the store."""
+    examples = plan.in_segment(number)
     return Segment(
         number,
-        examples=np.arange(place.start, place.stop),
-        offset=plan.start[place] - number * plan.segment_tokens,
-        length=plan.length[place],
-        slot=plan.slot[place],
-        tokens={column: np.concatenate(values[place]) for column, values in rows.tokens.items()},
+        examples=np.arange(examples.start, examples.stop),
+        offset=plan.start[examples] - number * plan.segment_tokens,
+        length=plan.length[examples],
+        slot=plan.slot[examples],
+        tokens={column: np.concatenate(values[examples]) for column, values in rows.tokens.items()},
     )

@@ -1,1 +1,1 @@
-"""Captures in parallel: Dask workers, devices, and the scheduling of segments."""
+"""Run a capture in parallel: Dask workers, devices, and the scheduling of segments."""

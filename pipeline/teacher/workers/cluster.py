@@ -1,4 +1,4 @@
-"""Worker processes on this machine, that only this process can talk to and that end with it."""
+"""Start worker processes on this machine that accept only this process and end with it."""
 
 import logging
 import multiprocessing.forkserver
@@ -21,72 +21,73 @@ from pipeline.errors import ConfigError, ResourceError
 logger = logging.getLogger(__name__)
 NOISY = ("asyncio", "distributed", "tornado")
 QUIET = logging.CRITICAL + 1
+"""A level above all messages."""
 TRACKER = "ignore:resource_tracker"
-"""Python's tracker of semaphores removes what a killed process leaves, and would warn of it."""
+"""Warning filter: Python's resource tracker warns when it cleans up after a killed process."""
 
 PAGES = ("distributed.http.statics", "distributed.http.scheduler.info")
-"""What the pages of a dashboard ask for: styles, and the links to the workers."""
+"""HTTP routes that a dashboard's pages need: styles, and links to the workers."""
 
 SETTINGS = {
-    # A forked worker has torch imported already, so one that died is replaced in a moment. The
-    # server that forks has neither threads nor CUDA, unlike this process.
+    # A forked worker already has torch imported, so a dead one is replaced quickly. The fork server
+    # has neither threads nor CUDA, unlike this process.
     "distributed.worker.multiprocessing-method": "forkserver",
-    # Deaths are counted here: Dask counts them for segments that only waited for the dead worker.
+    # We count deaths ourselves: Dask also counts them for segments that only waited in the worker.
     "distributed.scheduler.allowed-failures": 0,
     "distributed.scheduler.no-workers-timeout": "2 minutes",
-    # An ended process is noticed by its connection. Silence is no sign: a teacher may take long.
+    # A dead process is noticed by its connection. A silent one may be running a slow teacher.
     "distributed.scheduler.worker-ttl": None,
-    # A worker keeps nothing of Dask's: of the memory limit only the end of the worker makes sense.
+    # Workers hold no Dask data, so of the memory limits only termination makes sense.
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
     "distributed.worker.profile.enabled": False,
     "distributed.diagnostics.nvml": False,
-    # Of the workers' servers for a dashboard nothing is left to ask: they know no certificates.
+    # The workers' HTTP servers do not check certificates, so they serve nothing.
     "distributed.worker.http.routes": [],
-    # They would be set for this process.
+    # These variables would be set in this process.
     "distributed.nanny.pre-spawn-environ": {},
 }
 
 
 @contextmanager
 def quiet_servers() -> Iterator[None]:
-    """Silence Dask's servers: what they say of a death, a user learns in one line."""
+    """Silence Dask's servers: the user gets one line about a dead worker from us."""
     loggers = [
         logging.getLogger(name)
         for name in logging.root.manager.loggerDict
         if name.partition(".")[0] in NOISY
     ]
-    levels = [one.level for one in loggers]
-    for one in loggers:
-        one.setLevel(QUIET)
+    levels = [noisy.level for noisy in loggers]
+    for noisy in loggers:
+        noisy.setLevel(QUIET)
     try:
         yield
     finally:
-        for one, level in zip(loggers, levels, strict=True):
-            one.setLevel(level)
+        for noisy, level in zip(loggers, levels, strict=True):
+            noisy.setLevel(level)
 
 
 @contextmanager
 def local_workers(
     count: int, megabytes: int, directory: Path, *, preload: str, dashboard: str = ""
 ) -> Iterator[Client]:
-    """Run worker processes of one thread each, that only this process can talk to.
+    """Run single-threaded worker processes that accept only this process.
 
-    They listen on loopback. A task is a pickle, so whoever may send one runs code as this user:
-    certificates that live as long as the cluster keep out the machine's other users. Workers end
-    when this process does, however it ends.
+    They listen on loopback. A task is a pickle, so anyone who can send one runs code as this user;
+    temporary certificates keep out other users of the machine. Workers end when this process ends,
+    in whatever way.
 
     Args:
-        count: How many.
-        megabytes: Memory at which one is ended; 0 for no limit.
-        directory: For Dask's own files.
-        preload: The module that holds their tasks, imported once and forked with each.
-        dashboard: Where Dask's dashboard listens, for anybody there to read; empty for nowhere.
+        count: Number of workers.
+        megabytes: Memory in MiB at which a worker is terminated; 0 for no limit.
+        directory: Directory for Dask's own files.
+        preload: Module with their tasks, imported once in the fork server.
+        dashboard: Address of Dask's dashboard, readable by anyone who reaches it; empty for none.
 
     Raises:
-        ConfigError: If a dashboard is asked for and bokeh is not installed.
-        ResourceError: If they do not start.
+        ConfigError: If a dashboard is requested and bokeh is not installed.
+        ResourceError: If the workers do not start.
     """
     if dashboard and find_spec("bokeh") is None:
         raise ConfigError(
@@ -95,7 +96,7 @@ def local_workers(
     settings = {
         **SETTINGS,
         "temporary-directory": str(directory.resolve() / "dask"),
-        # Nothing is left to ask of the scheduler's own pages; those of the dashboard stay.
+        # The scheduler serves only the routes that the dashboard needs.
         "distributed.scheduler.http.routes": list(PAGES) if dashboard else [],
     }
     with quiet_servers(), dask.config.set(settings):
@@ -116,7 +117,7 @@ def _cluster(count: int, megabytes: int, dashboard: str) -> Any:
             n_workers=count,
             threads_per_worker=1,
             host="127.0.0.1",
-            # Without an address it would listen on 8787; and with bokeh it would show itself.
+            # By default it would listen on port 8787, and serve a dashboard if bokeh is installed.
             dashboard_address=dashboard or "127.0.0.1:0",
             scheduler_kwargs={"dashboard": bool(dashboard)},
             worker_dashboard_address="127.0.0.1:0",
@@ -132,7 +133,7 @@ def _cluster(count: int, megabytes: int, dashboard: str) -> Any:
 
 
 def _kill_if_failed(cluster: Any, kind: object, *_: object) -> None:
-    """End the workers at once: asked to close, a busy one is waited for, and nobody wants it."""
+    """Kill the workers after an error: closing would wait for busy ones, whose results are lost."""
     if kind is None:
         return
     for nanny in cluster.workers.values():
@@ -144,7 +145,7 @@ def _kill_if_failed(cluster: Any, kind: object, *_: object) -> None:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Answer Ctrl-C at the end of the block: half a cluster cannot be closed."""
+    """Delay Ctrl-C to the end of the block, because a half-started cluster cannot be closed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -161,8 +162,8 @@ def uninterrupted() -> Iterator[None]:
 def start_fork_server(preload: str) -> None:
     """Start the process that workers are forked from, with the module `preload` imported.
 
-    It and all it forks are deaf to Ctrl-C, which reaches every process of a terminal: this process
-    alone answers it.
+    It and its forks ignore Ctrl-C, which a terminal sends to all processes; only this process
+    handles it.
     """
     multiprocessing.forkserver.set_forkserver_preload([preload])
     with _children_ignore(TRACKER):
@@ -178,7 +179,7 @@ def start_fork_server(preload: str) -> None:
 
 @contextmanager
 def _children_ignore(warning: str) -> Iterator[None]:
-    """Add a filter of warnings to those of the processes that the block starts."""
+    """Add a warning filter to the environment of processes that the block starts."""
     before = os.environ.get("PYTHONWARNINGS")
     os.environ["PYTHONWARNINGS"] = f"{before},{warning}" if before else warning
     try:

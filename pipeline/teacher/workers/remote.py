@@ -1,8 +1,8 @@
-"""A running Dask cluster: reaching it, and refusing what its workers cannot do before they must.
+"""Connect to a running Dask cluster, and check its workers before they get segments.
 
-Its workers are processes that somebody else started, perhaps on other machines. They must have this
-software, see the store at the same path, and have the device; each is asked, also one that joins
-later. The cluster is left as it was found.
+The user started its workers, perhaps on other machines. They must have the same software, see the
+store at the same path, and have the device; every worker is checked, also one that joins later. The
+cluster keeps running afterwards.
 """
 
 import hashlib
@@ -30,36 +30,36 @@ from pipeline.teacher.workers.schedule import Certificates, Runtime
 
 logger = logging.getLogger(__name__)
 ANSWER_SECONDS = 10.0
-"""After this nobody answers at an address."""
+"""Timeout for connecting to a scheduler."""
 DISTRIBUTION = "decant-kd"
 ADDRESS = re.compile(r"(?P<scheme>tcp|tls)://(?P<host>[^\s/]+):\d{1,5}")
-SAME = ("python", "torch", "transformers", "numpy", "numcodecs")
-"""Versions that values or pickles depend on."""
+VERSIONS = ("python", "torch", "transformers", "numpy", "numcodecs")
+"""Software whose versions can change values or pickles."""
 
 
 def _identity() -> dict[str, str]:
     digest = hashlib.blake2b(digest_size=8)
-    package = Path(__file__).parents[1]
+    package = Path(__file__).parents[2]
     for path in sorted(package.rglob("*.py")):
         digest.update(f"{path.relative_to(package).as_posix()};".encode() + path.read_bytes())
-    found = {name: version for name, version in software().items() if name in SAME}
-    # The last number of a Python changes neither values nor pickles.
-    found["python"] = ".".join(found["python"].split(".")[:2])
-    installed = [one.version for one in metadata.distributions(name=DISTRIBUTION)]
+    versions = {name: version for name, version in software().items() if name in VERSIONS}
+    # The patch version of Python changes neither values nor pickles.
+    versions["python"] = ".".join(versions["python"].split(".")[:2])
+    installed = [package.version for package in metadata.distributions(name=DISTRIBUTION)]
     own = installed[0] if installed else "not installed"
-    return {DISTRIBUTION: own, "source of pipeline": digest.hexdigest(), **found}
+    return {DISTRIBUTION: own, "source of pipeline": digest.hexdigest(), **versions}
 
 
 IDENTITY = _identity()
-"""What must be the same in every process of a capture; as it was when the process began, for what
-it runs is that, whatever has been installed since."""
+"""What must be equal in all processes of a capture. It is computed at import, because a process
+runs the code it started with, even if another version was installed since."""
 
 
 @dataclass(frozen=True)
-class Demands:
-    """What a capture asks of a worker; travels to it as plain values, before any pickle.
+class Requirements:
+    """What a capture requires of a cluster's worker; sent as plain values, before any pickle.
 
-    `nonce` is what the file `proof` of the store holds.
+    `nonce` is the content of the file `proof` in the store.
     """
 
     identity: dict[str, str]
@@ -68,62 +68,62 @@ class Demands:
     device: str
 
 
-def demands(attempt: Path, device: str) -> Demands:
-    """Write the file that a worker must see below the directory of an attempt; return it all."""
+def requirements(attempt: Path, device: str) -> Requirements:
+    """Write a proof file into an attempt's directory and return the requirements for workers."""
     nonce, proof = uuid4().hex, attempt.resolve() / "proof"
     proof.write_text(nonce, encoding="ascii")
-    return Demands(IDENTITY, str(proof), nonce, device)
+    return Requirements(IDENTITY, str(proof), nonce, device)
 
 
-def refusal(wanted: Demands, address: str) -> DecantError | None:
-    """Return, in a worker, why it cannot take part; None if it can."""
-    for name, expected in wanted.identity.items():
-        found = IDENTITY.get(name, "none")
-        if found != expected:
+def refusal(required: Requirements, address: str) -> DecantError | None:
+    """Check in a worker that it meets the requirements; return the error, or None."""
+    for name, expected in required.identity.items():
+        own = IDENTITY.get(name, "none")
+        if own != expected:
             return IncompatibleError(
-                f"worker {address}: {name} is {found}, expected {expected} as in the capture; "
-                "install the same there, start the worker again, then run the same command again"
+                f"worker {address}: {name} is {own}, expected {expected} as in the capture; "
+                "install the same version there, restart the worker, then run this command again"
             )
     try:
-        seen = Path(wanted.proof).read_text(encoding="ascii")
+        seen = Path(required.proof).read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError) as error:
         seen = str(error)
-    if seen != wanted.nonce:
-        store = Path(wanted.proof).parents[2]
+    if seen != required.nonce:
+        store = Path(required.proof).parents[2]
         return ConfigError(
-            f"worker {address}: does not see what the capture wrote into {store} "
+            f"worker {address}: does not see the file that the capture wrote into {store} "
             f"({seen[:120]}); mount the project at the same absolute path on every machine"
         )
     try:
-        torch.empty(0, device=wanted.device)
+        torch.empty(0, device=required.device)
     except (RuntimeError, AssertionError) as error:
         return ConfigError(
-            f"worker {address}: no device {wanted.device!r} ({str(error).splitlines()[0]}); start "
-            "workers where it is, or set device in runtime.yaml"
+            f"worker {address}: no device {required.device!r} ({str(error).splitlines()[0]}); "
+            "start workers on a machine that has it, or set device in runtime.yaml"
         )
     return None
 
 
-def _answer(wanted: Demands, dask_worker: Worker) -> DecantError | None:
-    return refusal(wanted, dask_worker.address)
+def _check_worker(required: Requirements, dask_worker: Worker) -> DecantError | None:
+    return refusal(required, dask_worker.address)
 
 
 def refuse_unfit(runtime: Runtime, layout: Layout) -> None:
-    """Reach the cluster and ask every worker that is there, before the teacher is loaded.
+    """Connect to the cluster and check all its workers, before the teacher is loaded.
 
-    For the holder of the store's lock. Warns of a cluster that anybody may send code to.
+    The caller holds the store's lock. Warns if the cluster accepts code from anyone.
 
     Raises:
         ConfigError: If certificates are missing, or a worker does not see the store.
         IncompatibleError: If a worker has another version.
-        ResourceError: If nobody answers.
+        ResourceError: If the scheduler does not answer.
     """
     attempt = layout.attempt(uuid4().hex)
     attempt.mkdir(parents=True)
-    wanted = demands(attempt, runtime.device)
+    required = requirements(attempt, runtime.device)
     with running_cluster(runtime.scheduler, runtime.tls) as client:
         _warn_if_open(runtime.scheduler)
-        answers: Any = client.run(_answer, wanted, on_error="return")
+        answers: Any = client.run(_check_worker, required, on_error="return")
         for address, answer in sorted(answers.items()):
             if isinstance(answer, DecantError):
                 raise answer
@@ -131,8 +131,8 @@ def refuse_unfit(runtime: Runtime, layout: Layout) -> None:
                 raise IncompatibleError(
                     f"worker {address}: cannot run this software "
                     f"({type(answer).__name__}: {' '.join(str(answer).split())[:200]}); install "
-                    f"{DISTRIBUTION} {IDENTITY[DISTRIBUTION]} there as it is here, start the "
-                    "worker again, then run the same command again"
+                    f"{DISTRIBUTION} {IDENTITY[DISTRIBUTION]} there as it is here, restart the "
+                    "worker, then run the same command again"
                 )
         logger.info("%s: %d workers; dashboard %s", *_described(runtime.scheduler, answers, client))
 
@@ -141,18 +141,18 @@ def _described(address: str, answers: Any, client: Client) -> tuple[str, int, st
     try:
         link = client.dashboard_link
     except KeyError:
-        # A scheduler started with --no-dashboard has none to tell of.
+        # The scheduler was started with --no-dashboard.
         link = None
     return address, len(answers), link or "off"
 
 
 @contextmanager
 def running_cluster(address: str, certificates: Certificates) -> Iterator[Client]:
-    """Be a client of a running cluster, whose servers go on afterwards.
+    """Connect to a running cluster, which keeps running afterwards.
 
     Raises:
         ConfigError: If certificates are missing, or given for an address without encryption.
-        ResourceError: If nobody answers.
+        ResourceError: If the scheduler does not answer.
     """
     security = _security(address, certificates)
     with quiet_servers():
@@ -175,20 +175,20 @@ def running_cluster(address: str, certificates: Certificates) -> Iterator[Client
 
 
 def _security(address: str, certificates: Certificates) -> Security | None:
-    """Return what a client shows and expects, or refuse it before anybody is asked."""
+    """Return the TLS settings of a client, or refuse an invalid address or certificates."""
     match = ADDRESS.fullmatch(address)
     if match is None:
         raise ConfigError(
             f"scheduler {address!r}: expected tcp://HOST:PORT or tls://HOST:PORT of a running "
             "cluster; correct it in runtime.yaml"
         )
-    given = {f"tls_{one.name}": getattr(certificates, one.name) for one in fields(certificates)}
+    given = {f"tls_{file.name}": getattr(certificates, file.name) for file in fields(certificates)}
     missing = [key for key, path in given.items() if path is None]
     if match["scheme"] == "tcp":
         if len(missing) < len(given):
             raise ConfigError(
-                f"scheduler {address}: tcp:// uses no certificates, yet "
-                f"{', '.join(key for key in given if key not in missing)} is given; write tls://, "
+                f"scheduler {address}: tcp:// uses no certificates, but "
+                f"{', '.join(key for key in given if key not in missing)} is given; use tls://, "
                 "or remove it from runtime.yaml"
             )
         return None
@@ -199,7 +199,7 @@ def _security(address: str, certificates: Certificates) -> Security | None:
         )
     for key, path in given.items():
         if not path.is_file():
-            raise ConfigError(f"{key}: {path} is no file; correct it in runtime.yaml")
+            raise ConfigError(f"{key}: {path} is not a file; correct it in runtime.yaml")
     security = Security(
         tls_ca_file=str(certificates.ca),
         tls_client_cert=str(certificates.cert),
@@ -211,14 +211,14 @@ def _security(address: str, certificates: Certificates) -> Security | None:
     except ssl.SSLError as error:
         raise ConfigError(
             f"tls_ca {certificates.ca}, tls_cert {certificates.cert}, tls_key {certificates.key}: "
-            f"cannot be used ({error.reason or error}); expected PEM files, the key without a "
-            "password and that of the certificate"
+            f"cannot be used ({error.reason or error}); expected PEM files, with the key of the "
+            "certificate and without a password"
         ) from error
     return security
 
 
 def _warn_if_open(address: str) -> None:
-    """Say that a task is a pickle: whoever may send one runs code as the workers' user."""
+    """Warn about an open cluster: tasks are pickles, so their sender runs code as its user."""
     match = ADDRESS.fullmatch(address)
     if match is None or match["scheme"] == "tls":
         return
@@ -229,7 +229,7 @@ def _warn_if_open(address: str) -> None:
         is_local = host == "localhost"
     if not is_local:
         logger.warning(
-            "%s asks nobody who they are: whoever reaches a port of this cluster runs code as its "
-            "user; use tls:// on a network that others share",
+            "%s has no authentication: anyone who reaches a port of this cluster can run code as "
+            "its user; use tls:// on a shared network",
             address,
         )

@@ -1,4 +1,4 @@
-"""Runs the segments of a capture in this process, by one of Dask's local schedulers."""
+"""Run a capture's segments in this process with one of Dask's local schedulers."""
 
 import os
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from pipeline.teacher.workers.devices import WORKERS
 
 @dataclass(frozen=True)
 class Certificates:
-    """Files in PEM by which the members of a cluster know each other; all three, or none."""
+    """PEM files that authenticate the members of a cluster; all three or none."""
 
     ca: Path | None = None
     cert: Path | None = None
@@ -28,14 +28,23 @@ class Certificates:
 
 @dataclass(frozen=True)
 class Runtime:
-    """How, not what: none of this changes a stored value on the same hardware.
+    """How a capture runs; none of this changes a stored value on the same hardware.
 
-    `scheduler` is `synchronous`, `threads` or `processes`, or the address of a running cluster. Of
-    the latter two this holds as far as torch computes the same with other threads: those of this
-    process are divided among `processes`, and a cluster's workers have `threads`, or with 0 what
-    they were started with. `workers` 0 takes a process a GPU. `worker_megabytes` is the memory at
-    which a worker process is ended, 0 for no limit. `dashboard` is where that of `processes`
-    listens; empty for nowhere.
+    For `processes` and clusters this holds as far as torch gives the same results with another
+    number of threads.
+
+    Args:
+        device: A torch device.
+        scheduler: `synchronous`, `threads`, `processes`, or the address of a running cluster.
+        workers: Number of workers; 0 for one per GPU.
+        worker_megabytes: Memory in MiB at which a worker process is terminated; 0 for no limit.
+        writers: Threads that compress and write.
+        threads: Torch threads of a cluster's worker; 0 for what it was started with. The workers of
+            `processes` divide the threads of this process.
+        wait: Wait for another process that writes the store, instead of failing.
+        placement: How the teacher is spread over devices.
+        tls: Certificates for a running cluster.
+        dashboard: Address of the dashboard of `processes`; empty for none.
     """
 
     device: str = "cpu"
@@ -51,7 +60,7 @@ class Runtime:
 
     @property
     def is_cluster(self) -> bool:
-        """Tell whether the scheduler is one that runs already, somewhere."""
+        """Whether the scheduler is a running cluster."""
         return "://" in self.scheduler
 
 
@@ -61,13 +70,13 @@ def run_here(
     todo: Mapping[int, tuple[str, ...]],
     runtime: Runtime,
 ) -> None:
-    """Capture segments with one teacher; compressing and writing goes on in the background.
+    """Capture segments with one teacher, compressing and writing in the background.
 
     Args:
-        job: What to capture, and how.
+        job: The signals to capture and where to write them.
         model: The teacher.
         todo: The missing signals of each segment.
-        runtime: Which scheduler, with how many threads.
+        runtime: The scheduler and its number of threads.
 
     Raises:
         IntegrityError: If features are not finite and the policy is `stop`.
@@ -93,14 +102,14 @@ def run_here(
 
 
 def _write(job: SegmentJob, captured: CapturedSegment) -> None:
-    for name, parts in captured.buffers.items():
+    for name, arrays in captured.buffers.items():
         job.writers[name].write_segment(
-            captured.number, parts, rows=captured.rows, skipped=captured.skipped[name]
+            captured.number, arrays, rows=captured.rows, skipped=captured.skipped[name]
         )
 
 
 class _Progress(Callback):
-    """A bar of segments with an ETA, on stderr, whatever the local scheduler."""
+    """A progress bar of segments on stderr, for any local scheduler."""
 
     def __init__(self, segments: int) -> None:
         super().__init__()

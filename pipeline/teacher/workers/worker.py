@@ -1,7 +1,7 @@
-"""What a worker process has beside Dask: one teacher, that captures and stages segments.
+"""The Dask plugin of a worker process: it holds one teacher, and captures and stages segments.
 
-It is Dask's plugin, so a worker that replaces a dead one or joins late has it too. What it gets is
-read only after the worker has shown that it can take part.
+Dask installs it on every worker, also on replacements and late joiners. Its payload is unpickled
+only after the worker has passed its checks.
 """
 
 import gc
@@ -24,29 +24,29 @@ from transformers.utils import logging as transformers_logging
 from pipeline.errors import DecantError, ResourceError
 from pipeline.store.records import Receipt
 from pipeline.teacher.capture.segments import SegmentCapture, SegmentJob
-from pipeline.teacher.workers.remote import Demands, refusal
+from pipeline.teacher.workers.remote import Requirements, refusal
 from pipeline.training.memory import is_out_of_memory
 
 DEATHS = 3
-"""So many workers may a segment take with it until the capture ends."""
+"""Number of worker deaths on one segment that end the capture."""
 
 
 class DeadlySegmentError(Exception):
-    """A segment took `DEATHS` workers with it; this one is spared."""
+    """`DEATHS` workers died on a segment, so this worker does not run it."""
 
 
 class TeacherPlugin(WorkerPlugin):
-    """The job, and the teacher from the first segment on.
+    """Holds the job, and the teacher from the first segment on.
 
     Args:
-        name: The same for every capture of a store, so that a new one takes the place of one that
-            was killed.
-        payload: The job and what loads its teacher, pickled.
-        attempt: The attempt that shards are staged in.
-        directory: Its directory.
-        threads: Of torch; 0 leaves what the worker was started with.
-        devices: The GPUs that the workers share out, one each, by their numbers.
-        demands: What a worker must show that this process has not started itself.
+        name: The plugin's name, the same for all captures of a store, so that a new capture
+            replaces a killed one.
+        payload: The pickled job and function that loads its teacher.
+        attempt: Name of the attempt whose staging directory shards are written to.
+        directory: That directory.
+        threads: Torch threads; 0 for what the worker was started with.
+        devices: The GPUs to distribute over workers, one each.
+        requirements: Checks for a worker of a running cluster.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class TeacherPlugin(WorkerPlugin):
         threads: int,
         *,
         devices: tuple[str, ...] = (),
-        demands: Demands | None = None,
+        requirements: Requirements | None = None,
     ) -> None:
         self.name = name
         self._payload = payload
@@ -66,31 +66,31 @@ class TeacherPlugin(WorkerPlugin):
         self._directory = directory
         self._threads = threads
         self._devices = devices
-        self._demands = demands
+        self._requirements = requirements
 
     def setup(self, worker: Worker) -> None:
-        """Prepare a new worker; one that cannot take part says so when it is given a segment."""
+        """Check and prepare a new worker; a failed check is raised with its first segment."""
         self._address = worker.address
         self._is_over = threading.Event()
-        # A worker of several threads runs one segment at a time; the others may write theirs.
+        # A worker with several threads computes one segment at a time; others may write meanwhile.
         self._turn = threading.Lock()
         self._loaded: tuple[SegmentJob, SegmentCapture] | None = None
         self._refusal: DecantError | None = None
         self._threads_before = torch.get_num_threads()
-        if self._demands is None:
+        if self._requirements is None:
             transformers_logging.disable_progress_bar()
             transformers_logging.set_verbosity_error()
         else:
-            self._refusal = refusal(self._demands, worker.address)
+            self._refusal = refusal(self._requirements, worker.address)
         if self._devices:
-            # Early enough: the server that forked this process has not begun with CUDA.
+            # Early enough, because the fork server has not initialised CUDA.
             device = self._devices[int(worker.name) % len(self._devices)]
             os.environ["CUDA_VISIBLE_DEVICES"] = device
         if self._threads:
             torch.set_num_threads(self._threads)
 
     def teardown(self, worker: Worker) -> None:
-        """Leave the worker to others; a segment that runs ends before its next batch."""
+        """Free the worker; a running segment stops before its next batch."""
         self._is_over.set()
         torch.set_num_threads(self._threads_before)
         self._forget()
@@ -100,17 +100,17 @@ class TeacherPlugin(WorkerPlugin):
 
         Raises:
             ConfigError: If this worker does not see the store or the teacher.
-            DeadlySegmentError: If it took enough workers with it.
+            DeadlySegmentError: If `DEATHS` workers died on it.
             IncompatibleError: If this worker has another version.
             IntegrityError: If features are not finite and the policy is `stop`.
-            MemoryError: If memory is not to be had.
+            MemoryError: If memory runs out.
             ResourceError: If the attempt is over, or the file system refuses.
         """
         if self._refusal is not None:
             raise self._refusal
         try:
             with self._turn:
-                self._refuse_what_is_over()
+                self._raise_if_over()
                 mark = self._begin(number)
                 job, capture = self._load()
                 captured = capture(number, signals)
@@ -124,23 +124,23 @@ class TeacherPlugin(WorkerPlugin):
         receipts = {
             name: job.writers[name].stage_segment(
                 number,
-                parts,
+                arrays,
                 rows=captured.rows,
                 skipped=captured.skipped[name],
                 attempt=self._attempt,
             )
-            for name, parts in captured.buffers.items()
+            for name, arrays in captured.buffers.items()
         }
         mark.unlink(missing_ok=True)
         return receipts
 
     def _begin(self, number: int) -> Path:
-        """Leave a file that says that a worker has begun a segment and not finished it."""
+        """Create a file that marks the segment as started and not finished by a worker."""
         directory = marks(self._directory)
         if len(list(directory.glob(f"{number}-*"))) >= DEATHS:
             raise DeadlySegmentError(number)
         mark = directory / f"{number}-{uuid4().hex}"
-        # Should the attempt be over, staging will say so.
+        # If the attempt is over, staging will raise.
         with suppress(FileNotFoundError):
             mark.touch()
         return mark
@@ -152,7 +152,7 @@ class TeacherPlugin(WorkerPlugin):
             try:
                 model = load()
             except DecantError as error:
-                if self._demands is None:
+                if self._requirements is None:
                     raise
                 raise type(error)(f"worker {self._address}: {error}") from error
             base: Any = model.base_model
@@ -161,14 +161,14 @@ class TeacherPlugin(WorkerPlugin):
         return self._loaded
 
     def _before_a_batch(self, _: nn.Module, __: tuple[Any, ...]) -> None:
-        self._refuse_what_is_over()
+        self._raise_if_over()
 
-    def _refuse_what_is_over(self) -> None:
+    def _raise_if_over(self) -> None:
         if self._is_over.is_set():
             raise ResourceError(f"{self._directory}: this capture is over; start it again")
 
     def _forget(self) -> None:
-        """Drop the teacher; a thread that still uses it calls this once more."""
+        """Drop the teacher; a thread that still uses it calls this again."""
         self._loaded = None
         gc.collect()
         if torch.cuda.is_available():
@@ -176,5 +176,5 @@ class TeacherPlugin(WorkerPlugin):
 
 
 def marks(directory: Path) -> Path:
-    """Return where an attempt's workers say which segments they have begun and not finished."""
+    """Return the directory with an attempt's marks of started and unfinished segments."""
     return directory / "begun"

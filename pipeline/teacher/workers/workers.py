@@ -1,9 +1,9 @@
-"""Runs the segments of a capture in worker processes, any of which may die at any moment.
+"""Run a capture's segments in worker processes, any of which may die at any moment.
 
-A worker loads the teacher once, computes segments and stages their shards; it never touches what
-readers see. This process alone holds the store's lock, and it publishes what comes back. A segment
-on which a worker died is run again; one that takes three workers with it ends the capture. Workers
-are this process's own, or those of a cluster that runs already.
+A worker loads the teacher once, computes segments and stages their shards, but never changes what
+readers see. Only this process holds the store's lock and publishes staged shards. A segment on
+which a worker died is run again; after three deaths on one segment the capture ends. Workers are
+started by this process or belong to a running cluster.
 """
 
 import gc
@@ -33,28 +33,28 @@ from pipeline.store.records import Receipt
 from pipeline.teacher.capture.segments import SegmentJob
 from pipeline.teacher.workers.cluster import local_workers, uninterrupted
 from pipeline.teacher.workers.devices import visible_devices, worker_count
-from pipeline.teacher.workers.remote import demands, running_cluster
+from pipeline.teacher.workers.remote import requirements, running_cluster
 from pipeline.teacher.workers.schedule import Runtime
 from pipeline.teacher.workers.worker import DEATHS, DeadlySegmentError, TeacherPlugin, marks
 
 logger = logging.getLogger(__name__)
 WINDOW = 2
-"""Segments a worker is given at once: one to run, one to go on with."""
+"""Segments submitted per worker: one that runs and one that waits."""
 PUBLISHERS = 8
-"""Threads that publish what is staged: a file system syncs many files together in little more time
-than one, and nothing else limits how many workers one capture can serve."""
+"""Threads that publish staged shards. Syncing many files together takes little longer than one, and
+publishing is all that limits the number of workers of a capture."""
 LOOK_SECONDS = 2.0
-"""How often workers are counted that join or leave while none finishes a segment."""
+"""Interval for counting workers while no segment finishes."""
 NO_WORKER_SECONDS = 120.0
-"""After so long without any worker a capture ends."""
-FAREWELL_SECONDS = 30.0
-"""So long a cluster is asked to forget a capture."""
+"""Time without any worker after which a capture ends."""
+UNREGISTER_SECONDS = 30.0
+"""Timeout for removing a capture from a cluster."""
 
 
 def _task(plugin: str) -> Callable[[int, tuple[str, ...]], dict[str, Receipt]]:
-    """Return what workers run; it is pickled by value, and names nothing of this package.
+    """Return the task for workers, pickled by value and without references to this package.
 
-    So a scheduler that somebody else runs needs nothing but Dask.
+    A cluster's scheduler can therefore run without this package.
     """
     return lambda number, signals: get_worker().plugins[plugin].run(number, signals)  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -65,25 +65,25 @@ def run_in_workers(
     todo: Mapping[int, tuple[str, ...]],
     runtime: Runtime,
 ) -> None:
-    """Capture segments in worker processes and publish what they stage.
+    """Capture segments in worker processes and publish the shards they stage.
 
-    For the holder of the store's lock, after all of `staging/` was removed: a worker that some
-    earlier attempt left behind has no directory to write to.
+    The caller holds the store's lock and has removed `staging/`, so that workers of an earlier
+    attempt have no directory to write to.
 
     Args:
-        job: What to capture, and how.
+        job: The signals to capture and where to write them.
         load: Loads the teacher in a worker; it is pickled.
         todo: The missing signals of each segment.
-        runtime: How many workers of this machine, or where those of a cluster are.
+        runtime: The number of workers on this machine, or the address of a cluster.
 
     Raises:
         ConfigError: If a worker does not see the store, or lacks the device.
         IncompatibleError: If a worker has another version.
         IntegrityError: If features are not finite and the policy is `stop`.
-        ResourceError: If three workers died on one segment, no worker comes up, the cluster is
-            gone, or the file system refuses; segments with receipts stay valid.
+        ResourceError: If three workers died on one segment, no worker starts, the cluster is gone,
+            or the file system refuses; segments with receipts stay valid.
     """
-    # What this process no longer needs, the workers do.
+    # Free memory for the workers.
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -117,14 +117,16 @@ def _workers(
     runtime: Runtime,
     segments: int,
 ) -> Iterator[tuple[Client, str]]:
-    """Give every worker, also one that comes later, what it needs; return the plugin's name."""
+    """Provide workers, including later ones, with the plugin; yield the client and its name."""
     directory = job.layout.attempt(attempt)
     payload = dumps((job, load))
-    # Two captures may share a cluster, each with a store of its own; of one store there is one.
+    # Captures of different stores may share a cluster; a store has only one capture at a time.
     name = f"decant-{job.layout.root.name}"
     if runtime.is_cluster:
-        wanted = demands(directory, runtime.device)
-        plugin = TeacherPlugin(name, payload, attempt, directory, runtime.threads, demands=wanted)
+        required = requirements(directory, runtime.device)
+        plugin = TeacherPlugin(
+            *(name, payload, attempt, directory, runtime.threads), requirements=required
+        )
         with running_cluster(runtime.scheduler, runtime.tls) as client:
             try:
                 try:
@@ -137,15 +139,15 @@ def _workers(
                 yield client, name
             finally:
                 with uninterrupted(), suppress(Exception):
-                    # The workers are asked by the scheduler; a hung one must not hang this process.
+                    # With a timeout, so that a hung worker does not block this process.
                     scheduler: Any = client.scheduler
                     client.sync(
                         scheduler.unregister_worker_plugin,
                         name=name,
-                        callback_timeout=FAREWELL_SECONDS,
+                        callback_timeout=UNREGISTER_SECONDS,
                     )
         return
-    # A teacher that is spread over GPUs needs all of them.
+    # A teacher that is spread over GPUs uses all of them.
     devices = visible_devices(runtime.device) if runtime.placement is None else ()
     workers = worker_count(runtime.workers, runtime.device, devices)
     threads = max(1, torch.get_num_threads() // workers)
@@ -163,7 +165,7 @@ def _workers(
 
 
 class _Segments:
-    """Segments on their way through the workers of a client, so many at once and no more."""
+    """Submits segments to a client's workers, a limited number at a time."""
 
     def __init__(
         self,
@@ -186,9 +188,9 @@ class _Segments:
         """Yield each segment's receipts as it is staged, in any order.
 
         Raises:
-            DecantError: What a worker raised.
-            ResourceError: If a segment takes `DEATHS` workers with it, none comes up, or the
-                cluster is gone.
+            DecantError: An error that a worker raised.
+            ResourceError: If `DEATHS` workers died on a segment, no worker starts, or the cluster
+                is gone.
         """
         waiting, running = deque(sorted(todo)), self._running
         while waiting or running:
@@ -214,7 +216,7 @@ class _Segments:
                     yield receipts
 
     def end(self, *_: object) -> None:
-        """Take back what still runs or waits in a cluster that goes on."""
+        """Cancel all running and waiting tasks in a cluster that keeps running."""
         if self._running:
             with uninterrupted(), suppress(Exception):
                 self._client.cancel(list(self._running), force=True)
@@ -235,7 +237,7 @@ class _Segments:
         return list(ended.done)
 
     def _count_workers(self) -> int:
-        """Return how many workers there are; none only while there is hope."""
+        """Return the number of workers; raise if there were none for `NO_WORKER_SECONDS`."""
         count = len(self._client.scheduler_info()["workers"])
         if count:
             self._seen = time.monotonic()
@@ -246,26 +248,27 @@ class _Segments:
     def _no_worker(self) -> ResourceError:
         return ResourceError(
             f"scheduler {self._scheduler}: no worker for {NO_WORKER_SECONDS:.0f} s, expected at "
-            "least one; look for what ended them (memory, processes, time limits), or use "
+            "least one; find out what ended them (memory, processes, time limits), or use "
             "scheduler: synchronous, then run the same command again"
         )
 
     def _gone(self) -> ResourceError:
         return ResourceError(
-            f"scheduler {self._scheduler}: is gone, or somebody cancelled the tasks of this "
-            "capture; see that it runs, then run the same command again: what is finished is kept"
+            f"scheduler {self._scheduler}: is gone, or someone cancelled the tasks of this "
+            "capture; check that it runs, then run the same command again: finished segments are "
+            "kept"
         )
 
     def _count_deaths(self, number: int) -> None:
-        """Hold a death against the segment that ran, not against one that waited.
+        """Count deaths for the segment that was running, not for one that was waiting.
 
-        A cluster runs a segment again by itself, so a death may come to light with its success.
+        A cluster repeats a segment by itself, so a death may be noticed only when it succeeds.
         """
         count = len(list(self._marks.glob(f"{number}-*")))
         for death in range(self._deaths[number] + 1, count + 1):
             if death < DEATHS:
                 logger.warning(
-                    "a worker died on segment %d (%d of %d); it is run again",
+                    "a worker died on segment %d (%d of %d); running it again",
                     *(number, death, DEATHS),
                 )
         self._deaths[number] = count
@@ -281,5 +284,5 @@ class _Segments:
             f"segment {number}: {count} workers died on it (killed, out of memory, or a crash of "
             f"the teacher), expected none; look at rows {', '.join(map(str, rows[:8]))}{more} of "
             f"split {reader.plan['segments'][number]}, lower batch_tokens or use fewer workers: "
-            "what is finished is kept"
+            "finished segments are kept"
         )
