@@ -39,15 +39,15 @@ from pipeline.store.reader import StoreReader
 from pipeline.store.signals import Signal
 from pipeline.student.align.needs import depth_of, select_signals
 from pipeline.student.loop.train import train_student
+from pipeline.student.parameters import StudentParams
 from pipeline.tasks import models_language, outputs_of
 from pipeline.teacher.capture.capture import Runtime, capture
 from pipeline.teacher.capture.complete import write_manifests
 from pipeline.teacher.capture.spec import SegmentOptions
+from pipeline.teacher.parameters.capture import CaptureParams
 from pipeline.teacher.source.reference import TeacherReference
 from stages.parameters import read_yaml, section
 from stages.project import DATA
-from stages.sections.capture import CaptureParams
-from stages.sections.student import StudentParams
 
 BATCH_TOKENS = 8192
 WORK = DATA / "work" / "forms"

@@ -23,9 +23,9 @@ from pipeline.evaluate.evaluate import evaluate_model
 from pipeline.evaluate.load import load_student
 from pipeline.provenance import fingerprint, read_json, write_json
 from pipeline.student.loop.train import train_student
+from pipeline.student.parameters import StudentParams
 from stages.parameters import read_yaml, section
 from stages.project import DATA, prepare_torch, runtime, stores
-from stages.sections.student import StudentParams
 
 BATCH_TOKENS = 8192
 WORK = DATA / "work" / "seeds"

@@ -12,12 +12,12 @@ from pipeline.store.upkeep.occupancy import bytes_by_part
 from pipeline.teacher.capture.complete import is_complete, write_manifests
 from pipeline.teacher.capture.request import resolve_layers, resolve_signals
 from pipeline.teacher.capture.spec import store_fingerprint, store_spec
+from pipeline.teacher.parameters.capture import CaptureParams, plain_layers
 from pipeline.teacher.source.reference import TeacherReference
 from stages.command import params_option, resumable
 from stages.parameters import section
 from stages.placement import placement
 from stages.project import DATA, dashboard_address, prepare_torch, runtime, stores
-from stages.sections.capture import CaptureParams, plain_layers
 
 
 @click.command()

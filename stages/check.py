@@ -17,18 +17,23 @@ import click
 from pipeline.corpus.text.added import check_added
 from pipeline.corpus.text.checks import check_task
 from pipeline.corpus.text.examples import Example
+from pipeline.corpus.text.parameters import CorpusParams
 from pipeline.corpus.text.preview import preview
 from pipeline.errors import ConfigError, DecantError, IncompatibleError, ManyFoundError
+from pipeline.evaluate.options import EvaluateParams
 from pipeline.provenance import write_json
 from pipeline.scores.registry import headline
+from pipeline.section import Section
 from pipeline.store.signals import Signal
 from pipeline.student.align.needs import depth_of
 from pipeline.student.align.objective import check_task as check_losses
+from pipeline.student.parameters import StudentParams
 from pipeline.teacher.capture.request import resolve_layers, resolve_signals
+from pipeline.teacher.parameters.capture import CaptureParams, plain_layers
+from pipeline.teacher.parameters.teacher import TeacherParams
 from pipeline.training.options import TrainOptions, check_options
 from stages.command import params_option, stage
 from stages.fitting import (
-    TeacherParams,
     check_architecture,
     check_output,
     check_rows,
@@ -36,13 +41,9 @@ from stages.fitting import (
     check_template,
 )
 from stages.miniatures import check_student_model, check_teacher_model, teacher_values
-from stages.parameters import Section, section, validate
+from stages.parameters import section, validate
 from stages.project import DATA, runtime
 from stages.rehearsal import rehearse
-from stages.sections.capture import CaptureParams, plain_layers
-from stages.sections.corpus import CorpusParams
-from stages.sections.evaluate import EvaluateParams
-from stages.sections.student import StudentParams
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.errors import ConfigError, IncompatibleError
+from pipeline.evaluate.options import EvaluateParams
 from pipeline.evaluate.predictions import read_predictions
 from pipeline.evaluate.significance import PairedResult, compare_scores
 from pipeline.report.results import ModelMetrics, load_metrics
@@ -21,7 +22,6 @@ from pipeline.written_by import remedy
 from stages.command import params_option, stage
 from stages.parameters import section
 from stages.project import DATA
-from stages.sections.evaluate import EvaluateParams
 from stages.tables import width_of
 
 GROUPS = ("students", "teachers")

@@ -6,11 +6,11 @@ from typing import Any
 
 import click
 
+from pipeline.evaluate.options import EvaluateParams
 from pipeline.provenance import read_json, write_json
 from stages.command import params_option, stage
 from stages.parameters import section
 from stages.project import DATA, prepare_torch, runtime, stores
-from stages.sections.evaluate import EvaluateParams
 
 logger = logging.getLogger(__name__)
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import click
 
+from pipeline.evaluate.options import EvaluateParams
 from pipeline.provenance import write_json
 from stages.command import params_option, stage
 from stages.parameters import section
 from stages.placement import placement
 from stages.project import DATA, prepare_torch, runtime
-from stages.sections.evaluate import EvaluateParams
 
 BATCH_TOKENS = 8192
 

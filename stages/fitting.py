@@ -1,11 +1,10 @@
 """Does a teacher fit the corpus, and a student its teacher? Told by their sections alone."""
 
 from pathlib import Path
-from typing import Any, Self
-
-from pydantic import model_validator
+from typing import Any
 
 from pipeline.corpus.text.examples import Example
+from pipeline.corpus.text.parameters import CorpusParams
 from pipeline.corpus.tokens.tokenize_one import tokenize_one
 from pipeline.corpus.tokens.tokenize_prompt import Template
 from pipeline.corpus.tokens.tokenizer import local_tokenizer
@@ -14,35 +13,11 @@ from pipeline.store.forms.form import Content, Form
 from pipeline.store.forms.registry import names_of
 from pipeline.store.signals import Signal
 from pipeline.student.losses.registry import AttentionLoss, find_loss
+from pipeline.student.parameters import StudentParams
 from pipeline.tasks import generates, models_language
+from pipeline.teacher.parameters.teacher import TeacherParams
 from pipeline.teacher.source.quantization import check_quantization, check_stored_quantization
-from pipeline.training.options import TrainOptions
 from stages.miniatures import teacher_values
-from stages.parameters import Section
-from stages.sections.capture import CaptureParams
-from stages.sections.corpus import CorpusParams
-from stages.sections.student import StudentParams
-from stages.sections.teacher import TeacherModel
-from stages.sections.tokens import TokenParams
-
-
-class TeacherParams(Section):
-    """Section `teachers.T`. `fit: null` leaves a pretrained teacher's weights as they are."""
-
-    tokens: TokenParams
-    model: TeacherModel
-    fit: TrainOptions | None = None
-    capture: CaptureParams
-
-    # After, not before: what a function has seen is no JSON any more, whose lists may be tuples.
-    @model_validator(mode="after")
-    def _says_how_it_learns(self) -> Self:
-        if "fit" not in self.model_fields_set:
-            raise ValueError(
-                "fit is missing; say how to train the teacher, or `fit: null` to leave its weights "
-                "as they are"
-            )
-        return self
 
 
 def check_template(name: str, template: str | None, corpus: CorpusParams) -> None:

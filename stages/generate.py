@@ -5,11 +5,11 @@ from pathlib import Path
 import click
 
 from pipeline.corpus.tokens.transfer import keep_corpus
+from pipeline.teacher.parameters.tokens import TokenParams
 from stages.command import params_option, resumable
 from stages.parameters import check_unchanged, section
 from stages.placement import placement
 from stages.project import DATA, prepare_torch, runtime, work
-from stages.sections.tokens import TokenParams
 
 
 @click.command()
@@ -31,18 +31,17 @@ def generate(teacher: str, params: Path) -> None:
     if options.targets == "corpus":
         keep_corpus(output)
         return
-    from pipeline.generation.generate import GenerationOptions
+    from pipeline.generation.options import GenerationOptions
     from pipeline.teacher.source.generate import generate as run
 
     machine = runtime()
-    generation = {} if options.generation is None else options.generation.model_dump()
     run(
         name=teacher,
         tokens=DATA / "corpus" / "tokens" / teacher,
         teacher=DATA / "teachers" / teacher,
         output=output,
         work=work(),
-        options=GenerationOptions(**generation),
+        options=options.generation or GenerationOptions(),
         device=prepare_torch(machine),
         placement=placement(machine),
         before_commit=check_unchanged,

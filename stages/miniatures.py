@@ -10,8 +10,8 @@ from typing import Any
 from pipeline.errors import DecantError, IncompatibleError
 from pipeline.provenance import read_json
 from pipeline.store.signals import Signal
-from stages.sections.student import StudentParams
-from stages.sections.teacher import TeacherModel
+from pipeline.student.parameters import StudentParams
+from pipeline.teacher.parameters.model import TeacherModel
 
 TRAINED_PAD = 1
 """The padding id of a tokenizer that is trained here."""

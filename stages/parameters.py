@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -41,12 +41,6 @@ EXPECTED = {
     "none_required": "null",
 }
 """What a key should hold, by pydantic's error type, in YAML's words."""
-
-
-class Section(BaseModel):
-    """A frozen section of parameters: unknown keys and NaN are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def read_yaml(path: Path) -> Any:

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
+from pipeline.corpus.text.parameters import CorpusParams
 from pipeline.corpus.text.prepare import prepare_corpus
 from stages.command import params_option, stage
 from stages.parameters import section
 from stages.project import DATA
-from stages.sections.corpus import CorpusParams
 
 
 @click.command()

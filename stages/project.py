@@ -9,7 +9,8 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from pipeline.errors import ConfigError, IntegrityError
 from pipeline.provenance import read_json
-from stages.parameters import Section, read_yaml, validate
+from pipeline.section import Section
+from stages.parameters import read_yaml, validate
 
 DATA = Path("data")
 """Everything stages write, relative to the directory that holds `params.yaml`."""

@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.provenance import write_json
 from pipeline.store.signals import Signal, dotted, manifest_record
 from pipeline.student.align.needs import select_signals
-from stages.sections.student import StudentParams
+from pipeline.student.parameters import StudentParams
 
 
 def rehearse(

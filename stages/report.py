@@ -11,6 +11,7 @@ from rich.console import Console
 
 from pipeline.corpus.text.examples import read_split
 from pipeline.errors import ConfigError, IncompatibleError, IntegrityError
+from pipeline.evaluate.options import EvaluateParams
 from pipeline.evaluate.predictions import read_predictions
 from pipeline.evaluate.significance import compare_predictions
 from pipeline.provenance import read_json
@@ -34,7 +35,6 @@ from pipeline.written_by import remedy
 from stages.command import params_option, stage
 from stages.parameters import section
 from stages.project import DATA, stores
-from stages.sections.evaluate import EvaluateParams
 
 logger = logging.getLogger(__name__)
 

@@ -12,11 +12,12 @@ from pydantic import ConfigDict
 
 from pipeline.evaluate.reference import reference_logits
 from pipeline.provenance import write_json
+from pipeline.section import Section
 from pipeline.student.align.needs import select_signals
 from pipeline.student.align.objective import Alignment, Objective
 from pipeline.student.model.origin import StudentModel
 from stages.command import params_option, stage
-from stages.parameters import Section, section
+from stages.parameters import section
 from stages.project import DATA
 
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
+from pipeline.teacher.parameters.model import TeacherModel
 from pipeline.training.options import TrainOptions
 from stages.command import params_option, resumable
 from stages.parameters import check_unchanged, section
 from stages.project import DATA, prepare_torch, runtime, work
-from stages.sections.teacher import TeacherModel
 
 
 @click.command()

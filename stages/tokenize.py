@@ -6,10 +6,10 @@ from typing import Any
 import click
 
 from pipeline.errors import ConfigError
+from pipeline.teacher.parameters.tokens import TokenParams
 from stages.command import params_option, stage
 from stages.parameters import section
 from stages.project import DATA
-from stages.sections.tokens import TokenParams
 
 
 @click.command("tokenize")

@@ -10,11 +10,11 @@ import click
 
 from pipeline.errors import ConfigError
 from pipeline.provenance import read_json
+from pipeline.student.parameters import StudentParams
 from stages.command import params_option, resumable
 from stages.parameters import check_unchanged, section
 from stages.project import DATA, Runtime, prepare_torch, runtime, stores, work
 from stages.ranks import KEEPS, LOST_CODE, check_gpus, is_first, is_lost_peer, is_rank, run_ranks
-from stages.sections.student import StudentParams
 
 if TYPE_CHECKING:
     from pipeline.student.loop.training import Training

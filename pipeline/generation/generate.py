@@ -9,38 +9,17 @@ import logging
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel
 
 from pipeline.errors import IncompatibleError
+from pipeline.generation.options import GenerationOptions
 from pipeline.taps.row_length import longest_row
 
 logger = logging.getLogger(__name__)
-
-Positive = Annotated[int, Field(ge=1)]
-
-
-class GenerationOptions(BaseModel):
-    """How a model continues a prompt: by default greedily, the same on every run.
-
-    `temperature` 0 takes the likeliest token, more of it draws from the distribution, of which
-    `top_p` keeps the likeliest part (nucleus sampling, arXiv 1904.09751); with several beams too,
-    which at 0 are searched.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    max_new_tokens: Positive = 64
-    num_beams: Positive = 1
-    temperature: Annotated[float, Field(ge=0)] = 0.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    batch_size: Positive = 16
-    seed: Annotated[int, Field(ge=0)] = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,21 +3,18 @@
 from importlib.util import find_spec
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from pipeline.errors import ConfigError
+from pipeline.section import Positive, Section
 
-Positive = Annotated[int, Field(ge=1)]
 
-
-class TrainOptions(BaseModel):
+class TrainOptions(Section):
     """One optimisation: an optimiser with warm-up, a schedule and gradient clipping.
 
     `batch_size` counts examples of a batch on one process; `steps`, if given, replaces `epochs`.
     `warmup` is a share of the run. Intervals are in optimiser steps.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     epochs: Positive = 3
     steps: Positive | None = None

@@ -13,6 +13,7 @@ from pipeline.store.plan import Plan
 from pipeline.store.reader import StoreReader
 from pipeline.store.signals import Signal
 from pipeline.store.upkeep.gc import store_bytes
+from pipeline.student.parameters import StudentParams
 from pipeline.tasks import models_language
 from pipeline.teacher.capture.complete import is_complete
 from pipeline.teacher.capture.spec import store_fingerprint, store_spec
@@ -20,7 +21,6 @@ from stages.placement import placement
 from stages.planning.project import Project
 from stages.project import DATA, prepare_torch, runtime, stores
 from stages.rehearsal import rehearse
-from stages.sections.student import StudentParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

@@ -6,22 +6,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.corpus.text.examples import read_corpus_meta
+from pipeline.corpus.text.parameters import CorpusParams
 from pipeline.corpus.text.prepare import prepare_corpus
 from pipeline.corpus.tokens.tokens import TokenSet
 from pipeline.corpus.tokens.transfer import RECORD, transfer_tokens
 from pipeline.errors import ConfigError
 from pipeline.store.signals import Signal
 from pipeline.student.align.needs import depth_of
+from pipeline.student.parameters import StudentParams
 from pipeline.teacher.capture.request import resolve_layers, resolve_signals
 from pipeline.teacher.capture.spec import SegmentOptions
+from pipeline.teacher.parameters.capture import CaptureParams, plain_layers
+from pipeline.teacher.parameters.model import TeacherModel
+from pipeline.teacher.parameters.tokens import TokenParams
 from pipeline.teacher.source.reference import TeacherReference
 from stages.parameters import section
 from stages.project import DATA
-from stages.sections.capture import CaptureParams, plain_layers
-from stages.sections.corpus import CorpusParams
-from stages.sections.student import StudentParams
-from stages.sections.teacher import TeacherModel
-from stages.sections.tokens import TokenParams
 
 if TYPE_CHECKING:
     from pipeline.planning.token_count import TokenCount

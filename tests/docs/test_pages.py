@@ -9,7 +9,9 @@ from pydantic import BaseModel, RootModel
 from ruamel.yaml import YAML
 
 from pipeline.corpus.sources.registry import SOURCES
-from pipeline.evaluate.options import GenerateOptions, IntervalOptions
+from pipeline.corpus.text.parameters import CorpusParams
+from pipeline.evaluate.options import EvaluateParams, GenerateOptions, IntervalOptions
+from pipeline.generation.options import GenerationOptions
 from pipeline.store.forms.form import options
 from pipeline.store.forms.registry import FORMS, forms_of
 from pipeline.student.align.layer_maps import LAYER_MAPS
@@ -17,23 +19,21 @@ from pipeline.student.align.objective import TERMS, Alignment, Objective
 from pipeline.student.align.projectors import PROJECTORS
 from pipeline.student.losses.registry import AttentionLoss, FeatureLoss, OutputLoss, built_in
 from pipeline.student.model.origin import LoraOptions, StudentModel
+from pipeline.student.parameters import StudentParams
+from pipeline.teacher.parameters.capture import CaptureParams
+from pipeline.teacher.parameters.model import QuantizationIn, TeacherModel
+from pipeline.teacher.parameters.tokens import TokenParams
 from pipeline.training.options import TrainOptions
 from stages.cli import COMMANDS
 from stages.parameters import validate
 from stages.project import Runtime
-from stages.sections.capture import CaptureParams
-from stages.sections.corpus import CorpusParams
-from stages.sections.evaluate import EvaluateParams
-from stages.sections.student import StudentParams
-from stages.sections.teacher import QuantizationIn, TeacherModel
-from stages.sections.tokens import TeacherText, TokenParams
 from tests.docs.pages import PAGES, ROOT, Fence, anchor, fences, tables
 
 SECTIONS: dict[str, type[BaseModel]] = {
     "`corpus`": CorpusParams,
     **{f"`corpus.source`, kind `{name}`": kind for name, kind in SOURCES.ours.items()},
     "`teachers.T.tokens`": TokenParams,
-    "`teachers.T.tokens.generation`": TeacherText,
+    "`teachers.T.tokens.generation`": GenerationOptions,
     "`teachers.T.model`": TeacherModel,
     "`teachers.T.model.quantization`": QuantizationIn,
     "`teachers.T.capture`": CaptureParams,

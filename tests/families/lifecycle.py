@@ -18,14 +18,14 @@ from pipeline.student.align.needs import select_signals
 from pipeline.student.align.objective import Alignment, Objective
 from pipeline.student.loop.train import train_student
 from pipeline.student.model.origin import StudentModel
+from pipeline.student.parameters import StudentParams
 from pipeline.taps.check import TapRequest
 from pipeline.taps.configuration import NOT_ARCHITECTURE, auto_class, settable_keys
 from pipeline.taps.miniature import MOST_PARAMETERS, check_in_miniature
+from pipeline.teacher.parameters.model import TeacherModel
 from pipeline.teacher.source.reference import TeacherReference
 from pipeline.training.options import TrainOptions
 from stages.miniatures import check_student_model, check_teacher_model
-from stages.sections.student import StudentParams
-from stages.sections.teacher import TeacherModel
 from tests.captured import OPTIONS, VOCAB, Captured, signal, write_rows, write_teacher
 from tests.families.configs import small_config
 from tests.tiny import tiny_model

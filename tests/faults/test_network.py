@@ -15,9 +15,9 @@ import torch
 from transformers import dynamic_module_utils
 
 from pipeline.errors import ConfigError, IncompatibleError
+from pipeline.teacher.parameters.model import TeacherModel
 from pipeline.teacher.source.load import load_pretrained, load_teacher
 from pipeline.teacher.source.teach import teach
-from stages.sections.teacher import TeacherModel
 from tests.cases import ROOT
 from tests.faults.forked import Child, decant, start
 from tests.faults.small_project import CAPTURE, STUDENT, SmallProject, small_project

@@ -9,13 +9,8 @@ from hypothesis import strategies as st
 from transformers import GenerationConfig
 
 from pipeline.errors import IncompatibleError
-from pipeline.generation.generate import (
-    Continuation,
-    GenerationOptions,
-    generate_batches,
-    generate_ids,
-    plan_batches,
-)
+from pipeline.generation.generate import Continuation, generate_batches, generate_ids, plan_batches
+from pipeline.generation.options import GenerationOptions
 from tests.tiny import MAX_LENGTH, PAD_ID, tiny_model
 
 CPU = torch.device("cpu")

@@ -8,14 +8,14 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.errors import ConfigError
+from pipeline.teacher.parameters.capture import CaptureParams
+from pipeline.teacher.parameters.model import TeacherModel
 from pipeline.teacher.source.placement import Placement
 from pipeline.teacher.source.quantization import Quantization
 from stages.inspect import inspect
 from stages.parameters import validate
 from stages.placement import placement
 from stages.project import Runtime, runtime
-from stages.sections.capture import CaptureParams
-from stages.sections.teacher import TeacherModel
 from tests.captured import OPTIONS, prepared, signal
 
 HIDDEN = {"hidden": {"layers": [1], "form": "int8"}}

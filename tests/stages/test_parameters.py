@@ -8,12 +8,13 @@ from typing import Any
 import dvc.utils.serialize
 import pytest
 
+from pipeline.corpus.text.parameters import CorpusParams
 from pipeline.errors import ConfigError, DecantError
-from stages.fitting import TeacherParams
-from stages.parameters import Section, read_yaml, section, validate
-from stages.sections.corpus import CorpusParams
-from stages.sections.evaluate import EvaluateParams
-from stages.sections.student import StudentParams
+from pipeline.evaluate.options import EvaluateParams
+from pipeline.section import Section
+from pipeline.student.parameters import StudentParams
+from pipeline.teacher.parameters.teacher import TeacherParams
+from stages.parameters import read_yaml, section, validate
 from tests.cases import tiny_params, write_params
 
 

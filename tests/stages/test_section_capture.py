@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.teacher.capture.request import resolve_signals
-from stages.sections.capture import CaptureParams
+from pipeline.teacher.parameters.capture import CaptureParams
 
 
 def names(**section) -> list[str]:

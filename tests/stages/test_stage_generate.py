@@ -7,9 +7,8 @@ import pytest
 
 from pipeline.corpus.tokens.tokens import TokenSet
 from pipeline.evaluate.options import GenerateOptions
-from pipeline.generation.generate import GenerationOptions
+from pipeline.generation.options import GenerationOptions
 from pipeline.provenance import read_json, write_json
-from stages.sections.tokens import TeacherText
 from tests.cases import error_line, tiny_params, write_params
 
 TRANSFER = Path("data/corpus/transfer/main")
@@ -24,15 +23,13 @@ def test_the_corpuss_own_targets_cost_nothing_and_load_nothing(decant, project):
     assert read_json(TRANSFER / "transfer.json") == {"targets": "corpus"}
 
 
-def test_the_options_are_those_of_the_library_wherever_they_stand():
+def test_evaluation_generates_with_the_defaults_of_every_generation():
     def defaults(section):
         return {
             name: (field.default, field.metadata) for name, field in section.model_fields.items()
         }
 
-    # Written down three times, so that a look at params.yaml loads no torch.
     library = defaults(GenerationOptions)
-    assert defaults(TeacherText) == library
     evaluated = defaults(GenerateOptions)
     assert {name: library[name] for name in evaluated if name != "rows"} == {
         name: field for name, field in evaluated.items() if name != "rows"

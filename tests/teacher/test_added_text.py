@@ -6,7 +6,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.generation.generate import GenerationOptions, plan_batches
+from pipeline.generation.generate import plan_batches
+from pipeline.generation.options import GenerationOptions
 from pipeline.teacher.source.teach import teach
 from tests.captured import Captured, prepared
 from tests.grown import grown

@@ -13,7 +13,8 @@ from pipeline.corpus.text.examples import SPLITS
 from pipeline.corpus.tokens.tokens import TokenMeta, TokenSet, token_digest, write_tokens
 from pipeline.corpus.tokens.transfer import keep_corpus, read_columns, transfer_tokens
 from pipeline.errors import ConfigError, IntegrityError
-from pipeline.generation.generate import GenerationOptions, generate_ids
+from pipeline.generation.generate import generate_ids
+from pipeline.generation.options import GenerationOptions
 from pipeline.provenance import read_json, write_json
 from pipeline.teacher.source import generate as module
 from pipeline.teacher.source.generate import generate

@@ -22,6 +22,7 @@ from pydantic import (
 
 from pipeline.errors import ConfigError
 from pipeline.registry import Origin, Registry
+from pipeline.section import Section
 from pipeline.store.forms.form import Content
 from pipeline.store.forms.registry import forms_of, names_of
 from pipeline.student.align.layer_maps import LAYER_MAPS
@@ -128,12 +129,6 @@ class Weight(RootModel[AnyWeight]):
         share = min(max(progress / line.until, 0.0), 1.0)
         # Not start + share * (end - start): that misses `end` by a rounding step at share 1.
         return (1.0 - share) * line.start + share * line.end
-
-
-class Section(BaseModel):
-    """A frozen section of parameters: unknown keys and NaN are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def _known(names: Callable[[], Iterable[str]], find: Callable[[str], Any]) -> AfterValidator:

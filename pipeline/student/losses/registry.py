@@ -9,9 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar, cast, get_args
 
-from pydantic import BaseModel, ConfigDict
-
 from pipeline.registry import Registry
+from pipeline.section import Section
 from pipeline.store.forms.form import Content
 from pipeline.student.losses.lazy_torch import Tensor
 from pipeline.tasks import Task, models_language
@@ -24,10 +23,8 @@ MULTI_LABEL: frozenset[str] = frozenset({"multi-label"})
 ALL_TASKS: frozenset[str] = frozenset(get_args(Task))
 
 
-class LossOptions(BaseModel):
+class LossOptions(Section):
     """The options of a loss; without fields, none."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True, kw_only=True)

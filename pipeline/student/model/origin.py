@@ -6,9 +6,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline.provenance import file_sha256
-from pipeline.student.align.objective import Section
+from pipeline.section import Positive, Section
 
-Positive = Annotated[int, Field(ge=1)]
 Every = Annotated[dict[Literal["every"], Positive], Field(min_length=1)]
 
 

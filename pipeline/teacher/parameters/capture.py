@@ -1,18 +1,16 @@
 """Section `teachers.T.capture`: which layers are stored, in which form, of how much text."""
 
 import dataclasses
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
 from pipeline.errors import ConfigError
+from pipeline.section import Positive, Section
 from pipeline.store.forms.form import Form
 from pipeline.store.forms.registry import build_form
 from pipeline.teacher.capture.request import LayerRequest
 from pipeline.teacher.capture.spec import SegmentOptions
-from stages.parameters import Section
-
-Positive = Annotated[int, Field(ge=1)]
 
 
 class Every(Section):
@@ -71,7 +69,7 @@ class CaptureParams(Section):
     nonfinite: Literal["stop", "skip"] = "stop"
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _fits(self) -> "CaptureParams":
         if self.segment_tokens % self.chunk_tokens:
             raise ValueError(
                 f"segment_tokens is {self.segment_tokens}, expected a multiple of chunk_tokens, "

@@ -2,12 +2,12 @@
 
 import re
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pydantic import model_validator
 
+from pipeline.section import Section
 from pipeline.teacher.source.quantization import Quantization
-from stages.parameters import Section
 
 COMMIT = r"[0-9a-f]{40}"
 
@@ -33,7 +33,7 @@ class TeacherModel(Section):
     quantization: QuantizationIn | None = None
 
     @model_validator(mode="after")
-    def _one_origin(self) -> Self:
+    def _one_origin(self) -> "TeacherModel":
         if (self.path is None) == (self.scratch is None):
             raise ValueError("expected exactly one of path and scratch; add or remove one")
         if self.scratch is not None and "model_type" not in self.scratch:

@@ -6,23 +6,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline.corpus.files import open_text
-from stages.parameters import Section
-
-Positive = Annotated[int, Field(ge=1)]
-
-
-class TeacherText(Section):
-    """Section `teachers.T.tokens.generation`: how the teacher writes its own targets.
-
-    `temperature` 0 takes the likeliest token, `top_p` cuts the tail of what is drawn from.
-    """
-
-    max_new_tokens: Positive = 64
-    num_beams: Positive = 1
-    temperature: Annotated[float, Field(ge=0)] = 0.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    batch_size: Positive = 16
-    seed: Annotated[int, Field(ge=0)] = 0
+from pipeline.generation.options import GenerationOptions
+from pipeline.section import Section
 
 
 class TokenParams(Section):
@@ -41,7 +26,7 @@ class TokenParams(Section):
     chat_template: str | None = None
     chat_date: str = "2026-01-01"
     targets: Literal["corpus", "teacher"] = "corpus"
-    generation: TeacherText | None = None
+    generation: GenerationOptions | None = None
 
     @model_validator(mode="after")
     def _generation_is_the_teachers(self) -> "TokenParams":

@@ -4,10 +4,10 @@ from typing import Annotated
 
 from pydantic import Field
 
+from pipeline.section import Section
 from pipeline.student.align.objective import Alignment, Objective
 from pipeline.student.model.origin import StudentModel
 from pipeline.training.options import TrainOptions
-from stages.parameters import Section
 
 
 class StudentParams(Section):

@@ -5,8 +5,8 @@ from typing import Annotated
 from pydantic import Field
 
 from pipeline.corpus.sources.registry import CorpusSource
+from pipeline.section import Section
 from pipeline.tasks import Task
-from stages.parameters import Section
 
 Share = Annotated[float, Field(gt=0, lt=0.5)]
 

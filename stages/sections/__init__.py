@@ -1,1 +1,0 @@
-"""The sections of `params.yaml`, one model each; a stage imports only its own."""
