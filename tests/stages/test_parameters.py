@@ -74,7 +74,7 @@ CASES = [
     (
         f"{ALIGNED}.align",
         {"layers": 7},
-        "align.layers: found 7, expected 'uniform', 'last' or 'emd' or a mapping",
+        "align.layers: found 7, expected uniform, last, emd or a mapping from student",
     ),
 ]
 

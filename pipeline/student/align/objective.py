@@ -17,6 +17,7 @@ from pydantic import (
     RootModel,
     Tag,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -363,3 +364,13 @@ class Alignment(Section):
 
     layers: Annotated[str, _part(LAYER_MAPS)] | dict[int, int] = "uniform"
     embeddings: bool = True
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _is_a_name_or_a_mapping(cls, value: Any) -> Any:
+        if not isinstance(value, str | dict):
+            raise ValueError(  # noqa: TRY004 - pydantic reports ValueErrors
+                f"found {value!r}, expected {', '.join(LAYER_MAPS)} or a mapping from student "
+                "layers to teacher layers; correct it"
+            )
+        return value
