@@ -29,8 +29,8 @@ from benchmarks.synthetic import quiet
 from pipeline.corpus.tokens.tokens import TokenSet
 from pipeline.errors import ConfigError
 from pipeline.evaluate.agreement import agreement
+from pipeline.evaluate.answers import sequence_logits
 from pipeline.evaluate.load import load_student
-from pipeline.evaluate.outputs import sequence_logits
 from pipeline.evaluate.perplexity import perplexity
 from pipeline.provenance import fingerprint, read_json, write_json
 from pipeline.store.forms.registry import build_form

@@ -11,7 +11,7 @@ from transformers import (
 )
 
 from pipeline.errors import IncompatibleError, IntegrityError
-from pipeline.evaluate.outputs import sequence_logits
+from pipeline.evaluate.answers import sequence_logits
 
 CPU = torch.device("cpu")
 ROWS = [[1, 5, 2], [3], [4, 4, 6, 7, 8, 9, 2], [10, 11], [2, 3, 4, 5, 6]]

@@ -19,9 +19,9 @@ from pipeline.taps import check
 from pipeline.taps.check import TapReport, TapRequest, check_taps
 from pipeline.taps.head import linear_head
 from pipeline.teacher.capture import forward
-from pipeline.teacher.capture.device_copy import Arrivals
 from pipeline.teacher.capture.encode import BatchEncoder, encode_rows
 from pipeline.teacher.capture.forward import Batch, TappedTeacher
+from pipeline.teacher.capture.segments import Arrivals
 from tests.captured import signal
 from tests.tiny import tiny_batch, tiny_model
 

@@ -17,8 +17,8 @@ from pipeline.axes import TRAIN, Axis
 from pipeline.errors import IntegrityError
 from pipeline.store.extent import example_rows
 from pipeline.store.reader import Segment, StoreReader
+from pipeline.student.data.batch_order import Timetable, make_timetable
 from pipeline.student.data.reads import SegmentReads
-from pipeline.student.data.timetable import Timetable, make_timetable
 
 POOLS = 2
 """Pools of segments in memory, each as large as what is mixed at a time: one in use, one read."""

@@ -23,9 +23,56 @@ from pipeline.store.reader import StoreReader
 from pipeline.store.records import Declaration
 from pipeline.store.signals import Signal
 from pipeline.taps.check import TapReport
-from pipeline.teacher.capture.device_copy import Arrival, Arrivals
 from pipeline.teacher.capture.encode import BatchEncoder, Encoded
 from pipeline.teacher.capture.forward import Batch, segment_batches
+
+
+class Arrivals:
+    """Starts asynchronous copies of one thread's batches; each thread needs its own object."""
+
+    def __init__(self) -> None:
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+
+    def send(self, tensors: Mapping[str, Tensor]) -> "Arrival":
+        """Start to copy; the caller may drop the tensors at once."""
+        hosts: dict[str, Tensor] = {}
+        used: set[torch.device] = set()
+        for name, tensor in tensors.items():
+            if tensor.device.type != "cuda":
+                hosts[name] = tensor.cpu()
+                continue
+            hosts[name] = self._copy(tensor, is_ordered=tensor.device in used)
+            used.add(tensor.device)
+        events = [self._streams[device].record_event() for device in used]
+        return Arrival(hosts, events)
+
+    def _copy(self, tensor: Tensor, *, is_ordered: bool) -> Tensor:
+        device = tensor.device
+        stream = self._streams.setdefault(device, torch.cuda.Stream(device))
+        if not is_ordered:
+            # Copies must wait for the encoding kernels; once per batch is enough.
+            stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            host.copy_(tensor, non_blocking=True)
+        # Keep the allocator from reusing its memory before it is copied.
+        tensor.record_stream(stream)
+        return host
+
+
+class Arrival:
+    """Tensors whose copy has started."""
+
+    def __init__(self, hosts: Mapping[str, Tensor], events: Sequence[torch.Event]) -> None:
+        self._hosts = hosts
+        self._events = events
+
+    def wait(self) -> dict[str, NDArray[Any]]:
+        """Wait for the copies and return them as arrays."""
+        for event in self._events:
+            event.synchronize()
+        return {name: host.numpy() for name, host in self._hosts.items()}
+
 
 logger = logging.getLogger(__name__)
 
