@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from pipeline.provenance import write_json
+from pipeline.store.layout import BLOCKS
 from pipeline.store.signals import Signal, dotted, manifest_record
 from pipeline.student.align.needs import select_signals
 from pipeline.student.parameters import StudentParams
@@ -41,7 +42,7 @@ def rehearse(
     for signal in signals:
         records[dotted(signal.name)] = manifest_record(signal, "")
     if blocks:
-        records["blocks"] = {"signal": "blocks", "layers": list(blocks), "digest": ""}
+        records[BLOCKS] = {"signal": BLOCKS, "layers": list(blocks), "digest": ""}
     with TemporaryDirectory() as directory:
         for record, values in records.items():
             write_json(Path(directory) / f"{record}.json", values)

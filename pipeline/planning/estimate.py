@@ -19,6 +19,7 @@ from pipeline.errors import IncompatibleError
 from pipeline.store.codec import CRC, encode_shard, most_bytes
 from pipeline.store.extent import Extent, example_rows, segment_extent
 from pipeline.store.forms.form import ArrayType, Tap
+from pipeline.store.layout import BLOCKS
 from pipeline.store.plan import Plan
 from pipeline.store.planner import EXAMPLE_DTYPES, ROW_DIGEST_BYTES, TOKEN_DTYPES
 from pipeline.store.signals import Signal
@@ -26,7 +27,6 @@ from pipeline.taps.anatomy import find_anatomy
 from pipeline.taps.below import query_key_parameters
 from pipeline.taps.check import TapReport
 from pipeline.taps.head import linear_head
-from pipeline.teacher.capture.assets import BLOCKS
 from pipeline.teacher.capture.declare import geometry_of, row_bytes
 from pipeline.teacher.capture.request import splits_of
 

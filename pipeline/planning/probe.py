@@ -33,7 +33,7 @@ from pipeline.teacher.capture.declare import geometry_of
 from pipeline.teacher.capture.encode import BatchEncoder
 from pipeline.teacher.capture.forward import Batch, TappedTeacher, segment_batches
 from pipeline.teacher.capture.statistics import measure_channels
-from pipeline.teacher.capture.tap_check import check_signals, checked_batch
+from pipeline.teacher.capture.tap_check import CHECK_EXAMPLES, check_signals, checked_batch
 from pipeline.teacher.source.load import load_pretrained, load_teacher
 from pipeline.teacher.source.placement import Placement
 from pipeline.teacher.source.reference import TeacherReference
@@ -41,7 +41,6 @@ from pipeline.teacher.source.reference import TeacherReference
 logger = logging.getLogger(__name__)
 PROBE_TOKENS = 16384
 """Enough for ratios within a few percent; a batch or two."""
-CHECK_EXAMPLES = 4
 ROUNDS, LONG_SECONDS = 3, 20.0
 """How often the batches are run, unless that takes long."""
 HEAD_ROWS = 1024

@@ -7,6 +7,8 @@ from pipeline.store.signals import dotted
 
 FORMAT = 1
 """Version of the layout and conventions; it enters every store's fingerprint."""
+BLOCKS = "blocks"
+"""Name of the asset with the teacher's blocks that students start from; no signal needs it."""
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,6 @@ from pipeline.store.reader import StoreReader
 from pipeline.store.records import Declaration
 from pipeline.store.shards import ArraySpec
 
-BLOCKS = "blocks"
-"""The asset of blocks that students start from; no signal needs it."""
-
 
 def planned_arrays(plan: Mapping[str, Any]) -> dict[str, ArraySpec]:
     """Return the arrays that the planner wrote, by path below `features.zarr`."""

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from pipeline.errors import IncompatibleError, IntegrityError
 from pipeline.store.index import read_index
-from pipeline.store.layout import Layout
+from pipeline.store.layout import BLOCKS, Layout
 from pipeline.store.lock import holder_of
 from pipeline.store.signals import dotted
-from pipeline.store.upkeep.contents import BLOCKS, assets_of
+from pipeline.store.upkeep.contents import assets_of
 from pipeline.store.upkeep.gc import (
     REMOVED,
     bytes_of,

@@ -12,6 +12,7 @@ from pipeline.errors import ConfigError, DecantError, IncompatibleError, in_shor
 from pipeline.provenance import read_json
 from pipeline.store.forms.form import Content
 from pipeline.store.forms.registry import names_of
+from pipeline.store.layout import BLOCKS
 from pipeline.store.signals import CapturedSignal
 from pipeline.student.align.layer_maps import (
     LAYER_MAPS,
@@ -84,7 +85,7 @@ def select_signals(
         chosen.append(_one(signals, "logits", None, objective.output.form, key))
     assets: dict[str, Any] = {}
     if model.init == "teacher-layers":
-        assets["blocks"] = _blocks(records, key, student_layers, teacher_layers, model.blocks)
+        assets[BLOCKS] = _blocks(records, key, student_layers, teacher_layers, model.blocks)
     selected = {
         "store": store["store"],
         "signals": {signal.name: signal.digest for signal in chosen},
@@ -263,7 +264,7 @@ def _blocks(
         )
     except IncompatibleError as error:
         raise IncompatibleError(f"{key}.model.blocks: {error}") from error
-    asset = next((r for r in records if r.get("signal") == "blocks"), None)
+    asset = next((r for r in records if r.get("signal") == BLOCKS), None)
     have = asset["layers"] if asset else []
     if asset is None or not set(wanted) <= set(have):
         raise IncompatibleError(

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, se
 
 from pipeline.errors import ConfigError, IncompatibleError, ResourceError
 from pipeline.provenance import fingerprint
+from pipeline.store.layout import BLOCKS
 from pipeline.store.reader import StoreReader
 from pipeline.student.align.distiller import Distiller
 from pipeline.student.data.batch_order import BatchOrder
@@ -286,7 +287,7 @@ def _build(asked: Training, reader: StoreReader, kept: Vocabulary | None) -> Pre
         task=plan["task"],
         seed=asked.options.seed,
         blocks=_blocks(reader, asked.selected) if asked.model.init == "teacher-layers" else None,
-        layer_choice=asked.selected["assets"].get("blocks", {}).get("layers", "uniform"),
+        layer_choice=asked.selected["assets"].get(BLOCKS, {}).get("layers", "uniform"),
         vocabulary=None if kept is None else kept.ids,
         tokenizer=reader.tokenizer(),
     )
@@ -313,10 +314,10 @@ def _distiller(
 
 
 def _blocks(reader: StoreReader, selected: Mapping[str, Any]) -> Path:
-    path = reader.asset("blocks")
-    record = reader.index["assets"]["blocks"]
+    path = reader.asset(BLOCKS)
+    record = reader.index["assets"][BLOCKS]
     found = f"{record['bytes']}-{record['xxh3']:016x}"
-    wanted = selected["assets"]["blocks"]["digest"]
+    wanted = selected["assets"][BLOCKS]["digest"]
     if found != wanted:
         raise IncompatibleError(
             f"{path}: blocks {found}, expected {wanted}; run the select stage again (`decant "

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from pipeline.provenance import write_bytes_atomically, write_json
 from pipeline.store.index import index_asset, read_index
-from pipeline.store.layout import Layout
+from pipeline.store.layout import BLOCKS, Layout
 from pipeline.store.shards import bytes_digest, file_digest
 from pipeline.taps.anatomy import Anatomy, find_anatomy
 from pipeline.taps.below import query_key_parameters
@@ -20,7 +20,6 @@ from pipeline.taps.configuration import text_part
 from pipeline.taps.head import head_parameters
 from pipeline.taps.magnitudes import PREFIX
 from pipeline.taps.weights import plain_weights
-from pipeline.teacher.capture.complete import BLOCKS
 
 HALF = (torch.bfloat16, torch.float16)
 

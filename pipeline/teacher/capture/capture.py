@@ -24,7 +24,7 @@ from pipeline.errors import IntegrityError
 from pipeline.provenance import unfinished_files
 from pipeline.store.commit import SignalWriter
 from pipeline.store.index import read_index, withdraw
-from pipeline.store.layout import Layout
+from pipeline.store.layout import BLOCKS, Layout
 from pipeline.store.links import refuse_links
 from pipeline.store.lock import writer_lock
 from pipeline.store.plan import Plan
@@ -43,7 +43,6 @@ from pipeline.teacher.capture.batch_size import (
     named_memory,
     settle_batch_tokens,
 )
-from pipeline.teacher.capture.complete import BLOCKS
 from pipeline.teacher.capture.declare import declarations, load_declaration
 from pipeline.teacher.capture.disk_space import (
     RowSizes,
@@ -57,7 +56,7 @@ from pipeline.teacher.capture.reuse import Reuse
 from pipeline.teacher.capture.segments import SegmentJob
 from pipeline.teacher.capture.spec import SegmentOptions, store_fingerprint, store_spec
 from pipeline.teacher.capture.statistics import sample_batches
-from pipeline.teacher.capture.tap_check import check_signals, checked_batch
+from pipeline.teacher.capture.tap_check import CHECK_EXAMPLES, check_signals, checked_batch
 from pipeline.teacher.capture.token_rows import load_rows, longest_segment, plan_rows
 from pipeline.teacher.source.load import load_teacher
 from pipeline.teacher.source.placement import input_device
@@ -65,8 +64,6 @@ from pipeline.teacher.source.reference import TeacherReference
 from pipeline.teacher.workers.schedule import Runtime, run_here
 
 logger = logging.getLogger(__name__)
-CHECK_EXAMPLES = 4
-"""Number of examples of the tap check."""
 
 
 def capture(

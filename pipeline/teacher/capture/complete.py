@@ -12,14 +12,11 @@ from pipeline.errors import IntegrityError
 from pipeline.provenance import read_json, sync_what_is_there, write_json
 from pipeline.store.commit import trusted_receipt
 from pipeline.store.index import read_index
-from pipeline.store.layout import Layout
+from pipeline.store.layout import BLOCKS, Layout
 from pipeline.store.reader import StoreReader
 from pipeline.store.records import Declaration
 from pipeline.store.signals import Signal, dotted, manifest_record
 from pipeline.teacher.source.reference import TeacherReference
-
-BLOCKS = "blocks"
-"""Name of the asset with the teacher's blocks."""
 
 
 def is_complete(layout: Layout, signals: Sequence[Signal], blocks: Sequence[int]) -> bool:

@@ -31,12 +31,11 @@ from pipeline.teacher.capture.forward import (
     segment_batches,
 )
 from pipeline.teacher.capture.spec import planned_batch_tokens
-from pipeline.teacher.capture.tap_check import taps_of
+from pipeline.teacher.capture.tap_check import CHECK_EXAMPLES, taps_of
 from pipeline.teacher.source.load import load_teacher
 from pipeline.teacher.source.placement import Placement, input_device
 from pipeline.teacher.source.reference import TeacherReference
 
-CHECK_EXAMPLES = 4
 SEGMENTS = 2
 """Number of training segments to take batches from: the first and the last."""
 

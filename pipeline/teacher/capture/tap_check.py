@@ -15,6 +15,9 @@ from pipeline.taps.check import TapReport, TapRequest, check_taps
 from pipeline.taps.inputs import model_columns
 from pipeline.teacher.capture.forward import Batch, collate, layers_of, takes_logits
 
+CHECK_EXAMPLES = 4
+"""Number of examples that the taps are checked on."""
+
 
 def check_signals(
     model: PreTrainedModel, batch: Batch, signals: Sequence[Signal], *, max_length: int
