@@ -21,6 +21,15 @@ from pipeline.corpus.text.parameters import CorpusParams
 from pipeline.corpus.text.preview import preview
 from pipeline.errors import ConfigError, DecantError, IncompatibleError, ManyFoundError
 from pipeline.evaluate.options import EvaluateParams
+from pipeline.planning.fitting import (
+    check_architecture,
+    check_output,
+    check_rows,
+    check_teacher,
+    check_template,
+)
+from pipeline.planning.miniatures import check_student_model, check_teacher_model, teacher_values
+from pipeline.planning.rehearsal import rehearse
 from pipeline.provenance import write_json
 from pipeline.scores.registry import headline
 from pipeline.section import Section
@@ -33,17 +42,8 @@ from pipeline.teacher.parameters.capture import CaptureParams, plain_layers
 from pipeline.teacher.parameters.teacher import TeacherParams
 from pipeline.training.options import TrainOptions, check_options
 from stages.command import params_option, stage
-from stages.fitting import (
-    check_architecture,
-    check_output,
-    check_rows,
-    check_teacher,
-    check_template,
-)
-from stages.miniatures import check_student_model, check_teacher_model, teacher_values
 from stages.parameters import section, validate
 from stages.project import DATA, runtime
-from stages.rehearsal import rehearse
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 

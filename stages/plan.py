@@ -1,19 +1,27 @@
-"""plan: what a capture would take in bytes, time and memory, before anything of it is paid."""
+"""plan: the bytes, memory and time that a capture would take."""
 
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import click
 from rich.console import Console
 
+from pipeline.corpus.text.parameters import CorpusParams
+from pipeline.planning.budget import Budget
+from pipeline.planning.planned_capture import PlannedCapture
+from pipeline.planning.project import Project
+from pipeline.planning.sizes import parse_size
+from pipeline.student.parameters import StudentParams
+from pipeline.teacher.parameters.capture import CaptureParams
+from pipeline.teacher.parameters.model import TeacherModel
+from pipeline.teacher.parameters.tokens import TokenParams
 from stages.command import params_option, stage
-from stages.parameters import forget_sections
-from stages.planning.budget import Budget
-from stages.planning.capture import PlannedCapture
-from stages.planning.project import Project
-from stages.planning.sizes import parse_size
-from stages.planning.table import show
+from stages.parameters import forget_sections, section
+from stages.placement import placement
+from stages.plan_table import show
+from stages.project import DATA, prepare_torch, runtime, stores
 
 
 @click.command()
@@ -38,11 +46,13 @@ def plan(teacher: str, params: Path, probe: bool, budget: str | None, is_json: b
       decant plan main --budget 200GB
     """
     limit = None if budget is None else parse_size(budget, key="--budget")
-    project = Project.read(params, teacher)
+    project = _project(params, teacher)
+    project.check_layers()
     with TemporaryDirectory() as scratch:
         planned = PlannedCapture(project, project.count(Path(scratch)))
         if probe:
-            planned.probe = planned.run_probe()
+            machine = runtime()
+            planned.probe = planned.run_probe(prepare_torch(machine), placement(machine))
         found = planned.describe()
         if limit is not None:
             found["budget"] = Budget(planned).describe(limit)
@@ -51,6 +61,23 @@ def plan(teacher: str, params: Path, probe: bool, budget: str | None, is_json: b
     else:
         show(Console(highlight=False), found)
     forget_sections()  # nothing is recorded, so an edit meanwhile does no harm
+
+
+def _project(params: Path, teacher: str) -> Project:
+    """Read the sections that concern one teacher."""
+    key = f"teachers.{teacher}"
+    students = section(params, "students", dict[str, StudentParams])
+    return Project(
+        name=teacher,
+        corpus=section(params, "corpus", CorpusParams),
+        model=section(params, f"{key}.model", TeacherModel),
+        is_fit=section(params, key, dict[str, Any]).get("fit") is not None,
+        tokens=section(params, f"{key}.tokens", TokenParams),
+        capture=section(params, f"{key}.capture", CaptureParams),
+        students={name: own for name, own in students.items() if own.teacher == teacher},
+        data=DATA,
+        stores=stores(),
+    )
 
 
 if __name__ == "__main__":

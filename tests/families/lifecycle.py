@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from pipeline.errors import DecantError
+from pipeline.planning.miniatures import check_student_model, check_teacher_model
 from pipeline.store.signals import Signal
 from pipeline.student.align.needs import select_signals
 from pipeline.student.align.objective import Alignment, Objective
@@ -25,7 +26,6 @@ from pipeline.taps.miniature import MOST_PARAMETERS, check_in_miniature
 from pipeline.teacher.parameters.model import TeacherModel
 from pipeline.teacher.source.reference import TeacherReference
 from pipeline.training.options import TrainOptions
-from stages.miniatures import check_student_model, check_teacher_model
 from tests.captured import OPTIONS, VOCAB, Captured, signal, write_rows, write_teacher
 from tests.families.configs import small_config
 from tests.tiny import tiny_model

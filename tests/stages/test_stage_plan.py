@@ -10,12 +10,12 @@ from click.testing import CliRunner, Result
 from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from pipeline.planning.sizes import parse_size, show_size
 from pipeline.store.upkeep.gc import store_bytes
 from pipeline.taps.head import linear_head
 from pipeline.teacher.capture.outline import outline
 from stages.plan import plan
-from stages.planning.sizes import parse_size, show_size
-from stages.planning.table import show
+from stages.plan_table import show
 from tests.cases import LAYERS, error_line, tiny_params, write_params
 
 SIGNALS = ["hidden/0", "hidden/2", "attention/2", "logits"]

@@ -6,9 +6,9 @@ from typing import Any
 
 from pipeline.errors import ConfigError, IncompatibleError
 from pipeline.planning.choices import choices
+from pipeline.planning.fitting import check_output
+from pipeline.planning.planned_capture import PlannedCapture
 from pipeline.store.signals import Signal
-from stages.fitting import check_output
-from stages.planning.capture import PlannedCapture
 
 MARGIN = 1.05
 """A probe predicts bytes within 5%."""

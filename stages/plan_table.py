@@ -5,7 +5,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from stages.planning.sizes import show_size
+from pipeline.planning.sizes import show_size
 
 WIDEST = 1000
 RIGHT = (

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.axes import SPLITS, TRAIN
 from pipeline.errors import ConfigError, IncompatibleError
+from pipeline.planning.project import Project
+from pipeline.planning.rehearsal import rehearse
 from pipeline.store.layout import Layout
 from pipeline.store.plan import Plan
 from pipeline.store.reader import StoreReader
@@ -17,10 +19,6 @@ from pipeline.student.parameters import StudentParams
 from pipeline.tasks import models_language
 from pipeline.teacher.capture.complete import is_complete
 from pipeline.teacher.capture.spec import store_fingerprint, store_spec
-from stages.placement import placement
-from stages.planning.project import Project
-from stages.project import DATA, prepare_torch, runtime, stores
-from stages.rehearsal import rehearse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
     from pipeline.planning.probe import Probe
     from pipeline.planning.token_count import TokenCount
     from pipeline.taps.check import TapReport
+    from pipeline.teacher.source.placement import Placement
 
 AUTO_BATCH_TOKENS = 8192
 """Of a batch whose size capture finds itself."""
@@ -89,8 +88,13 @@ class PlannedCapture:
             key=f"teachers.{self.project.name}",
         )
 
-    def run_probe(self) -> "Probe":
-        """Load the teacher and capture a sample, without writing it."""
+    def run_probe(self, device: str, placement: "Placement | None") -> "Probe":
+        """Load the teacher and capture a sample, without writing it.
+
+        Args:
+            device: The device that computes.
+            placement: How the teacher is spread over devices; None if one holds it.
+        """
         import torch
 
         from pipeline.planning.probe import PROBE_TOKENS, load_to_probe, probe
@@ -98,10 +102,8 @@ class PlannedCapture:
         from pipeline.teacher.source.placement import input_device
 
         options, model, meta = self.project.options, self.project.model, self.count.meta
-        machine = runtime()
-        device = torch.device(prepare_torch(machine))
         loaded, self.is_trained = load_to_probe(
-            DATA / "teachers" / self.project.name,
+            self.project.directory,
             self.project.reference,
             path=model.path,
             revision=model.revision,
@@ -110,9 +112,9 @@ class PlannedCapture:
             task=self.task,
             classes=meta.classes,
             is_fit=self.project.is_fit,
-            device=device,
+            device=torch.device(device),
             dtype=self.dtype,
-            placement=placement(machine),
+            placement=placement,
         )
         return probe(
             loaded,
@@ -122,7 +124,7 @@ class PlannedCapture:
             chunk_tokens=options.chunk_tokens,
             pad_id=meta.pad_id,
             max_length=meta.max_length,
-            device=input_device(loaded, device),
+            device=input_device(loaded, torch.device(device)),
         )
 
     @property
@@ -149,7 +151,7 @@ class PlannedCapture:
         if self.project.reference is None or not self.count.is_exact:
             return None
         spec = store_spec(self.count.meta, self.project.reference, self.project.options)
-        layout = Layout(stores() / store_fingerprint(spec))
+        layout = Layout(self.project.stores / store_fingerprint(spec))
         return StoreReader(layout.root) if is_complete(layout, self.signals, self.blocks) else None
 
     @property
@@ -167,7 +169,7 @@ class PlannedCapture:
         estimates = [self.estimate(signal) for signal in self.signals]
         assets = self.asset_bytes(self.signals, self.blocks)
         once = sum(assets.values()) + self.tables_bytes
-        place = _existing(stores())
+        place = _existing(self.project.stores)
         free = shutil.disk_usage(place).free
         most = sum(one.most_bytes for one in estimates) + once
         store = self.store

@@ -1,4 +1,4 @@
-"""Does a teacher fit the corpus, and a student its teacher? Told by their sections alone."""
+"""Checks that a teacher fits the corpus, and a student its teacher, from their sections alone."""
 
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from pipeline.corpus.tokens.tokenize_one import tokenize_one
 from pipeline.corpus.tokens.tokenize_prompt import Template
 from pipeline.corpus.tokens.tokenizer import local_tokenizer
 from pipeline.errors import ConfigError, DecantError, IncompatibleError
+from pipeline.planning.miniatures import teacher_values
 from pipeline.store.forms.form import Content, Form
 from pipeline.store.forms.registry import names_of
 from pipeline.store.signals import Signal
@@ -17,7 +18,6 @@ from pipeline.student.parameters import StudentParams
 from pipeline.tasks import generates, models_language
 from pipeline.teacher.parameters.teacher import TeacherParams
 from pipeline.teacher.source.quantization import check_quantization, check_stored_quantization
-from stages.miniatures import teacher_values
 
 
 def check_template(name: str, template: str | None, corpus: CorpusParams) -> None:

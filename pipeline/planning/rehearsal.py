@@ -1,6 +1,7 @@
-"""Would students find what they need, if capture wrote what it is asked for?
+"""Selects a student's signals before there is a store.
 
-They select their signals from manifests as capture will write them, before there are any.
+The manifests that capture would write are written to a scratch directory, and the student selects
+its signals from them.
 """
 
 from collections.abc import Mapping, Sequence

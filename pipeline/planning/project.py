@@ -1,9 +1,10 @@
-"""The sections of `params.yaml` that a plan reads, and the tokens of the corpus they name."""
+"""What an estimate of a capture is made from: the sections, and the tokens of their corpus."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.corpus.text.examples import read_corpus_meta
 from pipeline.corpus.text.parameters import CorpusParams
@@ -20,8 +21,6 @@ from pipeline.teacher.parameters.capture import CaptureParams, plain_layers
 from pipeline.teacher.parameters.model import TeacherModel
 from pipeline.teacher.parameters.tokens import TokenParams
 from pipeline.teacher.source.reference import TeacherReference
-from stages.parameters import section
-from stages.project import DATA
 
 if TYPE_CHECKING:
     from pipeline.planning.token_count import TokenCount
@@ -29,49 +28,48 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Project:
-    """What `params.yaml` says of one teacher and its students.
+    """One teacher, its students and its corpus, as their sections of `params.yaml` describe them.
 
-    `seen` is the file as it was read; `is_fit` says whether the teacher is trained here.
+    Attributes:
+        name: The teacher's name.
+        corpus: Section `corpus`.
+        model: Section `teachers.T.model`.
+        is_fit: Whether the teacher is trained here.
+        tokens: Section `teachers.T.tokens`.
+        capture: Section `teachers.T.capture`.
+        students: The sections of this teacher's students by their names.
+        data: The directory that stages write to.
+        stores: The directory of stores.
     """
 
-    params: Path
-    seen: bytes
     name: str
+    corpus: CorpusParams
     model: TeacherModel
     is_fit: bool
     tokens: TokenParams
     capture: CaptureParams
-    students: dict[str, StudentParams]
+    students: Mapping[str, StudentParams]
+    data: Path
+    stores: Path
 
-    @classmethod
-    def read(cls, params: Path, name: str) -> "Project":
-        """Read the sections, and refuse what is known to be wrong before any text is read.
+    def check_layers(self) -> None:
+        """Refuse layers that a teacher from scratch does not have, before any text is read.
 
         Raises:
-            ConfigError: If a key is wrong, or a layer asked for is not there.
+            ConfigError: With the layer and the layers that there are.
         """
-        key = f"teachers.{name}"
-        capture = section(params, f"{key}.capture", CaptureParams)
-        students = section(params, "students", dict[str, StudentParams])
-        found = cls(
-            params=params,
-            seen=params.read_bytes(),
-            name=name,
-            model=section(params, f"{key}.model", TeacherModel),
-            is_fit=section(params, key, dict[str, Any]).get("fit") is not None,
-            tokens=section(params, f"{key}.tokens", TokenParams),
-            capture=capture,
-            students={s: one for s, one in students.items() if one.teacher == name},
-        )
-        task = section(params, "corpus", CorpusParams).task
-        depth = depth_of(found.model.scratch or {})
+        depth = depth_of(self.model.scratch or {})
         if depth is not None:
-            found.signals(depth, task)
-        return found
+            self.signals(depth, self.corpus.task)
+
+    @property
+    def directory(self) -> Path:
+        """Where the teach stage writes."""
+        return self.data / "teachers" / self.name
 
     @property
     def key(self) -> str:
-        """The section that a plan is about."""
+        """The section that an estimate is about."""
         return f"teachers.{self.name}.capture"
 
     @property
@@ -82,9 +80,8 @@ class Project:
     @cached_property
     def reference(self) -> TeacherReference | None:
         """What the teach stage wrote, if it has run."""
-        directory = DATA / "teachers" / self.name
-        there = (directory / "teacher.json").is_file()
-        return TeacherReference.load(directory) if there else None
+        is_written = (self.directory / "teacher.json").is_file()
+        return TeacherReference.load(self.directory) if is_written else None
 
     def signals(self, depth: int, task: str) -> list[Signal]:
         """Return the signals asked for."""
@@ -104,7 +101,7 @@ class Project:
         """Count the tokens where they are; tokenise a sample where they are not."""
         from pipeline.planning.token_count import counted
 
-        corpus = DATA / "corpus"
+        corpus = self.data / "corpus"
         tokens, transfer = corpus / "tokens" / self.name, corpus / "transfer" / self.name
         if (tokens / "tokens.json").is_file():
             has_transfer = (transfer / RECORD).is_file()
@@ -124,9 +121,8 @@ class Project:
         origin = f"texts of {text}"
         if not (text / "corpus.json").is_file():
             text, origin = scratch / "text", "texts read for this"
-            corpus = section(self.params, "corpus", CorpusParams)
-            names = {name: getattr(corpus, name) for name in type(corpus).model_fields}
-            prepare_corpus(**names, output=text, root=Path())
+            fields = {name: getattr(self.corpus, name) for name in CorpusParams.model_fields}
+            prepare_corpus(**fields, output=text, root=Path())
         sample = write_sample(text, scratch / "sample")
         options = self.tokens
         form = options.rendering()
@@ -144,8 +140,8 @@ class Project:
             )
         else:
             raise ConfigError(
-                f"{self.params}: teachers.{self.name}.tokens: no tokenizer; give vocab to train "
-                "one, or tokenizer with a directory or hub id"
+                f"teachers.{self.name}.tokens: no tokenizer; give vocab to train one, or "
+                "tokenizer with a directory or hub id"
             )
         meta = tokenize_corpus(
             corpus=sample,

@@ -32,7 +32,7 @@ def parse_size(text: str, *, key: str) -> int:
     return int(float(found[1]) * units[found[2].lower()])
 
 
-def show_size(count: float) -> str:
+def show_size(count: float | int) -> str:
     """Return bytes in decimal units with three digits, as 1.23 GB."""
     unit = "B"
     for unit in ("B", "kB", "MB", "GB", "TB", "PB"):

@@ -1,6 +1,6 @@
-"""Can a teacher give what capture asks of it, and can a student learn it? Asked of miniatures.
+"""Checks of a teacher's taps and a student's losses, on miniatures built from configurations.
 
-The answers need torch and no weights, so that `check` gives them before anything long starts.
+They need torch but no weights, so `decant check` runs them before anything long starts.
 """
 
 from collections.abc import Mapping, Sequence
