@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from stages.cli import COMMANDS, main
+from stages.cli import COMMANDS, main, module_name
 
 HEAVY = ("torch", "transformers.models")
 
@@ -41,7 +41,7 @@ def run(directory: str, arguments: list[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    for module in COMMANDS.values():
-        importlib.import_module(f"stages.{module}")
+    for command in COMMANDS:
+        importlib.import_module(module_name(command))
     cases = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     sys.stdout.write(json.dumps([run(*case) for case in cases]))
