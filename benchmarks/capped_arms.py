@@ -119,7 +119,7 @@ class Beside(Distiller):
         assert record.head_input is not None
 
         def name(kind: str, layer: int | None = None) -> str:
-            return self.features.declaration(kind, layer).signal
+            return self.features.declaration(kind, layer).name
 
         found: dict[str, dict[str, Tensor]] = {
             name("logits"): {"head_input": record.head_input[live]}

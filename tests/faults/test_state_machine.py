@@ -349,7 +349,7 @@ class StoreMachine(RuleBasedStateMachine):
                 raise
         except IncompatibleError as error:
             # Of a signal that is not there.
-            assert "no signal" in str(error)  # noqa: PT017
+            assert "none of its signals is complete" in str(error)  # noqa: PT017
 
     def _settle(self, fault: str, *, gained: set[str], lost: set[str]) -> None:
         """Take over what the index says, if no signal came or went that had no reason to."""

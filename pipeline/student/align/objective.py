@@ -368,7 +368,10 @@ class Alignment(Section):
     @field_validator("layers", mode="before")
     @classmethod
     def _is_a_name_or_a_mapping(cls, value: Any) -> Any:
-        if not isinstance(value, str | dict):
+        if isinstance(value, dict):
+            # The keys of a JSON object are text.
+            return {int(key) if str(key).isdigit() else key: pair for key, pair in value.items()}
+        if not isinstance(value, str):
             raise ValueError(  # noqa: TRY004 - pydantic reports ValueErrors
                 f"found {value!r}, expected {', '.join(LAYER_MAPS)} or a mapping from student "
                 "layers to teacher layers; correct it"
