@@ -1,4 +1,4 @@
-"""capture@T: the teacher runs once and its features go to the store."""
+"""capture@T: the teacher runs once and its features are written to the store."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from stages.project import DATA, dashboard_address, prepare_torch, runtime, stor
 @click.command()
 @click.argument("teacher")
 @click.option("--no-wait", is_flag=True, help="Exit with 5 if another process writes the store.")
-@click.option("--verify", is_flag=True, help="Read every file there is and rebuild damaged ones.")
+@click.option("--verify", is_flag=True, help="Read every file and rebuild damaged ones.")
 @params_option
 @resumable("keeps every finished segment")
 def capture(teacher: str, params: Path, no_wait: bool, verify: bool) -> None:
@@ -86,11 +86,11 @@ def capture(teacher: str, params: Path, no_wait: bool, verify: bool) -> None:
             ),
         )
     write_manifests(layout, DATA / "manifests" / teacher, reference, signals, blocks)
-    taken = bytes_by_part(layout.root)
-    parts = ", ".join(f"{name} {data(size)}" for name, size in taken.items())
+    sizes = bytes_by_part(layout.root)
+    parts = ", ".join(f"{name} {data(size)}" for name, size in sizes.items())
     click.echo(
         f"store {layout.root.name} is complete: {counted(len(signals), 'signal')}, "
-        f"{data(sum(taken.values()))} ({parts})",
+        f"{data(sum(sizes.values()))} ({parts})",
         err=True,
     )
 

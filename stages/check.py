@@ -1,9 +1,9 @@
-"""check: does all of `params.yaml` fit, before anything long starts?
+"""check: does everything in `params.yaml` fit, before anything long starts?
 
-The other stages validate their own sections and nothing else; without this one a misspelt key of a
-student would be found when the teacher is trained and captured. Everything that is wrong is said
-at once; models are looked at, which takes torch, only where nothing else is wrong. The output never
-changes, so a changed parameter runs this stage and, beyond it, only what the parameter is for.
+Every other stage validates only its own sections. Without this one, a misspelt key of a student
+would be found only after the teacher was trained and captured. All errors are reported together.
+The models are checked, which takes torch, only if nothing else is wrong. The output never changes,
+so a changed parameter re-runs this stage and then only the stages that use the parameter.
 """
 
 import re
@@ -49,7 +49,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 class Project(Section):
-    """The sections of `params.yaml`. `evaluate: {}` must stand there, because DVC tracks it."""
+    """The sections of `params.yaml`. `evaluate` is required, if only as `{}`: DVC tracks it."""
 
     corpus: Any
     teachers: dict[str, Any]
@@ -58,7 +58,7 @@ class Project(Section):
 
 
 class Findings:
-    """What is wrong with a file of parameters, in the order in which it was found."""
+    """The errors of a file of parameters, in the order in which they were found."""
 
     def __init__(self, params: Path) -> None:
         self.params = params
@@ -66,25 +66,25 @@ class Findings:
 
     @contextmanager
     def collected(self) -> Iterator[None]:
-        """Keep an error of the body and go on."""
+        """Record an error of the body and continue."""
         try:
             yield
         except (ConfigError, IncompatibleError) as error:
-            place = f"{self.params}: "
-            said = str(error)
-            self.errors.append(error if said.startswith(place) else type(error)(place + said))
+            prefix, message = f"{self.params}: ", str(error)
+            is_prefixed = message.startswith(prefix)
+            self.errors.append(error if is_prefixed else type(error)(prefix + message))
 
     def part(self, value: Any, kind: Any, key: str) -> Any:
-        """Return a validated section; None if it is not one."""
+        """Return a validated section; None if it is not valid."""
         with self.collected():
             return validate(value, kind, file=self.params, key=key)
         return None
 
     def report(self) -> None:
-        """Raise what was found.
+        """Raise the errors that were recorded.
 
         Raises:
-            DecantError: The error, or all of them.
+            DecantError: The only error, or all of them.
         """
         if self.errors:
             raise self.errors[0] if len(self.errors) == 1 else ManyFoundError(self.errors)
@@ -104,51 +104,51 @@ def check(params: Path) -> None:
       decant check
     """
     project: Project = section(params, "", Project)
-    found = Findings(params)
-    corpus = found.part(project.corpus, CorpusParams, "corpus")
-    evaluate = found.part(project.evaluate, EvaluateParams, "evaluate")
+    findings = Findings(params)
+    corpus = findings.part(project.corpus, CorpusParams, "corpus")
+    evaluate = findings.part(project.evaluate, EvaluateParams, "evaluate")
     teachers = {
-        name: one
+        name: teacher
         for name, value in project.teachers.items()
-        if (one := found.part(value, TeacherParams, f"teachers.{name}")) is not None
+        if (teacher := findings.part(value, TeacherParams, f"teachers.{name}")) is not None
     }
     students = {
-        name: one
+        name: student
         for name, value in project.students.items()
-        if (one := found.part(value, StudentParams, f"students.{name}")) is not None
+        if (student := findings.part(value, StudentParams, f"students.{name}")) is not None
     }
     for group, names in (("teachers", project.teachers), ("students", project.students)):
-        _check_names(found, group, names)
-    _check_options(found, teachers, students, runtime().device)
+        _check_names(findings, group, names)
+    _check_options(findings, teachers, students, runtime().device)
     for name, student in students.items():
-        with found.collected():
+        with findings.collected():
             _check_has_teacher(name, student, project.teachers)
     if corpus is not None:
-        rows = _check_corpus(found, corpus)
+        rows = _check_corpus(findings, corpus)
         if evaluate is not None:
-            with found.collected():
+            with findings.collected():
                 headline(corpus.task, evaluate.score)
         for name, teacher in teachers.items():
-            _check_teacher(found, name, teacher, corpus, rows)
+            _check_teacher(findings, name, teacher, corpus, rows)
         for name, student in students.items():
-            with found.collected():
+            with findings.collected():
                 check_losses(student.loss, corpus.task, key=f"students.{name}.loss")
-    # What follows needs torch, and parameters that fit.
-    found.report()
-    assert corpus is not None  # else there is something to report
+    # The checks below need torch, and parameters without errors.
+    findings.report()
+    assert corpus is not None  # otherwise report() has raised
     for name, teacher in teachers.items():
-        own = {key: one for key, one in students.items() if one.teacher == name}
-        _check_models(found, name, teacher, own, corpus.task)
-    found.report()
+        own = {key: student for key, student in students.items() if student.teacher == name}
+        _check_models(findings, name, teacher, own, corpus.task)
+    findings.report()
     write_json(DATA / "checked.json", {"fits": True})
 
 
-def _check_names(found: Findings, group: str, names: Mapping[str, Any]) -> None:
-    with found.collected():
+def _check_names(findings: Findings, group: str, names: Mapping[str, Any]) -> None:
+    with findings.collected():
         if not names:
             raise ConfigError(f"{group}: found none, expected at least one; add one")
     for name in names:
-        with found.collected():
+        with findings.collected():
             if not NAME.fullmatch(name):
                 raise ConfigError(
                     f"{group}.{name}: the name becomes a file's and a DVC stage's; "
@@ -157,22 +157,24 @@ def _check_names(found: Findings, group: str, names: Mapping[str, Any]) -> None:
 
 
 def _check_options(
-    found: Findings,
+    findings: Findings,
     teachers: Mapping[str, TeacherParams],
     students: Mapping[str, StudentParams],
     device: str,
 ) -> None:
-    """Refuse an optimisation that this machine lacks something for.
+    """Refuse training options that this machine cannot run.
 
-    Which device `auto` takes is not asked: who checks need not be where training will run.
+    `auto` is not resolved to a device: the machine that checks may not be the one that trains.
     """
-    asked: dict[str, TrainOptions | None] = {
-        f"teachers.{name}.fit": one.fit for name, one in teachers.items()
+    options_by_key: dict[str, TrainOptions | None] = {
+        f"teachers.{name}.fit": teacher.fit for name, teacher in teachers.items()
     }
-    asked |= {f"students.{name}.train": one.train for name, one in students.items()}
-    for key, options in asked.items():
+    options_by_key |= {
+        f"students.{name}.train": student.train for name, student in students.items()
+    }
+    for key, options in options_by_key.items():
         if options is not None:
-            with found.collected():
+            with findings.collected():
                 check_options(options, None if device == "auto" else device, key=key)
 
 
@@ -184,37 +186,37 @@ def _check_has_teacher(name: str, student: StudentParams, teachers: Mapping[str,
         )
 
 
-def _check_corpus(found: Findings, corpus: CorpusParams) -> list[Example]:
-    """Return the first rows of the corpus, where they can be had."""
-    before = len(found.errors)
-    with found.collected():
+def _check_corpus(findings: Findings, corpus: CorpusParams) -> list[Example]:
+    """Return the first rows of the corpus; none if they are not at hand."""
+    before = len(findings.errors)
+    with findings.collected():
         check_task(corpus.source, corpus.task, corpus.classes)
         check_added(corpus.added, corpus.task)
-    if len(found.errors) > before:
+    if len(findings.errors) > before:
         return []
     rows: list[Example] = []
     for source in (corpus.source, *corpus.added):
-        with found.collected():
+        with findings.collected():
             rows += preview(source, corpus.task, root=Path(), classes=corpus.classes)
     return rows
 
 
 def _check_teacher(
-    found: Findings, name: str, teacher: TeacherParams, corpus: CorpusParams, rows: list[Example]
+    findings: Findings, name: str, teacher: TeacherParams, corpus: CorpusParams, rows: list[Example]
 ) -> None:
-    """Check what parameters and the first rows say of a teacher."""
+    """Check a teacher by its parameters and the first rows of the corpus."""
     key = f"teachers.{name}"
-    before = len(found.errors)
-    with found.collected():
+    before = len(findings.errors)
+    with findings.collected():
         check_template(name, teacher.tokens.template, corpus)
-    with found.collected():
+    with findings.collected():
         check_teacher(key, teacher, corpus.task)
-    if len(found.errors) == before:
-        with found.collected():
+    if len(findings.errors) == before:
+        with findings.collected():
             check_rows(key, teacher, corpus.task, rows)
     depth = depth_of(teacher_values(teacher.model))
     if depth is not None:
-        with found.collected():
+        with findings.collected():
             _signals(key, teacher.capture, depth, corpus.task)
             _blocks(key, teacher.capture, depth)
 
@@ -233,24 +235,24 @@ def _blocks(key: str, capture: CaptureParams, depth: int) -> list[int]:
 
 
 def _check_models(
-    found: Findings,
+    findings: Findings,
     name: str,
     teacher: TeacherParams,
     students: Mapping[str, StudentParams],
     task: str,
 ) -> None:
-    """Let every student select what it needs from what capture will write, and be built."""
+    """Check the teacher's taps, then that each student finds its signals and can be built."""
     key, capture, max_length = f"teachers.{name}", teacher.capture, teacher.tokens.max_length
     for student, options in students.items():
-        with found.collected():
+        with findings.collected():
             check_output(student, options, capture.logits_form(), task)
     config = teacher_values(teacher.model)
     depth = depth_of(config)
     if depth is None:
         return
     signals, blocks = _signals(key, capture, depth, task), _blocks(key, capture, depth)
-    report, before = None, len(found.errors)
-    with found.collected():
+    report, before = None, len(findings.errors)
+    with findings.collected():
         report = check_teacher_model(
             key,
             teacher.model,
@@ -260,10 +262,10 @@ def _check_models(
             max_length=max_length,
             vocab=teacher.tokens.vocab,
         )
-    if len(found.errors) > before:
-        return  # students of it would only repeat that
+    if len(findings.errors) > before:
+        return  # its students would only repeat the error
     for student, options in students.items():
-        with found.collected():
+        with findings.collected():
             check_architecture(student, options, config)
             selected = rehearse(student, options, signals, blocks, depth=depth, config=config)
             check_student_model(

@@ -1,4 +1,4 @@
-"""What every stage's command shares: logging to stderr, one-line errors, exit codes."""
+"""Shared by all commands: logging to stderr, one-line errors, exit codes."""
 
 import errno
 import functools
@@ -24,11 +24,11 @@ INTERRUPTED = 130
 STARTS_OVER = "starts from the beginning"
 
 KERNELS = "Failed to load CPU gemm_4bit_forward from kernels-community"
-"""What bitsandbytes warns of when peft imports it: the hub has a faster product for weights of four
-bits on a CPU."""
+"""The beginning of a warning that users need not see: when peft imports bitsandbytes, it says that
+the hub has a faster product for four-bit weights on a CPU."""
 
 CAPTURE = "decant capture TEACHER"
-"""What errors of a store advise."""
+"""The advice in errors of a store."""
 
 NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -42,7 +42,7 @@ params_option = click.option(
 
 
 class _AboveBars(logging.StreamHandler[TextIO]):
-    """Writes lines to stderr above progress bars that are open."""
+    """Writes log lines to stderr above open progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(visible(self.format(record)), file=sys.stderr)
@@ -53,7 +53,7 @@ def resumable(keeps: str) -> Callable[[Stage[Arguments]], Stage[Arguments]]:
     """Return `stage` for a command that keeps work when it is interrupted.
 
     Args:
-        keeps: What the same command does then, to follow "the same command".
+        keeps: What repeating the command does, continuing the sentence "the same command ...".
     """
     return functools.partial(stage, keeps=keeps)
 
@@ -61,11 +61,12 @@ def resumable(keeps: str) -> Callable[[Stage[Arguments]], Stage[Arguments]]:
 def stage(run: Stage[Arguments], *, keeps: str = STARTS_OVER) -> Stage[Arguments]:
     """Turn the library's errors into one line on stderr and their exit code.
 
-    A command ends well only if the parameters that it read are still those in the file.
+    A command succeeds only if the parameters that it read have not been edited meanwhile.
 
     Args:
         run: The command's function.
-        keeps: What the same command does after an interrupt, to follow "the same command".
+        keeps: What repeating the command after an interrupt does, continuing the sentence "the same
+            command ...".
     """
 
     @functools.wraps(run)
@@ -87,7 +88,7 @@ def stage(run: Stage[Arguments], *, keeps: str = STARTS_OVER) -> Stage[Arguments
             click.echo(str(saved), err=True)
             sys.exit(saved.exit_code)
         except Exception as error:
-            # Not only OSError: torch and safetensors have classes of their own for a full disk.
+            # Not only OSError: torch and safetensors raise their own classes for a full disk.
             resource = resource_error(error)
             if resource is None:
                 raise
@@ -97,7 +98,7 @@ def stage(run: Stage[Arguments], *, keeps: str = STARTS_OVER) -> Stage[Arguments
 
 
 def _log_level() -> int:
-    """Return the level that `DECANT_LOG` names, in capitals or not; INFO if it names none."""
+    """Return the log level that `DECANT_LOG` names in either case; INFO if it is not set."""
     levels = logging.getLevelNamesMapping()
     name = os.environ.get("DECANT_LOG") or "INFO"
     if name.upper() not in levels:
@@ -112,22 +113,22 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def resource_error(error: BaseException) -> ResourceError | None:
-    """Return what a library's error says of disk or memory; None if it is about something else."""
+    """Return an error about disk or memory for a library's own; None if it has another cause."""
     text = " ".join(str(error).split())
     number = error.errno if isinstance(error, OSError) else None
-    place = getattr(error, "filename", None) or "data"
+    path = getattr(error, "filename", None) or "data"
     if is_no_room(error):
         return ResourceError(
-            f"{place}: cannot be written ({text}: {free_bytes(Path(place))} bytes free); free "
+            f"{path}: cannot be written ({text}: {free_bytes(Path(path))} bytes free); free "
             "space, then run the same command again: what was written stays valid"
         )
     if number in NO_ACCESS:
         return ResourceError(
-            f"{place}: no access ({text}); correct its permissions, then run the same command again"
+            f"{path}: no access ({text}); correct its permissions, then run the same command again"
         )
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return ResourceError(
-            f"out of memory ({text or 'no more said'}); lower batch_size or batch_tokens, or set "
+            f"out of memory ({text or 'no details'}); lower batch_size or batch_tokens, or set "
             "micro_batch_size in runtime.yaml for a training, then run the same command again"
         )
     return None
@@ -138,7 +139,7 @@ def _fail(error: DecantError, teacher: object = None) -> None:
     for cause in error.errors if isinstance(error, ManyFoundError) else (error,):
         message = " ".join(str(cause).split())
         if CAPTURE in message:
-            # Stores do not know the names of teachers.
+            # A store does not know the name of its teacher.
             name = teacher if isinstance(teacher, str) else teacher_of(message)
             message = message.replace(CAPTURE, f"decant capture {name}")
         click.echo(f"error: {visible(message)}", err=True)
@@ -146,6 +147,6 @@ def _fail(error: DecantError, teacher: object = None) -> None:
 
 
 def _end_progress() -> None:
-    """End the line of a progress bar; what is said next would stand behind it otherwise."""
+    """End the line of a progress bar, so that the next message starts on a line of its own."""
     for bar in list(getattr(tqdm, "_instances", ())):
         bar.close()

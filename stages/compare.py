@@ -25,7 +25,7 @@ from stages.project import DATA
 from stages.tables import width_of
 
 GROUPS = ("students", "teachers")
-"""Where a name is looked for, in this order."""
+"""The groups of models that are searched for a name, in this order."""
 NUMBER = 10
 """Characters of a model's column."""
 
@@ -57,7 +57,7 @@ def compare(first: str, second: str, metric: str | None, params: Path) -> None:
             f"{first} is a model of the task {task}, {second} of {metrics[1].task}; expected "
             "the same task; compare models of one corpus"
         )
-    asked = metric or metrics[0].score
+    headline_name = metric or metrics[0].score
     results = compare_scores(
         read_predictions(_predictions(groups[0], first)),
         read_predictions(_predictions(groups[1], second)),
@@ -69,7 +69,7 @@ def compare(first: str, second: str, metric: str | None, params: Path) -> None:
         tokenizer=options.tokenizer,
         classes=metrics[0].classes,
     )
-    order = reported(task, headline(task, asked))
+    order = reported(task, headline(task, headline_name))
     shown = sorted((r for r in results if r.metric in order), key=lambda r: order.index(r.metric))
     console = Console(highlight=False)
     if shown:
@@ -96,10 +96,10 @@ def _group(name: str, known: Mapping[str, Mapping[str, Any]]) -> str:
     there = sorted(
         path.stem for group in GROUPS for path in (DATA / "predictions" / group).glob("*.jsonl")
     )
-    said = f"there are those of {', '.join(there)}" if there else "no model was evaluated yet"
+    evaluated = f"there are those of {', '.join(there)}" if there else "no model was evaluated yet"
     raise ConfigError(
-        f"{name}: no predictions of such a student or teacher, {said}; correct the name, or add it "
-        "to params.yaml"
+        f"{name}: no predictions of such a student or teacher, {evaluated}; correct the name, or "
+        "add it to params.yaml"
     )
 
 
@@ -137,12 +137,12 @@ def _table(
     Args:
         first: One model.
         second: The other.
-        results: Its rows.
+        results: The rows of the table.
         confidence: Of the intervals.
         has_rows: Whether the rows that were compared are a column, or said below.
         is_narrow: Whether names of scores, and intervals, take two lines.
     """
-    counts = dict.fromkeys(f"{one.rows:,}" for one in results)
+    counts = dict.fromkeys(f"{result.rows:,}" for result in results)
     table = Table(
         box=None,
         header_style="bold",
@@ -157,26 +157,26 @@ def _table(
     columns = ["difference", f"{confidence:.0%} interval", "p", *(["rows"] if has_rows else [])]
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
-    for one in results:
-        arrow = "↓" if one.lower_is_better else "↑"
-        words = one.metric.replace("_", " ")
-        name = fill(words, NUMBER).replace(" ", "_") if is_narrow else one.metric
+    for result in results:
+        arrow = "↓" if result.lower_is_better else "↑"
+        words = result.metric.replace("_", " ")
+        name = fill(words, NUMBER).replace(" ", "_") if is_narrow else result.metric
         table.add_row(
             Text(f"{name} {arrow}"),
-            _number(one.a),
-            _number(one.b),
-            _signed(one.difference, 3),
-            Text(_interval(one, separator="\n" if is_narrow else " ")),
-            f"{one.p_value:.3f}" if one.p_value >= 0.001 else "<.001",
-            *([f"{one.rows:,}"] if has_rows else []),
+            _number(result.a),
+            _number(result.b),
+            _signed(result.difference, 3),
+            Text(_interval(result, separator="\n" if is_narrow else " ")),
+            f"{result.p_value:.3f}" if result.p_value >= 0.001 else "<.001",
+            *([f"{result.rows:,}"] if has_rows else []),
         )
     return table
 
 
-def _interval(one: PairedResult, *, separator: str) -> str:
-    if one.low is None or one.high is None:
+def _interval(result: PairedResult, *, separator: str) -> str:
+    if result.low is None or result.high is None:
         return UNKNOWN
-    return f"[{_signed(one.low, 2)},{separator}{_signed(one.high, 2)}]"
+    return f"[{_signed(result.low, 2)},{separator}{_signed(result.high, 2)}]"
 
 
 def _signed(value: float, digits: int) -> str:

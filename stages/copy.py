@@ -39,8 +39,8 @@ def copy(source: tuple[Path, ...], target: Path, signals: tuple[str, ...]) -> No
       decant copy data/stores/3f2a9c41d0b7e856 /mnt/big/stores
       decant copy data/stores/3f2a9c41d0b7e856 /mnt/big --signal hidden/2
     """
-    for one in source:
-        plan = StoreCopy(one, target, signals=signals or None)
+    for store in source:
+        plan = StoreCopy(store, target, signals=signals or None)
         with tqdm(total=plan.bytes, desc="copy", unit="B", unit_scale=True) as bar:
             plan.run(bar.update)
         click.echo(

@@ -1,4 +1,4 @@
-"""evaluate@S: what student S scores, how it agrees with its teacher, and what it costs."""
+"""evaluate@S: the scores of student S, its agreement with its teacher, and its cost."""
 
 import logging
 from pathlib import Path
@@ -66,7 +66,7 @@ def evaluate(student: str, params: Path) -> None:
     if generates(tokens.meta.task):
         rows = read_predictions(DATA / "predictions" / "teachers" / f"{teacher}.jsonl")
         teacher_texts = {identity(row): row["text"] for row in rows if "text" in row}
-    found = evaluate_model(
+    evaluation = evaluate_model(
         model,
         tokens,
         batch_tokens=BATCH_TOKENS,
@@ -81,7 +81,7 @@ def evaluate(student: str, params: Path) -> None:
         # The teacher's: speeds of other lengths would not compare.
         timing_length=min(TIMING_LENGTH, teacher_tokens.meta.max_length),
     )
-    metrics = found.metrics | {"trained_from": _trained_from(record)}
+    metrics = evaluation.metrics | {"trained_from": _trained_from(record)}
     if isinstance(tokens, StudentTokenSet) and tokens.cut_rows["test"]:
         metrics["test_cut_rows"] = tokens.cut_rows["test"]
     if reference is not None:
@@ -94,7 +94,9 @@ def evaluate(student: str, params: Path) -> None:
             device=device,
         )
         metrics["compared_with"] = [reference]
-    write_predictions(DATA / "predictions" / "students" / f"{student}.jsonl", found.predictions)
+    write_predictions(
+        DATA / "predictions" / "students" / f"{student}.jsonl", evaluation.predictions
+    )
     output = DATA / "metrics" / "students" / f"{student}.json"
     write_json(output, {"name": student, "teacher": teacher, **metrics})
 

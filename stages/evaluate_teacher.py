@@ -53,7 +53,7 @@ def evaluate_teacher(teacher: str, params: Path) -> None:
         placement=placement(machine),
     )
     location = Path(reference.location(directory))
-    found = evaluate_model(
+    evaluation = evaluate_model(
         model,
         tokens,
         batch_tokens=BATCH_TOKENS,
@@ -65,9 +65,11 @@ def evaluate_teacher(teacher: str, params: Path) -> None:
         tokenizer=options.tokenizer,
         is_timed=options.timing,
     )
-    write_predictions(DATA / "predictions" / "teachers" / f"{teacher}.jsonl", found.predictions)
+    write_predictions(
+        DATA / "predictions" / "teachers" / f"{teacher}.jsonl", evaluation.predictions
+    )
     output = DATA / "metrics" / "teachers" / f"{teacher}.json"
-    write_json(output, {"name": teacher, **found.metrics})
+    write_json(output, {"name": teacher, **evaluation.metrics})
 
 
 if __name__ == "__main__":

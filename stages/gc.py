@@ -1,4 +1,4 @@
-"""gc: removes stores and signals that no revision of the project names; DVC does not own them."""
+"""gc: removes stores and signals that no revision of the project needs; DVC does not own them."""
 
 from pathlib import Path
 
@@ -17,11 +17,11 @@ SHOWN = 3
 
 
 @click.command()
-@click.option("--yes", is_flag=True, help="Remove them; without it they are only listed.")
+@click.option("--yes", is_flag=True, help="Remove what is listed.")
 @click.option(
     "--even-unknown",
     is_flag=True,
-    help="With --yes: also if revisions that capture keep no manifests in git.",
+    help="With --yes: remove even if some revisions keep no manifests in git.",
 )
 @stage
 def gc(yes: bool, even_unknown: bool) -> None:

@@ -1,6 +1,6 @@
-"""init: a new project for someone who installed decant: dvc.yaml, params.yaml, .dvc/config.
+"""init: writes a new project: dvc.yaml, params.yaml, .dvc/config.
 
-A preset is copied with its comments; what the options change in it stands in the copy, to be read.
+A preset is copied with its comments, and the options are written into the copy.
 """
 
 import shutil
@@ -22,7 +22,7 @@ DEFAULT = "python-docs"
 RAW = "data/raw"
 HUB = "hub.yaml"
 PRETRAINED_FIT = {"epochs": 3, "batch_size": 16, "learning_rate": 5e-5}
-"""How a teacher with weights of its own is fine-tuned; a preset's `fit` is for random ones."""
+"""How a pretrained teacher is fine-tuned; a preset's `fit` is for a teacher from scratch."""
 
 PLAIN_FILES = {
     ".gitignore": "/.venv/\n/runtime.yaml\n__pycache__/\n",
@@ -111,7 +111,7 @@ def init(
 def _parameters(
     preset: str, data: Path | None, hub: bool, teacher: str | None, sample: int | None
 ) -> Any:
-    """Return a preset's parameters, comments kept, with the options worked in."""
+    """Return a preset's parameters with its comments and with the options applied."""
     params = _yaml().load((files("presets") / f"{preset}.yaml").read_text(encoding="utf-8"))
     if hub:
         if data is not None:
@@ -145,7 +145,7 @@ def _parameters(
 
 
 def _move(values: Any, folder: Path) -> None:
-    """Let every file below data/raw be one below `folder`, in place."""
+    """Move every file path from data/raw to `folder`, in place."""
     keys = values if isinstance(values, dict) else range(len(values))
     for key in keys:
         value = values[key]
@@ -164,13 +164,13 @@ def _paths(values: Any) -> list[str]:
 
 
 def _take_teacher(params: Any, teacher: str) -> None:
-    """Name a teacher that has weights; students keep its sizes, all but the depth."""
+    """Use a teacher that has weights; students have its width and fewer layers."""
     path = Path(teacher).expanduser()
     section = params["teachers"]["main"]
     section["model"] = {"path": str(path.resolve()) if path.is_dir() else teacher}
     config, commit = _configuration(section["model"]["path"])
     if commit is not None and not path.is_dir():
-        # Weights under a hub id may change, and no teacher is taken without a revision.
+        # Weights under a hub id may change, so a teacher needs a revision.
         section["model"]["revision"] = commit
     section["tokens"].pop("vocab", None)
     section["fit"] = dict(PRETRAINED_FIT)
@@ -183,23 +183,23 @@ def _take_teacher(params: Any, teacher: str) -> None:
 
 
 def _configuration(teacher: str) -> tuple[dict[str, Any], str | None]:
-    """Return a teacher's configuration, and of a hub id the commit; {} where it cannot be had."""
+    """Return a teacher's configuration and its commit on the hub; {} if it is not at hand."""
     from transformers.utils.hub import cached_file, extract_commit_hash
 
     try:
-        found = cached_file(teacher, "config.json")
+        path = cached_file(teacher, "config.json")
     except (OSError, ValueError) as error:
         click.echo(
             f"note: {teacher}: no configuration ({str(error).splitlines()[0]}); see that "
             "capture.layers suit its depth, and give a hub id its model.revision"
         )
         return {}, None
-    assert found is not None  # what is missing is an error
-    return read_json(Path(found)), extract_commit_hash(found, None)
+    assert path is not None  # a missing file is an error
+    return read_json(Path(path)), extract_commit_hash(path, None)
 
 
 def _capture_aligned(capture: Any, depth: int | None, students: set[int]) -> None:
-    """Capture just the layers that students of these depths are aligned with."""
+    """Capture only the layers with which students of these depths are aligned."""
     if depth is None:
         return
     layers: set[int] = set()
@@ -211,7 +211,7 @@ def _capture_aligned(capture: Any, depth: int | None, students: set[int]) -> Non
 
 
 def _ensure_git(directory: Path) -> None:
-    """DVC works in a git repository alone."""
+    """Create a git repository if there is none: DVC needs one."""
     git = shutil.which("git")
     if git is None:
         raise ResourceError("git is not on PATH and DVC needs it; install git, then `git init`")

@@ -1,4 +1,4 @@
-"""inspect: what a store holds and where it came from, from its records alone."""
+"""inspect: the contents and origin of a store, from its records alone."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ DIGEST_CHARACTERS = 8
 RIGHT = ("tokens", "bytes", "B/token", "skipped")
 SKIPPED_SHOWN = 20
 MAX_SHOWN = 300
-"""Characters of one fact."""
+"""Longest text shown of a record, in characters."""
 
 
 @click.command()
@@ -49,8 +49,8 @@ def inspect(store: tuple[Path, ...]) -> None:
     Example:
       decant inspect data/stores/3f2a9c41d0b7e856
     """
-    for one in store:
-        _inspect(one)
+    for directory in store:
+        _inspect(directory)
 
 
 def _inspect(store: Path) -> None:
@@ -65,8 +65,8 @@ def _inspect(store: Path) -> None:
             return instead
 
     names = sorted(reader.signals, key=_natural)
-    found = [attempt(lambda name=name: reader.signal(name), name, None) for name in names]
-    signals: list[StoredSignal] = [signal for signal in found if signal is not None]
+    read = [attempt(lambda name=name: reader.signal(name), name, None) for name in names]
+    signals: list[StoredSignal] = [signal for signal in read if signal is not None]
     examples = attempt(lambda: reader.examples, "examples", None)
     model_type = attempt(
         lambda: reader.teacher_config().get("model_type", "unknown"), "the teacher's config", "?"
@@ -112,7 +112,7 @@ def _facts(
     sizes = bytes_by_part(reader.layout.root)
     segments = Counter(plan["segments"])
     total = sum(signal.bytes for signal in signals)
-    # Hidden states and attention are kept for training alone, logits for all: no plain quotient.
+    # Training rows have all signals, other rows only logits, so this is not total bytes by tokens.
     for_each = sum(signal.bytes / signal.tokens for signal in signals if signal.tokens)
     cut, weights = spec.get("segments", {}), spec.get("teacher", {})
     fraction = cut.get("fraction", 1)
@@ -141,25 +141,25 @@ def _facts(
 
 
 def _packed(weights: dict[str, Any]) -> str:
-    """Say how the teacher's weights were packed, if they were."""
-    found = weights.get("quantization")
-    return f", in {found['bits']} bits by {found['method']}" if found else ""
+    """Describe the quantisation of the teacher's weights, if they were quantised."""
+    packing = weights.get("quantization")
+    return f", in {packing['bits']} bits by {packing['method']}" if packing else ""
 
 
 def _parts(reader: StoreReader) -> dict[str, str]:
-    """Say what was added to the corpus, if anything was."""
+    """Describe the parts that were added to the corpus, if any."""
     if len(reader.parts) < 2:
         return {}
     rows = reader.plan["spec"].get("parts", [])
-    said = [
+    descriptions = [
         counted(number, "segment") + (f" of {counted(count, 'row')}" if count else "")
         for number, count in zip_longest(reader.parts, rows[: len(reader.parts)])
     ]
-    return {"parts": f"{said[0]}; added {', '.join(said[1:])}"}
+    return {"parts": f"{descriptions[0]}; added {', '.join(descriptions[1:])}"}
 
 
 def _where(store: Path, reader: StoreReader) -> str:
-    """Say which model the weights are of, if the project beside the store has its reference."""
+    """Name the model of the weights, if the project around the store has its reference."""
     weights = reader.plan["spec"].get("teacher", {})
     revision = weights.get("revision")
     for path in sorted((store.resolve().parent.parent / "teachers").glob("*/teacher.json")):
@@ -185,7 +185,7 @@ def _signals(signals: list[StoredSignal]) -> Table:
         is_plain = forms[declared.name.split("-")[0]] == 1
         table.add_row(
             place,
-            # The hash of options only where two captures differ in nothing else.
+            # The hash of the options is shown only where two signals differ in nothing else.
             declared.form.name if is_plain else identity,
             "all" if len(declared.splits) == len(SPLITS) else ",".join(declared.splits),
             f"{signal.tokens:,}",
@@ -198,7 +198,7 @@ def _signals(signals: list[StoredSignal]) -> Table:
 
 
 def _pending(reader: StoreReader, path: Path) -> dict[str, str]:
-    """Return how far the signal of a declaration is, if it is not whole."""
+    """Return the progress of a declared signal that is not complete."""
     declared = Declaration.from_json(read_record(path, reader.layout.root))
     if declared.name in reader.index["signals"]:
         return {}
@@ -208,7 +208,7 @@ def _pending(reader: StoreReader, path: Path) -> dict[str, str]:
 
 
 def _skipped(reader: StoreReader, signals: list[StoredSignal]) -> list[tuple[int, Sequence[str]]]:
-    """Return position and signals of each training example that a signal is not finite in."""
+    """Return each training example that has a non-finite signal, and the names of such signals."""
     train = set(reader.segments(TRAIN))
     found: dict[int, list[str]] = defaultdict(list)
     for signal in signals:
@@ -226,8 +226,8 @@ def _skipped_table(reader: StoreReader, skipped: list[tuple[int, Sequence[str]]]
         table.add_column(column, justify="right" if "row" in column else "left")
     examples = reader.examples
     for example, names in skipped[:SKIPPED_SHOWN]:
-        place = (examples[key][example] for key in ("row", "source_row"))
-        table.add_row(TRAIN, *(f"{number:,}" for number in place), ", ".join(names))
+        numbers = (examples[key][example] for key in ("row", "source_row"))
+        table.add_row(TRAIN, *(f"{number:,}" for number in numbers), ", ".join(names))
     if len(skipped) > SKIPPED_SHOWN:
         table.add_row(f"and {len(skipped) - SKIPPED_SHOWN:,} more")
     return table
@@ -235,15 +235,15 @@ def _skipped_table(reader: StoreReader, skipped: list[tuple[int, Sequence[str]]]
 
 def _software(signals: Sequence[StoredSignal]) -> list[str]:
     """Return the versions that wrote the signals' manifests, the most frequent first."""
-    found = Counter(
+    counts = Counter(
         ", ".join(f"{key} {version}" for key, version in signal.software.items())
         for signal in signals
     )
-    return [versions for versions, _ in found.most_common() if versions] or ["unknown"]
+    return [versions for versions, _ in counts.most_common() if versions] or ["unknown"]
 
 
 def _plain(text: str) -> Text:
-    """Return text of a record as it stands: no markup, and nothing that steers a terminal."""
+    """Return text of a record without markup and without control characters for a terminal."""
     return Text("".join(letter if letter.isprintable() else "?" for letter in text[:MAX_SHOWN]))
 
 

@@ -1,4 +1,4 @@
-"""Reads `params.yaml` as DVC does, and says in one line which key does not fit and why."""
+"""Reads `params.yaml` as DVC does; an error names the key and the reason in one line."""
 
 import datetime as dt
 import difflib
@@ -23,7 +23,7 @@ MAX_VALUES, MAX_DEPTH = 100_000, 100
 MAX_KEYS = 5
 QUOTE = "'"
 _READ: dict[tuple[Path, str], Any] = {}
-"""The sections that this command has read, as the file had them: file and dotted key to value."""
+"""The sections that this command has read, by file and dotted key."""
 
 NAMED = ("teachers", "students")
 """Sections whose keys the user chooses."""
@@ -40,14 +40,14 @@ EXPECTED = {
     "bool_type": "true or false",
     "none_required": "null",
 }
-"""What a key should hold, by pydantic's error type, in YAML's words."""
+"""The expected value in YAML's words, by the type of pydantic's error."""
 
 
 def read_yaml(path: Path) -> Any:
     """Read YAML 1.2 exactly as DVC does, so that `1e-4` is the number DVC recorded.
 
     Raises:
-        ConfigError: If the file is missing or is not YAML, or holds more than parameters do.
+        ConfigError: If the file is missing or is not YAML, or is too large for parameters.
     """
     try:
         size = path.stat().st_size
@@ -70,7 +70,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def _check_extent(path: Path, value: Any) -> None:
-    """Count values with aliases written out: a few lines can stand for billions, or for no end."""
+    """Limit the number of values after expanding aliases: a few lines can mean billions of them."""
     waiting, count = [(value, 0)], 0
     while waiting:
         item, depth = waiting.pop()
@@ -100,15 +100,15 @@ def section(params: Path, key: str, kind: type[SectionType] | Any) -> Any:
 
 
 def forget_sections() -> None:
-    """Begin a command: nothing is read yet."""
+    """Forget the sections that an earlier command read."""
     _READ.clear()
 
 
 def check_unchanged() -> None:
-    """Refuse to go on if a section that this command read has been edited since.
+    """Raise if a section that this command read has been edited since.
 
-    DVC reads `params.yaml` when a stage has ended. Without this check it would record the new
-    values for an output of the old ones, and never run the stage again.
+    DVC reads `params.yaml` after a stage has ended. Without this check it would record the new
+    values for an output made with the old ones, and never run the stage again.
 
     Raises:
         ConfigError: With the keys that changed, and both values of each.
@@ -143,10 +143,9 @@ def _short(values: dict[str, Any], key: str) -> str:
 
 
 def _check_names(params: Path, value: Any) -> None:
-    """Refuse names that YAML reads as something else than text: `2024`, `true`, `null`.
+    """Refuse names that YAML does not read as text: `2024`, `true`, `null`.
 
-    Files, stages of DVC and commands are called by these names, which then are not those of the
-    file any more: 007 would be 7.
+    Files, DVC stages and commands use these names, and would differ from the file: 007 becomes 7.
     """
     for group in NAMED if isinstance(value, dict) else ():
         names = value.get(group)
@@ -182,7 +181,7 @@ def _read_section(params: Path, key: str) -> Any:
 
 
 def validate(value: Any, kind: Any, *, file: Path | str, key: str = "") -> Any:
-    """Validate plain YAML values as JSON, without guessing types: "1e-4" in quotes is a text.
+    """Validate plain YAML values as JSON, without converting types: "1e-4" in quotes is a text.
 
     Args:
         value: What the YAML file holds.
@@ -191,7 +190,7 @@ def validate(value: Any, kind: Any, *, file: Path | str, key: str = "") -> Any:
         key: The dotted key of `value` in the file; empty for all of it.
 
     Raises:
-        ConfigError: For the key that explains best why the value does not fit.
+        ConfigError: For the key that best explains why the value is not valid.
     """
     adapter = TypeAdapter(kind)
     for path, leaf in _leaves(value):
@@ -205,14 +204,14 @@ def validate(value: Any, kind: Any, *, file: Path | str, key: str = "") -> Any:
                 "put it in quotes"
             )
     try:
-        # Not sorted: students stand in reports in the order of the file.
+        # Not sorted: reports list students in the order of the file.
         return adapter.validate_json(json.dumps(_text_keys(value)), strict=True)
     except ValidationError as error:
         problems = [
             (_resolve(found["loc"], value, found["type"]), found) for found in error.errors()
         ]
-    # A union reports every alternative; the one that came furthest is the one that was meant. A
-    # misspelt key comes before the missing one it stands for.
+    # A union reports every alternative; the user most likely meant the one that got furthest. A
+    # misspelt key is reported before the key that it leaves missing.
     deepest = max(len(path) for path, _ in problems)
     problems = [(path, found) for path, found in problems if len(path) == deepest]
     problems.sort(key=lambda problem: problem[1]["type"] != "extra_forbidden")
@@ -222,7 +221,7 @@ def validate(value: Any, kind: Any, *, file: Path | str, key: str = "") -> Any:
 
 
 def _explain(problems: list[Any], adapter: TypeAdapter) -> str:
-    """Say what was found, what was expected and what to do, for one key."""
+    """Return what was found, what was expected and what to do, for one key."""
     first = problems[0]
     match first["type"]:
         case "missing":

@@ -1,4 +1,4 @@
-"""How the settings of this machine spread a teacher over its devices."""
+"""Spreads a teacher over devices, CPU and disk as `runtime.yaml` says."""
 
 from typing import TYPE_CHECKING
 
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 
 def placement(settings: Runtime) -> "Placement | None":
-    """Return how a teacher is spread over this machine's devices; None if one holds it.
+    """Return how a teacher is spread over this machine's devices; None if one device holds it.
 
     Raises:
-        ConfigError: If memory or a directory is given for a teacher that is not spread.
+        ConfigError: If `max_memory` or `offload_directory` is given without `device_map`.
     """
     if settings.device_map is None:
         for key in ("max_memory", "offload_directory"):

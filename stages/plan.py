@@ -53,14 +53,14 @@ def plan(teacher: str, params: Path, probe: bool, budget: str | None, is_json: b
         if probe:
             machine = runtime()
             planned.probe = planned.run_probe(prepare_torch(machine), placement(machine))
-        found = planned.describe()
+        estimate = planned.describe()
         if limit is not None:
-            found["budget"] = Budget(planned).describe(limit)
+            estimate["budget"] = Budget(planned).describe(limit)
     if is_json:
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(estimate, indent=2))
     else:
-        show(Console(highlight=False), found)
-    forget_sections()  # nothing is recorded, so an edit meanwhile does no harm
+        show(Console(highlight=False), estimate)
+    forget_sections()  # nothing is recorded, so an edit of params.yaml does no harm
 
 
 def _project(params: Path, teacher: str) -> Project:

@@ -1,4 +1,4 @@
-"""How a plan is shown: tables and a few sentences, all from the values that `--json` prints."""
+"""Prints the estimate of a capture as tables and sentences, from the values of `--json`."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.planning.sizes import show_size
+from stages.tables import print_whole
 
-WIDEST = 1000
 RIGHT = (
     "tokens",
     "B/token",
@@ -21,40 +21,35 @@ RIGHT = (
 RIGHT += ("activations", "pool (host)", "epochs")
 
 
-def show(console: Console, found: dict[str, Any]) -> None:
-    """Print a plan."""
-    tokens = found["tokens"]
-    console.print(f"[bold]plan of teacher {found['teacher']}[/]", soft_wrap=True)
+def show(console: Console, estimate: dict[str, Any]) -> None:
+    """Print an estimate."""
+    tokens = estimate["tokens"]
+    console.print(f"[bold]estimate for teacher {estimate['teacher']}[/]", soft_wrap=True)
     splits = ", ".join(f"{tokens['splits'][split]:,} {split}" for split in tokens["splits"])
     console.print(f"tokens: {splits} ({tokens['origin']})", soft_wrap=True)
-    chosen = f"{tokens['captured']:,} tokens in {found['segments']:,} segments"
-    console.print(f"captured: {chosen}; bytes are {found['bytes']}", soft_wrap=True)
-    if found["training_segments"] == 1:
+    chosen = f"{tokens['captured']:,} tokens in {estimate['segments']:,} segments"
+    console.print(f"captured: {chosen}; bytes are {estimate['bytes']}", soft_wrap=True)
+    if estimate["training_segments"] == 1:
         console.print(
             "the training text is one segment, so a capture that is interrupted begins anew; lower "
             "capture.segment_tokens to resume within it",
             soft_wrap=True,
         )
-    if found["is_batch_found"]:
+    if estimate["is_batch_found"]:
         console.print(
-            f"batch_tokens is auto: memory is that of batches of {found['batch_tokens']:,} tokens",
+            "batch_tokens is auto: memory is that of batches of "
+            f"{estimate['batch_tokens']:,} tokens",
             soft_wrap=True,
         )
     console.print()
-    _print_whole(console, _signals(found))
-    _disk(console, found)
+    print_whole(console, _signals(estimate))
+    _disk(console, estimate)
     console.print()
-    _memory(console, found)
-    _time(console, found)
-    if found["budget"] is not None:
+    _memory(console, estimate)
+    _time(console, estimate)
+    if estimate["budget"] is not None:
         console.print()
-        _budget(console, found["budget"])
-
-
-def _print_whole(console: Console, table: Table) -> None:
-    # Whole lines: what is cut off is of use to nobody, least of all to a file or a pipe.
-    wide = console.measure(table, options=console.options.update(width=WIDEST)).maximum
-    Console(highlight=False, width=max(wide, console.width), file=console.file).print(table)
+        _budget(console, estimate["budget"])
 
 
 def _table(*columns: str) -> Table:
@@ -64,81 +59,82 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _signals(found: dict[str, Any]) -> Table:
-    has_store = found["total"]["took_bytes"] is not None
+def _signals(estimate: dict[str, Any]) -> Table:
+    has_store = estimate["total"]["took_bytes"] is not None
     took = ("took",) if has_store else ()
     table = _table(
         "signal", "form", "splits", "tokens", "B/token", "raw", "expected", "at most", *took
     )
 
-    def stored(one: dict[str, Any]) -> tuple[str, ...]:
+    def stored(sizes: dict[str, Any]) -> tuple[str, ...]:
         if not has_store:
             return ()
-        return ("–" if one["took_bytes"] is None else show_size(one["took_bytes"]),)
+        return ("–" if sizes["took_bytes"] is None else show_size(sizes["took_bytes"]),)
 
-    for one in found["signals"]:
-        place = one["kind"] if one["layer"] is None else f"{one['kind']}/{one['layer']}"
+    for signal in estimate["signals"]:
+        name = signal["kind"] if signal["layer"] is None else f"{signal['kind']}/{signal['layer']}"
         table.add_row(
-            place,
-            one["form"],
-            one["splits"],
-            f"{one['tokens']:,}",
-            f"{one['token_bytes']:,.1f}",
-            show_size(one["raw_bytes"]),
-            show_size(one["expected_bytes"]),
-            show_size(one["most_bytes"]),
-            *stored(one),
+            name,
+            signal["form"],
+            signal["splits"],
+            f"{signal['tokens']:,}",
+            f"{signal['token_bytes']:,.1f}",
+            show_size(signal["raw_bytes"]),
+            show_size(signal["expected_bytes"]),
+            show_size(signal["most_bytes"]),
+            *stored(signal),
         )
-    for name, count in found["assets"].items():
+    for name, count in estimate["assets"].items():
         size = show_size(count)
         table.add_row(name, "asset", "", "", "", size, size, size, *(("",) if has_store else ()))
     table.add_row(
         "tokens, examples, records", "", "", "", "", "",
-        show_size(found["tables_bytes"]), show_size(found["tables_bytes"]),
+        show_size(estimate["tables_bytes"]), show_size(estimate["tables_bytes"]),
         *(("",) if has_store else ()),
     )  # fmt: skip
-    total = found["total"]
+    total = estimate["total"]
     table.add_row(
         "[bold]in all[/]", "", "", "", "",
-        show_size(total["raw_bytes"] + sum(found["assets"].values())),
+        show_size(total["raw_bytes"] + sum(estimate["assets"].values())),
         show_size(total["expected_bytes"]), show_size(total["most_bytes"]), *stored(total),
     )  # fmt: skip
     return table
 
 
-def _disk(console: Console, found: dict[str, Any]) -> None:
-    disk, total = found["disk"], found["total"]
+def _disk(console: Console, estimate: dict[str, Any]) -> None:
+    disk, total = estimate["disk"], estimate["total"]
     free = f"{show_size(disk['free_bytes'])} free at {disk['path']}"
     if total["took_bytes"] is not None:
         planned = show_size(total["expected_bytes"])
         console.print(
-            f"the store is whole: planned {planned}, took {show_size(total['took_bytes'])}; {free}",
+            f"the store is complete: estimated {planned}, took "
+            f"{show_size(total['took_bytes'])}; {free}",
             soft_wrap=True,
         )
         return
-    said = "it fits" if disk["fits"] else "[bold]it does not fit[/], capture will refuse it"
+    sentence = "it fits" if disk["fits"] else "[bold]it does not fit[/], capture will refuse it"
     needed = show_size(disk["needed_bytes"])
-    console.print(f"{free}, at most {needed} needed: {said}", soft_wrap=True)
+    console.print(f"{free}, at most {needed} needed: {sentence}", soft_wrap=True)
     if not disk["fits"]:
         console.print(
-            f"to compare smaller choices: decant plan {found['teacher']} --budget "
+            f"to compare smaller choices: decant plan {estimate['teacher']} --budget "
             f"{show_size(disk['free_bytes'] * 0.9).replace(' ', '')}",
             soft_wrap=True,
         )
 
 
-def _memory(console: Console, found: dict[str, Any]) -> None:
-    memory = found["memory"]["capture"]
-    said = f"{show_size(memory['weight_bytes'])} weights ({memory['dtype']})"
+def _memory(console: Console, estimate: dict[str, Any]) -> None:
+    memory = estimate["memory"]["capture"]
+    sentence = f"{show_size(memory['weight_bytes'])} weights ({memory['dtype']})"
     if memory["peak_bytes"] is None:
-        said += f" + about {show_size(memory['activation_bytes'])} of a batch (an estimate)"
+        sentence += f" + about {show_size(memory['activation_bytes'])} of a batch (an estimate)"
     else:
-        said += (
+        sentence += (
             f"; {show_size(memory['peak_bytes'])} at its peak while probing, {memory['peak_of']}"
         )
-    said += f"; {show_size(memory['buffer_bytes'])} of segments on the host"
-    console.print(f"memory of the capture: {said}", soft_wrap=True)
-    students = found["memory"]["students"]
+    sentence += f"; {show_size(memory['buffer_bytes'])} of segments on the host"
+    console.print(f"memory of the capture: {sentence}", soft_wrap=True)
+    students = estimate["memory"]["students"]
     if not students:
         return
     console.print("memory of the students (all but weights, gradients and moments are estimates):")
@@ -146,27 +142,27 @@ def _memory(console: Console, found: dict[str, Any]) -> None:
         "student", "parameters", "weights, gradients, moments", "teacher's head, features",
         "activations", "pool (host)", "epochs",
     )  # fmt: skip
-    for name, one in students.items():
-        if "error" in one:
+    for name, memory in students.items():
+        if "error" in memory:
             continue
-        exact = one["weight_bytes"] + one["gradient_bytes"] + one["moment_bytes"]
+        exact = memory["weight_bytes"] + memory["gradient_bytes"] + memory["moment_bytes"]
         table.add_row(
             name,
-            f"{one['parameters']:,}",
-            show_size(exact + one["projector_bytes"]),
-            show_size(one["teacher_bytes"]),
-            show_size(one["activation_bytes"]),
-            show_size(one["pool_bytes"]),
-            f"{one['epochs']:g}",
+            f"{memory['parameters']:,}",
+            show_size(exact + memory["projector_bytes"]),
+            show_size(memory["teacher_bytes"]),
+            show_size(memory["activation_bytes"]),
+            show_size(memory["pool_bytes"]),
+            f"{memory['epochs']:g}",
         )
-    _print_whole(console, table)
-    for name, one in students.items():
-        if "error" in one:
-            console.print(f"{name}: {one['error']}", soft_wrap=True, markup=False)
+    print_whole(console, table)
+    for name, memory in students.items():
+        if "error" in memory:
+            console.print(f"{name}: {memory['error']}", soft_wrap=True, markup=False)
 
 
-def _time(console: Console, found: dict[str, Any]) -> None:
-    time = found["time"]
+def _time(console: Console, estimate: dict[str, Any]) -> None:
+    time = estimate["time"]
     if time is None:
         console.print("time: unknown without --probe")
         return
@@ -174,17 +170,17 @@ def _time(console: Console, found: dict[str, Any]) -> None:
         _seconds(time[f"{key}_seconds"]) for key in ("forward", "capture", "read")
     )
     console.print(
-        f"time on {time['device']}, told by {time['probed_tokens']:,} tokens: a token takes {bare} "
-        f"of teacher alone, {captured} captured, {read} read back; the capture "
+        f"time on {time['device']}, measured on {time['probed_tokens']:,} tokens: a token takes "
+        f"{bare} of teacher alone, {captured} captured, {read} read back; the capture "
         f"{_duration(time['capture_total_seconds'])}",
         soft_wrap=True,
     )
     pays, planned = time["pays_from"], time["planned"]
     if pays is None:
-        said = "never: reading back takes as long as the teacher itself"
+        sentence = "never: reading back takes as long as the teacher itself"
     else:
-        said = f"from {pays:.2g} epochs × students; params.yaml plans {planned:g}"
-    console.print(f"the store pays {said}", soft_wrap=True)
+        sentence = f"from {pays:.2g} epochs × students; params.yaml plans {planned:g}"
+    console.print(f"the store pays {sentence}", soft_wrap=True)
 
 
 def _budget(console: Console, budget: dict[str, Any]) -> None:
@@ -203,7 +199,7 @@ def _budget(console: Console, budget: dict[str, Any]) -> None:
         )
         for name, reason in choice["excludes"].items():
             excluded[f"{name}, {choice['kind']} {choice['change']}"] = reason
-    _print_whole(console, table)
+    print_whole(console, table)
     for student, reason in excluded.items():
         console.print(f"{student}: {reason}", soft_wrap=True, markup=False)
     if not any(choice["fits"] for choice in budget["choices"]):

@@ -1,4 +1,4 @@
-"""Where a project's files are, and how this machine runs its stages."""
+"""The directories of a project, and the settings of this machine."""
 
 import os
 import re
@@ -13,18 +13,18 @@ from pipeline.section import Section
 from stages.parameters import read_yaml, validate
 
 DATA = Path("data")
-"""Everything stages write, relative to the directory that holds `params.yaml`."""
+"""Where stages write, relative to the directory of `params.yaml`."""
 SCHEDULERS = ("synchronous", "threads", "processes")
 LOOPBACK = "127.0.0.1:0"
 SWITCHES = {"true": True, "false": False}
-"""What stands in a variable of the environment for what YAML has words for."""
+"""Truth values in environment variables."""
 
 
 Places = dict[str, int | str]
 Few = Annotated[int, Field(ge=0, le=2**16)]
-"""A number of threads or processes; libraries of C take no large ones."""
+"""A number of threads or processes; C libraries refuse large ones."""
 Bytes = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^\d+(\.\d+)?[KMGT]i?B$")]
-"""A number of bytes, as accelerate reads it."""
+"""A number of bytes in a format of accelerate."""
 
 
 def _known_scheduler(value: str) -> str:
@@ -37,37 +37,37 @@ def _known_scheduler(value: str) -> str:
 
 
 def _listed(value: Any) -> Any:
-    """Read `a,b` as a list of two: a variable of the environment has no other lists."""
+    """Read `a,b` as a list of two: environment variables have no other lists."""
     if isinstance(value, str):
         value = [part.strip() for part in value.split(",") if part.strip()]
     return tuple(value) if isinstance(value, list) else value
 
 
 class Runtime(Section):
-    """How this machine runs stages: `runtime.yaml` (not in git), `DECANT_*`.
+    """How this machine runs stages: `runtime.yaml` (not in git) or `DECANT_*` variables.
 
-    No result changes, but by `processes`, which multiply the batch.
+    None of it changes a result except `processes`, which multiplies the batch size.
 
     Attributes:
         device: A torch device; `auto` takes CUDA where there is one.
-        device_map: How a teacher is spread where one device does not hold it: `auto`, `balanced`,
+        device_map: How a teacher is spread if one device does not hold it: `auto`, `balanced`,
             `balanced_low_0`, `sequential`, or a device, `cpu` or `disk` for every module.
-        max_memory: What it may use of a device, by its number or `cpu`, as in `20GiB`.
-        offload_directory: For what disk takes of it; else `data/work/offload`.
+        max_memory: Memory that it may use, such as `20GiB`, by device number or `cpu`.
+        offload_directory: Where weights on disk go; by default `data/work/offload`.
         scheduler: Dask's for capture: `synchronous`, `threads`, `processes` (workers that may die),
             or the address of a running cluster, `tcp://host:port` or `tls://host:port`.
-        tls_ca: Certificate, in PEM, of who signed those of the cluster; for `tls://`.
-        tls_cert: This machine's own certificate there.
-        tls_key: Its key, without a password.
-        dashboard: Whether `processes` show Dask's dashboard on loopback, or the address where.
+        tls_ca: Certificate (PEM) of the authority of a `tls://` cluster.
+        tls_cert: This machine's certificate for that cluster.
+        tls_key: The key of that certificate, without a password.
+        dashboard: Whether `processes` serve Dask's dashboard on loopback, or its address.
         workers: Segments captured at once by `threads` or `processes`; 0: one a GPU, else 2.
-        worker_megabytes: Memory at which a worker process is ended; 0 sets no limit.
+        worker_megabytes: Memory at which a worker process is killed; 0 sets no limit.
         writers: Threads that compress and write shards.
-        threads: Threads of torch, in each process; 0 leaves its choice.
-        micro_batch_size: Examples of a student's batch that run at once; 0: all of them; `auto`:
-            what fits, found before the first step.
-        processes: Processes that train one student, each with a batch of its own.
-        report_to: Services that are told of each logged step, as `transformers.Trainer` names them.
+        threads: Threads of torch in each process; 0 leaves torch's default.
+        micro_batch_size: Examples of a student's batch that run at once; 0: all; `auto`: the most
+            that fit, found before the first step.
+        processes: Processes that train one student, each with its own batch.
+        report_to: Services that receive each logged step, by the names of `transformers.Trainer`.
     """
 
     device: str = "auto"
@@ -92,7 +92,7 @@ def runtime() -> Runtime:
     """Read `runtime.yaml`, then `DECANT_DEVICE`, `DECANT_SCHEDULER` and so on, which win.
 
     Raises:
-        ConfigError: If a value is not one of the allowed.
+        ConfigError: If a value is not allowed.
     """
     path = Path("runtime.yaml")
     values = (read_yaml(path) or {}) if path.exists() else {}
@@ -102,14 +102,14 @@ def runtime() -> Runtime:
             "correct it"
         )
     for key in Runtime.model_fields:
-        # Set to nothing is not set.
+        # A variable set to nothing counts as not set.
         if text := os.environ.get(f"DECANT_{key.upper()}"):
             values[key] = _variable(text)
     return validate(values, Runtime, file="runtime.yaml or DECANT_*")
 
 
 def _variable(text: str) -> int | float | bool | str:
-    """Return what a variable holds: a number, a truth value or text, as in the file."""
+    """Return a variable's value as YAML would read it: a number, a truth value or text."""
     for pattern, kind in ((r"-?[0-9]{1,18}", int), (r"-?[0-9]+\.[0-9]+", float)):
         if re.fullmatch(pattern, text):
             return kind(text)
@@ -117,7 +117,7 @@ def _variable(text: str) -> int | float | bool | str:
 
 
 def dashboard_address(settings: Runtime) -> str:
-    """Return where the dashboard of `processes` listens; empty for nowhere."""
+    """Return the address of the dashboard of `processes`; empty for no dashboard."""
     if isinstance(settings.dashboard, str):
         return settings.dashboard
     return LOOPBACK if settings.dashboard else ""
@@ -127,7 +127,7 @@ def prepare_torch(settings: Runtime) -> str:
     """Apply the number of threads; return the device to use.
 
     Raises:
-        ConfigError: If the device is not there.
+        ConfigError: If there is no such device.
     """
     import torch
     from transformers.utils import logging as transformers_logging
@@ -160,7 +160,7 @@ def teacher_of(text: str) -> str:
 
 
 def shared_root() -> Path:
-    """Return the project that owns stores and checkpoints; queued experiments share them."""
+    """Return the project directory whose stores and checkpoints queued experiments share."""
     return Path(os.environ.get("DVC_ROOT", Path.cwd()))
 
 

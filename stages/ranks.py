@@ -1,7 +1,7 @@
-"""One command in several processes of this machine that train together.
+"""Runs one command in several processes of this machine that train together.
 
-They find each other as `torchrun`'s do, by the same variables. Here so that an error is one line,
-said once, and the exit code stays what it is: torchrun makes a page and 1 of it.
+They find each other by the same variables as those of `torchrun`. Unlike torchrun, an error is
+printed once, on one line, and the exit code is the failed process's own.
 """
 
 import os
@@ -21,41 +21,41 @@ from pipeline.errors import ConfigError
 from stages.command import INTERRUPTED
 
 GRACE_SECONDS = 5.0
-"""How long processes have to end by themselves when one has failed; each says why it ends."""
+"""Time for the other processes to end by themselves after one has failed."""
 POLL_SECONDS = 0.1
 APART_SECONDS = 1.0
-"""Signals closer than this are one."""
+"""Signals that arrive closer together count as one."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "recvValue failed")
-"""How gloo and torch's store say that another process is gone."""
+"""Messages of gloo and torch's store when another process is gone."""
 LOST_CODE = 75
-"""The exit code of a process that only lost another one."""
+"""The exit code of a process that failed only because another one was gone."""
 SHOWN_BYTES = 4096
 KEEPS = "goes on from the last checkpoint, if there is one"
-"""What a training does when it is run again, to follow "the same command"."""
+"""What repeating a training does, continuing the sentence "the same command ..."."""
 Process = subprocess.Popen[bytes]
 
 
 def is_rank() -> bool:
-    """Tell whether this process is one of several already, whoever started them."""
+    """Tell whether this process is already one of several, started here or by torchrun."""
     return "RANK" in os.environ
 
 
 def is_first() -> bool:
-    """Tell whether this process speaks for all of them."""
+    """Tell whether this process is the one that prints."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Tell whether an error only says that another process is gone, which says itself why."""
+    """Tell whether an error only means that another process is gone, which reports the cause."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and any(word in str(error) for word in LOST)
 
 
 def check_gpus(device: str) -> None:
-    """Refuse more processes than there are GPUs.
+    """Refuse more processes than GPUs.
 
     Raises:
-        ConfigError: With both numbers.
+        ConfigError: If there are more; it names both numbers.
     """
     import torch
 
@@ -68,17 +68,17 @@ def check_gpus(device: str) -> None:
 
 
 def run_ranks(module: str, arguments: Sequence[str], *, processes: int, threads: int) -> int:
-    """Run `python -m module` in so many processes, to the end of all.
+    """Run `python -m module` in several processes and wait for all of them.
 
-    The first one speaks; of the others a failure is said, if the first has none of its own. An
-    interrupt or a SIGTERM is passed on to all of them, and they have all the time they need to save
-    their state; a second one gives them seconds.
+    Only the first process prints. A failure of another one is printed if the first reports none. An
+    interrupt or a SIGTERM is forwarded to all processes, which may take as long as they need to
+    save their state; a second one ends them within seconds.
 
     Args:
-        module: What runs.
-        arguments: What it is called with.
-        processes: How many.
-        threads: Of torch, in each; 0: its share of the cores.
+        module: The module to run.
+        arguments: Its command-line arguments.
+        processes: Number of processes.
+        threads: Threads of torch in each; 0: its share of the cores.
 
     Returns:
         The exit code of the process that failed first; 0 if all went well.
@@ -91,22 +91,22 @@ def run_ranks(module: str, arguments: Sequence[str], *, processes: int, threads:
         "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes,
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
     }  # fmt: skip
-    # DDP warns that it looks for weights without a gradient; a term that is off leaves some.
+    # DDP warns about its search for weights without a gradient, which a term that is off leaves.
     quiet = {"OMP_NUM_THREADS": str(threads), "TORCH_CPP_LOG_LEVEL": "ERROR"}
     environment = quiet | os.environ
     environment |= {key: str(value) for key, value in shared.items()}
     with tempfile.TemporaryDirectory(prefix="decant-") as folder:
-        said = [Path(folder) / str(rank) for rank in range(processes)]
+        outputs = [Path(folder) / str(rank) for rank in range(processes)]
         ranks: list[Process] = []
         forward = _Forward(ranks)
         before = {number: signal.signal(number, forward) for number in SIGNALS}
         try:
             for rank in range(processes):
-                mine = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-                with said[rank].open("wb") as file:
+                own = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                with outputs[rank].open("wb") as file:
                     command = [sys.executable, "-m", module, *arguments]
                     stderr = None if rank == 0 else file
-                    ranks.append(subprocess.Popen(command, env=mine, stderr=stderr))
+                    ranks.append(subprocess.Popen(command, env=own, stderr=stderr))
             first = _wait(ranks)
             if first is None:
                 return 0
@@ -118,19 +118,19 @@ def run_ranks(module: str, arguments: Sequence[str], *, processes: int, threads:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-            for one in ranks:
-                one.kill()
-                one.wait()
+            for process in ranks:
+                process.kill()
+                process.wait()
         if ranks[failed].returncode == -forward.number:
-            # It was told to end before it could handle signals.
+            # The signal came before the process could handle signals.
             click.echo(f"interrupted; the same command {KEEPS}", err=True)
             return 128 + forward.number
         has_spoken = ranks[0].returncode not in (0, LOST_CODE) and ranks[0].returncode > 0
-        return _tell(failed, ranks[failed].returncode, None if has_spoken else said[failed])
+        return _tell(failed, ranks[failed].returncode, None if has_spoken else outputs[failed])
 
 
 class _Forward:
-    """Passes a signal on to processes; raises at a second one."""
+    """Forwards a signal to processes; raises at a second one."""
 
     def __init__(self, ranks: Sequence[Process]) -> None:
         self._ranks = ranks
@@ -139,9 +139,9 @@ class _Forward:
 
     def __call__(self, number: int, frame: Any) -> None:
         now = time.monotonic()
-        for one in self._ranks:
-            if one.poll() is None:
-                one.send_signal(number)
+        for process in self._ranks:
+            if process.poll() is None:
+                process.send_signal(number)
         if self.number and now - self._since >= APART_SECONDS:
             raise KeyboardInterrupt
         if not self.number:
@@ -149,9 +149,9 @@ class _Forward:
 
 
 def _wait(ranks: Sequence[Process]) -> int | None:
-    """Return which process failed first; None when all have ended well."""
+    """Return which process failed first; None if all succeeded."""
     while True:
-        codes = [one.poll() for one in ranks]
+        codes = [process.poll() for process in ranks]
         for rank, code in enumerate(codes):
             if code:
                 return rank
@@ -161,34 +161,34 @@ def _wait(ranks: Sequence[Process]) -> int | None:
 
 
 def _settle(ranks: Sequence[Process], last_word: signal.Signals) -> None:
-    """Let processes end by themselves, then by a signal."""
+    """Wait for processes to end by themselves, then end them by a signal."""
     for word in (None, last_word):
-        for one in ranks:
-            if word is not None and one.poll() is None:
-                one.send_signal(word)
+        for process in ranks:
+            if word is not None and process.poll() is None:
+                process.send_signal(word)
         deadline = time.monotonic() + GRACE_SECONDS
-        while any(one.poll() is None for one in ranks) and time.monotonic() < deadline:
+        while any(process.poll() is None for process in ranks) and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
 
 
 def _culprit(ranks: Sequence[Process], first: int) -> int:
-    """Return who failed by itself: the first to end may only have lost that one."""
+    """Return the process that caused the failure: the first to end may only have lost it."""
     if ranks[first].returncode != LOST_CODE:
         return first
     told = (None, 0, LOST_CODE, -signal.SIGTERM)
-    return next((rank for rank, one in enumerate(ranks) if one.poll() not in told), first)
+    return next((rank for rank, process in enumerate(ranks) if process.poll() not in told), first)
 
 
-def _tell(failed: int, code: int, said: Path | None) -> int:
-    """Say what the first process has not said; return the exit code."""
-    if said is not None:
-        words = said.read_bytes()[-SHOWN_BYTES:].decode(errors="replace")
+def _tell(failed: int, code: int, output: Path | None) -> int:
+    """Print the error that the first process has not printed; return the exit code."""
+    if output is not None:
+        words = output.read_bytes()[-SHOWN_BYTES:].decode(errors="replace")
         line = next((one for one in words.splitlines() if one.startswith("error: ")), words)
         click.echo(line.rstrip(), err=True, nl=bool(line.strip()))
     if code < 0:
         click.echo(
-            f"error: process {failed} was ended by signal {-code}, which a lack of memory may be "
-            "the reason of; run the same command again: it goes on from the last checkpoint",
+            f"error: process {failed} was ended by signal {-code}, possibly for lack of memory; "
+            "run the same command again: it goes on from the last checkpoint",
             err=True,
         )
         return 128 - code

@@ -1,4 +1,4 @@
-"""report: the page, metrics.json, and the table a run ends with."""
+"""report: the page, metrics.json, and the table at the end of a run."""
 
 import logging
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ from stages.project import DATA, stores
 logger = logging.getLogger(__name__)
 
 STORE = "store.json"
-"""What capture writes of a teacher's store, beside a file for each signal."""
+"""The record of a teacher's store, which capture writes next to a file for each signal."""
 
 
 @click.command()
@@ -90,10 +90,10 @@ def report(params: Path) -> None:
 
 
 def _check_evaluated(names: Mapping[str, Mapping[str, Any]]) -> None:
-    """Name all models at once that have no metrics yet.
+    """Check that all models have been evaluated.
 
     Raises:
-        IntegrityError: If there are some.
+        IntegrityError: With every model that has no metrics.
     """
     paths = [
         DATA / "metrics" / kind / f"{name}.json" for kind, known in names.items() for name in known
@@ -105,7 +105,7 @@ def _check_evaluated(names: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _teacher(name: str) -> TeacherResult:
-    """Return a teacher with the bytes of its signals, which only the store knows."""
+    """Return a teacher's results with the bytes of its signals, which only the store knows."""
     transfer = DATA / "corpus" / "transfer" / name / "transfer.json"
     result = load_teacher(
         name,
@@ -127,7 +127,7 @@ def _teacher(name: str) -> TeacherResult:
 
 
 def _predictions(kind: str, names: Mapping[str, Any]) -> dict[str, list[Prediction]]:
-    """Return what models said to the test rows; one without a file is left out."""
+    """Return predictions for the test rows by model; a model without a file is left out."""
     paths = {name: DATA / "predictions" / kind / f"{name}.jsonl" for name in names}
     return {name: read_predictions(path) for name, path in paths.items() if path.exists()}
 
@@ -138,8 +138,8 @@ def _pairs(
     corpus: CorpusSummary,
     evaluation: EvaluateParams,
 ) -> list[PairedTest]:
-    """Test students against each other on the headline, where both have said something."""
-    found = []
+    """Test pairs of students that both have predictions on the headline score."""
+    tests = []
     for first, second in pairs_of(comparison):
         if first not in answers or second not in answers:
             continue
@@ -158,8 +158,8 @@ def _pairs(
         except (ConfigError, IncompatibleError) as error:
             logger.warning("%s and %s are not compared: %s", first, second, error)
             continue
-        found.append(PairedTest(first=first, second=second, **asdict(result)))
-    return found
+        tests.append(PairedTest(first=first, second=second, **asdict(result)))
+    return tests
 
 
 def _samples(
@@ -168,8 +168,8 @@ def _samples(
     corpus: CorpusSummary,
     count: int,
 ) -> list[Sample]:
-    """Return the rows of each teacher and its students to read side by side."""
-    found: list[Sample] = []
+    """Return sample rows of each teacher and its students, to read side by side."""
+    samples: list[Sample] = []
     for name in (row.name for row in comparison.rows if row.is_teacher):
         teachers_rows = answers["teachers"].get(name)
         students = {
@@ -178,9 +178,9 @@ def _samples(
             if row.teacher == name and row.name in answers["students"]
         }
         if generates(comparison.task):
-            found += generated_samples(name, teachers_rows, students, count=count)
+            samples += generated_samples(name, teachers_rows, students, count=count)
         elif comparison.task == "classification" and count:
-            found += disagreements(
+            samples += disagreements(
                 name,
                 teachers_rows,
                 students,
@@ -188,7 +188,7 @@ def _samples(
                 classes=corpus.classes,
                 count=count,
             )
-    return found
+    return samples
 
 
 def _texts() -> dict[int, tuple[str, ...]]:

@@ -1,7 +1,7 @@
-"""select@S: the digests of just the signals student S uses; no other can re-run it.
+"""select@S: the digests of the signals that student S uses; changes of others do not re-run it.
 
-What it trains from and what it is compared with are two files: logits captured in another form
-re-run its evaluation, not its training.
+The signals for training and those for the comparison with the teacher are two files, so capturing
+logits in another form re-runs the student's evaluation but not its training.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ from stages.project import DATA
 
 
 class SelectParams(Section):
-    """What select reads of section `students.S`; how it is optimised is not its business."""
+    """The keys of section `students.S` that select reads; it ignores those of training."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 

@@ -41,7 +41,7 @@ def tokenize(teacher: str, params: Path) -> None:
                 f"{params}: teachers.{teacher}.tokens: no tokenizer; give vocab to train one, or "
                 "tokenizer with a directory or hub id"
             )
-        # Revision and trust were given to the teacher's repository, not to another.
+        # Revision and trust apply to the teacher's repository only.
         is_teachers = options.tokenizer is None
         tokenizer = load_tokenizer(
             source,

@@ -1,4 +1,4 @@
-"""train@S: student S learns from the store alone; or several do, from one read of it."""
+"""train@S: student S learns from the store alone, or several students from one read of it."""
 
 import logging
 import sys
@@ -71,10 +71,10 @@ def train(student: str | None, named: str | None, students: str | None, params: 
 
 
 def _names(student: str | None, named: str | None, students: str | None) -> list[str]:
-    """Return which students are asked for.
+    """Return the names of the students to train.
 
     Raises:
-        ConfigError: If none is, or one twice, or by two ways.
+        ConfigError: If there is none, one is named twice, or two options name students.
     """
     given = [way for way in (student, named, students) if way is not None]
     if len(given) != 1:

@@ -1,4 +1,4 @@
-"""verify: is a store whole, is it of this corpus, and does it say what the teacher says?"""
+"""verify: is a store intact, is it of this corpus, and does it agree with its teacher?"""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -27,7 +27,7 @@ from stages.project import DATA, prepare_torch, runtime, stores, teacher_of
 from stages.tables import print_whole
 
 SHOWN = 20
-"""Damaged files that are named."""
+"""Number of damaged files to name."""
 RIGHT = ("segments", "files", "bytes")
 SHARED = (INDEX, PLAN, ASSETS)
 
@@ -82,19 +82,19 @@ def _verify(
 ) -> None:
     path = _directory(store)
     console = Console(highlight=False)
-    # Held from looking to removing: nobody may write in between.
+    # Held from the search to the removal: nobody may write in between.
     lock = writer_lock(Layout(path).lock, wait=False) if repair else contextlib.nullcontext()
     with lock:
         with _progress(path) as bar:
-            found = verify_store(path, deep=deep, progress=bar.update)
-        damaged = damage_of(found)
-        said = _ask_teacher(path, teacher, found) if deep and not damaged else {}
-        _show(console, path, found, said if deep else None)
+            states = verify_store(path, deep=deep, progress=bar.update)
+        damaged = damage_of(states)
+        answers = _ask_teacher(path, teacher, states) if deep and not damaged else {}
+        _show(console, path, states, answers if deep else None)
         if damaged and repair:
-            _repair(path, found)
+            _repair(path, states)
             return
     if damaged:
-        what = ", ".join(state.name for state in found if state.is_damaged)
+        what = ", ".join(state.name for state in states if state.is_damaged)
         raise IntegrityError(
             f"{path}: {counted(len(damaged), 'damaged file')} in {what}; first {damaged[0].file} "
             f"({damaged[0].reason}): run `decant verify {store} --repair`, then "
@@ -107,7 +107,7 @@ def _verify(
         )
     if corpus is not None:
         _compare(console, path, corpus)
-    if beyond := [name for name, words in said.items() if words.startswith("differs")]:
+    if beyond := [name for name, words in answers.items() if words.startswith("differs")]:
         raise IncompatibleError(
             f"{path}: {', '.join(beyond)}: other values than the teacher's, beyond the stated "
             "error; remove the store and capture it again"
@@ -125,20 +125,20 @@ def _directory(store: Path) -> Path:
 
 @contextlib.contextmanager
 def _progress(path: Path) -> Iterator[tqdm]:
-    """A bar of the bytes that were read, on stderr."""
+    """Show a progress bar of the bytes read on stderr."""
     total = store_bytes(path)
     with tqdm(total=total, desc="verify", unit="B", unit_scale=True, leave=False) as bar:
         yield bar
 
 
 def _show(
-    console: Console, path: Path, found: list[SignalState], said: Mapping[str, str] | None
+    console: Console, path: Path, states: list[SignalState], answers: Mapping[str, str] | None
 ) -> None:
     table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
     columns = ["signal", "form", "splits", *RIGHT, "state"]
-    for column in columns if said is None else [*columns, "teacher"]:
+    for column in columns if answers is None else [*columns, "teacher"]:
         table.add_column(column, justify="right" if column in RIGHT else "left", no_wrap=True)
-    for state in found:
+    for state in states:
         is_shared = state.name in SHARED
         place, _, form = ("", "", "") if is_shared else state.name.rpartition("/")
         row = [
@@ -150,29 +150,29 @@ def _show(
             f"{state.bytes:,}",
             state.state,
         ]
-        if said is not None:
-            row.append("" if is_shared else said.get(state.name, "not asked"))
+        if answers is not None:
+            row.append("" if is_shared else answers.get(state.name, "not asked"))
         table.add_row(*row)
     console.print(f"[bold]store {path.resolve().name}[/]", soft_wrap=True)
     print_whole(console, table)
-    damaged = damage_of(found)
+    damaged = damage_of(states)
     for damage in damaged[:SHOWN]:
         of_segment = "" if damage.segment is None else f" (segment {damage.segment})"
         line = f"{damage.file}{of_segment}: {damage.reason}"
-        # A file of a store that came from elsewhere may have a name that steers a terminal.
+        # A file of a foreign store may have a name with control characters for a terminal.
         line = "".join(letter if letter.isprintable() else "?" for letter in line)
         console.print(line, soft_wrap=True, markup=False)
     if len(damaged) > SHOWN:
         console.print(f"and {len(damaged) - SHOWN} more")
-    if strays := unrecorded_files(path, found):
+    if strays := unrecorded_files(path, states):
         console.print(
             f"{counted(len(strays), 'file')} in no record: an unfinished capture, or leftovers"
         )
 
 
-def _ask_teacher(path: Path, given: Path | None, found: list[SignalState]) -> dict[str, str]:
-    """Return in words, by signal, what the teacher says of a sample of it."""
-    names = [s.name for s in found if s.name not in SHARED and s.is_indexed]
+def _ask_teacher(path: Path, given: Path | None, states: list[SignalState]) -> dict[str, str]:
+    """Return, by signal, in words whether the teacher agrees with a sample of it."""
+    names = [s.name for s in states if s.name not in SHARED and s.is_indexed]
     if not names:
         return {}
     reader = StoreReader(path)
@@ -191,18 +191,18 @@ def _ask_teacher(path: Path, given: Path | None, found: list[SignalState]) -> di
         if given is not None or Path(TeacherReference.load(directory).location(directory)).is_dir():
             raise
         return dict.fromkeys(names, "teacher not at hand")
-    said = dict.fromkeys(names, "nothing stored")
+    answers = dict.fromkeys(names, "nothing stored")
     for check in checks:
         words = "agrees" if check.is_within else "differs"
         where = "" if check.is_within else f" in segment {check.segment}"
-        said[check.signal] = f"{words}{where}: {check.share:.2g} of its error"
-    return said
+        answers[check.signal] = f"{words}{where}: {check.share:.2g} of its error"
+    return answers
 
 
-def _repair(path: Path, found: list[SignalState]) -> None:
-    for line in repair_store(path, found):
+def _repair(path: Path, states: list[SignalState]) -> None:
+    for line in repair_store(path, states):
         click.echo(line, err=True)
-    if all(damage.is_stray or damage.content is not None for damage in damage_of(found)):
+    if all(damage.is_stray or damage.content is not None for damage in damage_of(states)):
         click.echo(f"store {path.resolve().name} is complete again", err=True)
         return
     name = path.resolve().name
@@ -225,13 +225,13 @@ def _compare(console: Console, path: Path, corpus: Path) -> None:
         "missing": rows.missing,
         "added": rows.added,
     }
-    said = ", ".join(f"{count:,} {kind}" for kind, count in counts.items() if count)
-    console.print(f"rows against {corpus}: {said or 'none'}", soft_wrap=True, markup=False)
+    summary = ", ".join(f"{count:,} {kind}" for kind, count in counts.items() if count)
+    console.print(f"rows against {corpus}: {summary or 'none'}", soft_wrap=True, markup=False)
     for line in rows.lines:
         console.print(f"  {line}", soft_wrap=True, markup=False)
     if not rows.is_same:
         raise IncompatibleError(
-            f"{path}: rows of another corpus than {corpus} ({said}; {rows.lines[0]}); run "
+            f"{path}: rows of another corpus than {corpus} ({summary}; {rows.lines[0]}); run "
             f"`decant capture {teacher_of(path.resolve().name)}`, which makes a store for it"
         )
 

@@ -1,1 +1,1 @@
-"""What a capture and its students will take: disk, memory and time."""
+"""Estimates of the disk, memory and time that a capture and its students take."""

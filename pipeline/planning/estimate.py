@@ -1,8 +1,8 @@
-"""What a store will take, told before it is paid: rows exactly, compressed bytes by stated ratios.
+"""Estimates of the bytes that a store takes on disk, before anything is captured.
 
-Rows follow from the plan and bytes a row from the form, so bytes before compression are exact and
-what is written at most is a bound. In between lies what compression finds: a ratio of the form as
-measured on trained teachers, or what a probe measured of this one.
+The plan gives the number of stored rows and the form gives the bytes of each, so the size before
+compression is exact, and an upper bound follows from it. The expected size uses a ratio of
+compression: the form's own, measured on trained teachers, or that of a probe of this teacher.
 """
 
 from collections.abc import Sequence
@@ -36,10 +36,10 @@ RECORD_BYTES = 900
 
 @dataclass(frozen=True)
 class SignalEstimate:
-    """One signal's share of a store, in bytes.
+    """The bytes that one signal takes in a store.
 
-    `raw_bytes` are those of its live rows before compression, `most_bytes` the bound on its files,
-    `expected_bytes` what they will take by `ratio`. `tokens` are those of the splits it is in.
+    `raw_bytes` is the size of its rows before compression, `most_bytes` an upper bound on its files
+    and `expected_bytes` their size by `ratio`. `tokens` counts the tokens of the signal's splits.
     """
 
     signal: Signal
@@ -55,12 +55,12 @@ class SignalEstimate:
 
     @property
     def token_bytes(self) -> float:
-        """Expected bytes a token that carries the signal."""
+        """Expected bytes for each token that has the signal."""
         return self.expected_bytes / max(1, self.tokens)
 
 
 class SegmentRows:
-    """How many rows each segment of a plan has, counted once an axis and rule."""
+    """The number of rows in each segment of a plan, counted once for each axis and rule."""
 
     def __init__(self, plan: Plan, chunk_tokens: int) -> None:
         self.plan = plan
@@ -78,7 +78,7 @@ class SegmentRows:
         return found
 
     def rows(self, axis: Axis, rule: str) -> tuple[NDArray[np.int64], Extent]:
-        """Return the rows of every segment, and the room there is for them."""
+        """Return the number of rows in every segment, and the capacity of a segment."""
         if (axis, rule) not in self._found:
             plan = self.plan
             extent = segment_extent(
@@ -104,13 +104,13 @@ def estimate_signal(
     report: TapReport,
     ratio: float | None = None,
 ) -> SignalEstimate:
-    """Return what one signal takes.
+    """Return the bytes that one signal takes.
 
     Args:
         signal: What is captured.
         segments: The rows of the plan.
         model: The teacher, or its outline.
-        report: What was found of its sizes, by the check of its taps or by an outline.
+        report: The teacher's sizes, from the check of its taps or from an outline.
         ratio: Bytes on disk over bytes before compression where a probe measured them; None takes
             the form's own.
 
@@ -148,7 +148,7 @@ def estimate_signal(
 def _array_bytes(
     array: ArrayType, rows: NDArray[np.int64], shard_rows: int, chunk_rows: int
 ) -> tuple[int, int]:
-    """Return the bound on an array's files, and what its chunks without a row take of it."""
+    """Return an upper bound on an array's files, and the part of it that is empty chunks."""
     filled = int((-(-rows // chunk_rows)).sum())
     empty = len(rows) * (shard_rows // chunk_rows) - filled
     fixed = empty * _empty_chunk(array, chunk_rows) + len(rows) * CRC.size
@@ -158,7 +158,7 @@ def _array_bytes(
 
 @cache
 def _empty_chunk(array: ArrayType, chunk_rows: int) -> int:
-    """Return what a chunk of zeros takes, its entry in the shard's index included."""
+    """Return the bytes of a chunk of zeros with its entry in the shard's index."""
     zeros = np.zeros((chunk_rows, *array.row_shape), array.dtype)
     return len(encode_shard(zeros, chunk_rows)) - CRC.size
 
@@ -171,14 +171,14 @@ def asset_bytes(
     *,
     item_bytes: int = 4,
 ) -> dict[str, int]:
-    """Return what is stored once beside the signals, by name, in bytes.
+    """Return the bytes of each asset, which is stored once, by name.
 
     Args:
         signals: What is captured.
         blocks: Blocks kept for students to start from.
         model: The teacher, or its outline.
-        report: What was found of its sizes.
-        item_bytes: Of a number of its checkpoint. Head and blocks are not stored wider than that.
+        report: The teacher's sizes.
+        item_bytes: Bytes of a number in its checkpoint. Head and blocks are stored no wider.
     """
     found: dict[str, int] = {}
     for signal in signals:
@@ -201,7 +201,7 @@ def _bytes(tensor: torch.Tensor, item_bytes: int = 8) -> int:
 
 
 def _query_key_bytes(model: PreTrainedModel, layer: int) -> int:
-    """A block's parameters up to its attention; all of them where they cannot be told apart."""
+    """Return the bytes of a block up to its attention; of all of it if its parts are unknown."""
     try:
         with torch.device("meta"):
             found = query_key_parameters(model, layer)
@@ -211,7 +211,7 @@ def _query_key_bytes(model: PreTrainedModel, layer: int) -> int:
 
 
 def _blocks_bytes(model: PreTrainedModel, blocks: Sequence[int], item_bytes: int) -> int:
-    """As `write_blocks` writes them: tied weights under each name, magnitudes of what is read."""
+    """Return the bytes that `write_blocks` writes: tied weights once per name, and magnitudes."""
     anatomy = find_anatomy(model)
     total = 0
     for name, value in model.state_dict().items():
@@ -224,11 +224,11 @@ def _blocks_bytes(model: PreTrainedModel, blocks: Sequence[int], item_bytes: int
 
 
 def table_bytes(plan: Plan, *, columns: int, signals: int) -> int:
-    """Return about what tokens, example table and records take.
+    """Return about how many bytes tokens, example table and records take.
 
     Args:
-        plan: Where every example lies.
-        columns: Token columns beside ids and loss mask.
+        plan: The segment plan.
+        columns: Token columns besides ids and loss mask.
         signals: How many signals have receipts.
     """
     tokens, examples = int(plan.length.sum()), len(plan.row)
@@ -242,7 +242,7 @@ def table_bytes(plan: Plan, *, columns: int, signals: int) -> int:
 
 
 def buffered_bytes(estimates: Sequence[SignalEstimate], plan: Plan) -> int:
-    """Return what the features of one segment take in memory, the fullest one."""
+    """Return the bytes in memory of the features of the fullest segment."""
     total = 0
     for one in estimates:
         per_segment = {
@@ -262,15 +262,14 @@ def activation_bytes(
     batch_tokens: int,
     inner: int,
 ) -> int:
-    """Return about what a batch takes while the teacher runs: an estimate, not a bound.
+    """Return about how many bytes a batch takes while the teacher runs. This is not a bound.
 
-    A block holds its input, a normed copy, query, key, value and output beside two inner tensors
-    of its feed-forward layer; every tapped tensor stays until it is encoded, in float32 while it
-    is.
+    A block holds its input, a normed copy, query, key, value, output and two inner tensors of its
+    feed-forward layer. Every tapped tensor is kept until it is encoded, in float32.
 
     Args:
         model: The teacher, or its outline.
-        report: What was found of its sizes.
+        report: The teacher's sizes.
         signals: What is tapped.
         batch_tokens: Tokens of the largest batch, padding included.
         inner: Width of the feed-forward layers.

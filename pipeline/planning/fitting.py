@@ -74,7 +74,7 @@ def check_teacher(key: str, teacher: TeacherParams, task: str) -> None:
 
 
 def _check_packing(key: str, teacher: TeacherParams) -> None:
-    """See that weights are packed once and not trained, by a package that is there."""
+    """Check that weights are quantised once, are not trained, and that the package is installed."""
     quantization = teacher.model.quantization
     packing = None if quantization is None else quantization.build()
     is_trained = teacher.fit is not None
@@ -85,13 +85,13 @@ def _check_packing(key: str, teacher: TeacherParams) -> None:
 
 
 def check_rows(key: str, teacher: TeacherParams, task: Any, rows: list[Example]) -> None:
-    """Render and tokenise one row of each split as `tokenize` will.
+    """Render and tokenise one row of each split as the tokenize stage does.
 
     Raises:
         ConfigError: If a template refuses a row, or leaves out what it must show.
     """
-    one_a_split = list({row.split: row for row in reversed(rows)}.values())
-    if not one_a_split:
+    first_rows = list({row.split: row for row in reversed(rows)}.values())
+    if not first_rows:
         return
     tokens, model = teacher.tokens, teacher.model
     source = tokens.tokenizer or (None if tokens.vocab else model.path)
@@ -100,7 +100,7 @@ def check_rows(key: str, teacher: TeacherParams, task: Any, rows: list[Example])
         return  # not at hand
     try:
         tokenize_one(
-            one_a_split,
+            first_rows,
             task=task,
             tokenizer=tokenizer,
             max_length=tokens.max_length,
@@ -134,7 +134,7 @@ def check_output(name: str, student: StudentParams, logits: Form | None, task: s
 
 
 def check_architecture(name: str, student: StudentParams, config: dict[str, Any]) -> None:
-    """Build the student's configuration, where its teacher's is known, and compare head counts."""
+    """Build the student's configuration if its teacher's is known, and compare head counts."""
     from pipeline.student.model.architecture import student_configuration, teacher_configuration
     from pipeline.student.model.width import check_sizes
     from pipeline.taps.configuration import size_of
@@ -149,12 +149,12 @@ def check_architecture(name: str, student: StudentParams, config: dict[str, Any]
             check_sizes(built, teacher)
     except DecantError as error:
         raise type(error)(f"students.{name}.model: {error}") from error
-    found, expected = (size_of(one, "num_attention_heads") for one in (built, teacher))
+    heads, expected = (size_of(config, "num_attention_heads") for config in (built, teacher))
     attention = student.loss.attention
     needs_equal = find_loss(AttentionLoss, attention.loss).equal_heads
-    if not attention.weight.is_off and needs_equal and found != expected:
+    if not attention.weight.is_off and needs_equal and heads != expected:
         raise IncompatibleError(
-            f"students.{name}.loss.attention: the student has {found} attention heads, the teacher "
+            f"students.{name}.loss.attention: the student has {heads} attention heads, the teacher "
             f"{expected}; give the student {expected}, use loss: relations or head_mean, or set "
             "the term's weight to 0"
         )

@@ -18,9 +18,10 @@ TRAINED_PAD = 1
 
 
 def teacher_values(model: TeacherModel) -> dict[str, Any]:
-    """Return what is known of a teacher's configuration without its weights.
+    """Return a teacher's configuration, which needs no weights.
 
-    Of a model that reads images too it is the text part. Empty for a hub id that is not cached.
+    For a model that also reads images it is the text part. It is empty for a hub id that is not
+    cached.
     """
     if model.scratch is not None:
         return model.scratch
@@ -51,19 +52,19 @@ def check_teacher_model(
     max_length: int,
     vocab: int | None,
 ) -> Any:
-    """Check the taps that a capture needs; return what was found, or None where nothing is known.
+    """Check the taps that a capture needs; return the report, or None without a configuration.
 
     Args:
         key: `teachers.T`.
         model: Its section `model`.
-        signals: What is captured.
+        signals: The signals to capture.
         keeps_blocks: Whether blocks are kept for students to start from.
-        task: What its head is for.
+        task: The task of its head.
         max_length: Longest row, in tokens.
-        vocab: Ids of the tokenizer that is trained for it, if one is.
+        vocab: Size of the tokenizer that is trained for it; None if it has one.
 
     Raises:
-        ConfigError: If a key of a new teacher is unknown, or no configuration comes of them.
+        ConfigError: If the keys of a new teacher do not make a configuration.
         IncompatibleError: If the teacher cannot give a signal.
     """
     from pipeline.taps.miniature import check_in_miniature
@@ -109,14 +110,14 @@ def check_student_model(
         name: The student's name.
         student: Its section.
         teacher: The teacher's configuration, from `teacher_values`.
-        selected: What the select stage would write.
-        task: What its head is for.
+        selected: The record that the select stage would write.
+        task: The task of its head.
         max_length: Longest row, in tokens.
-        is_causal: Whether the teacher is; None where that is not known.
+        is_causal: Whether the teacher's attention is causal; None if unknown.
 
     Raises:
-        ConfigError: If no configuration comes of the student's keys.
-        IncompatibleError: If the student cannot learn what it is asked to.
+        ConfigError: If the student's keys do not make a configuration.
+        IncompatibleError: If the student cannot have the losses of its section.
     """
     from pipeline.student.model.architecture import (
         keep_room,
@@ -150,7 +151,7 @@ def check_student_model(
         return
     relations = student.loss.attention.compared_relations
     attended = sorted(map(int, selected["maps"]["attention"]))
-    found = check_in_miniature(
+    report = check_in_miniature(
         config,
         task,
         TapRequest(
@@ -163,10 +164,10 @@ def check_student_model(
         max_length=max_length,
         has_one_head_count=bool(attended),
     )
-    if found is not None and attended and is_causal not in (None, found.causal):
+    if report is not None and attended and is_causal not in (None, report.causal):
         kinds = {True: "causal", False: "not causal"}
         raise IncompatibleError(
             f"{key}.loss.attention: the teacher's attention is {kinds[bool(is_causal)]}, the "
-            f"student's {kinds[found.causal]}; choose a student of the teacher's kind, or set the "
+            f"student's {kinds[report.causal]}; choose a student of the teacher's kind, or set the "
             "term's weight to 0"
         )

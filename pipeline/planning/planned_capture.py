@@ -1,4 +1,4 @@
-"""One capture, planned: sizes from the outline of its teacher, and what a probe adds to them."""
+"""The estimate of one capture, from its teacher's configuration and, if one ran, a probe."""
 
 import dataclasses
 import shutil
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from pipeline.teacher.source.placement import Placement
 
 AUTO_BATCH_TOKENS = 8192
-"""Of a batch whose size capture finds itself."""
+"""Assumed batch size if capture finds the size itself."""
 
 
 class PlannedCapture:
-    """A plan of one capture: what its configuration says, and what a probe adds."""
+    """Estimates of one capture: from the configuration, and from `probe` once it is set."""
 
     probe: "Probe | None" = None
     is_trained: bool = True
@@ -62,7 +62,7 @@ class PlannedCapture:
 
     @property
     def report(self) -> "TapReport":
-        """What is known of the teacher's sizes."""
+        """The teacher's sizes."""
         return self.outlined if self.probe is None else self.probe.report
 
     def _config(self) -> "PreTrainedConfig":
@@ -130,11 +130,11 @@ class PlannedCapture:
     @property
     def batch_tokens(self) -> int:
         """Tokens of a batch, padding included."""
-        found = self.project.options.batch_tokens
-        return found if isinstance(found, int) else AUTO_BATCH_TOKENS
+        tokens = self.project.options.batch_tokens
+        return tokens if isinstance(tokens, int) else AUTO_BATCH_TOKENS
 
     def estimate(self, signal: Signal) -> "SignalEstimate":
-        """Return what a signal takes, by the probe where it saw it."""
+        """Return the bytes that a signal takes, by the probe's ratio if it measured the signal."""
         from pipeline.planning.estimate import estimate_signal
 
         return estimate_signal(
@@ -147,7 +147,7 @@ class PlannedCapture:
 
     @cached_property
     def store(self) -> StoreReader | None:
-        """The store that holds all of it already, if there is one."""
+        """The complete store of this capture; None if there is none."""
         if self.project.reference is None or not self.count.is_exact:
             return None
         spec = store_spec(self.count.meta, self.project.reference, self.project.options)
@@ -156,14 +156,14 @@ class PlannedCapture:
 
     @property
     def tables_bytes(self) -> int:
-        """About what tokens, example table and records take."""
+        """About how many bytes tokens, example table and records take."""
         from pipeline.planning.estimate import table_bytes
 
         extra = len(self.count.meta.columns)
         return table_bytes(self.plan, columns=extra, signals=len(self.signals))
 
     def describe(self) -> dict[str, Any]:
-        """Return all of it as JSON values."""
+        """Return all estimates as JSON values."""
         from pipeline.teacher.capture.disk_space import DISK_RESERVE_BYTES
 
         estimates = [self.estimate(signal) for signal in self.signals]
@@ -176,11 +176,11 @@ class PlannedCapture:
         needed = 0 if store else most + DISK_RESERVE_BYTES
         splits = {split: self.count.tokens(split) for split in SPLITS}
         if self.probe is None:
-            how = "exact before compression, expected by what each form takes elsewhere"
+            how = "exact before compression; the expected size uses each form's usual ratio"
         elif self.is_trained:
-            how = f"told by {self.probe.tokens:,} tokens of this teacher"
+            how = f"measured on {self.probe.tokens:,} tokens of this teacher"
         else:
-            how = f"told by {self.probe.tokens:,} tokens of random weights: teach it first"
+            how = f"measured on {self.probe.tokens:,} tokens of random weights; run teach first"
         return {
             "teacher": self.project.name,
             "tokens": {
@@ -239,7 +239,7 @@ class PlannedCapture:
         probe = self.probe
         of = None if probe is None else "of the GPU" if "cuda" in probe.device else "of the process"
         packed = self.project.model.quantization
-        # One that is filled and, at most, two that wait to be written.
+        # One segment is filled while at most two wait to be written.
         return {
             "dtype": self.project.options.dtype,
             "weight_bytes": weight_bytes(self.model, bits=None if packed is None else packed.bits),
@@ -256,7 +256,7 @@ class PlannedCapture:
         }
 
     def rehearse(self, name: str, signals: list[Signal]) -> dict[str, Any]:
-        """Return what a student would select, if these were captured."""
+        """Return the record that the select stage would write if these signals were captured."""
         return rehearse(
             name,
             self.project.students[name],
@@ -267,7 +267,7 @@ class PlannedCapture:
         )
 
     def _kept(self, student: StudentParams) -> int | None:
-        """Return how many ids a student keeps, by the rows that are at hand; None for all."""
+        """Return how many ids a student keeps, by the rows at hand; None if it keeps all."""
         if student.model.vocabulary != "corpus" or not models_language(self.task):
             return None
         import numpy as np
@@ -287,7 +287,7 @@ class PlannedCapture:
         return len(kept.ids)
 
     def asset_bytes(self, signals: list[Signal], blocks: list[int]) -> dict[str, int]:
-        """Return the bytes of assets; weights that were saved in half precision stay so."""
+        """Return the bytes of assets. Weights saved in half precision are stored in it."""
         from pipeline.planning.estimate import asset_bytes
 
         item_bytes = 2 if self._is_saved_in_half else 4
@@ -295,7 +295,7 @@ class PlannedCapture:
 
     @cached_property
     def _is_saved_in_half(self) -> bool:
-        # Of the checkpoint itself: the teacher's reference names the dtype it was loaded in.
+        # Read from the checkpoint: the teacher's reference names the dtype in which it was loaded.
         from pipeline.teacher.source.load import load_config
 
         model = self.project.model
@@ -306,7 +306,7 @@ class PlannedCapture:
                 model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
             )
         except ConfigError:
-            return False  # not at hand any more: the bytes are those at most
+            return False  # no longer at hand, so assume the larger size
         return str(found.get("dtype")).endswith("16")
 
     def _epochs(self, student: StudentParams) -> float:

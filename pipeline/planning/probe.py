@@ -1,7 +1,7 @@
-"""A few batches of the real teacher, encoded and compressed as capture does it, and timed.
+"""Measures a few batches of the real teacher, encoded and compressed as capture does it.
 
-Nothing is written. What is measured of so many tokens is told of all of them: bytes of each signal
-over those before compression, seconds of the teacher alone, of the capture, and of reading back.
+Nothing is written. The measurements of this sample are taken for the corpus: each signal's ratio of
+compression, and the seconds a token of the teacher alone, of capture, and of reading back.
 """
 
 import contextlib
@@ -40,16 +40,16 @@ from pipeline.teacher.source.reference import TeacherReference
 
 logger = logging.getLogger(__name__)
 PROBE_TOKENS = 16384
-"""Enough for ratios within a few percent; a batch or two."""
+"""Tokens of the sample: enough for ratios within a few percent."""
 ROUNDS, LONG_SECONDS = 3, 20.0
-"""How often the batches are run, unless that takes long."""
+"""Repetitions of the batches, and the seconds after which there are no more."""
 HEAD_ROWS = 1024
-"""Rows of logits at once, so that a large vocabulary needs no memory of its own."""
+"""Rows of logits computed at once, which bounds the memory of a large vocabulary."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What was measured, in seconds a token and bytes.
+    """The measurements of a sample, in bytes and in seconds for each token.
 
     `ratios` are bytes on disk over bytes before compression, by signal. `peak_bytes` is the most
     memory that the device, or on a CPU this process, ever held.
@@ -89,7 +89,7 @@ def probe(
         device: Where the batches go.
 
     Raises:
-        IncompatibleError: If the teacher cannot be tapped as asked.
+        IncompatibleError: If the teacher does not have a tap.
         IntegrityError: If no row of the sample is finite.
     """
     checked = checked_batch(model, segment, CHECK_EXAMPLES, pad_id, device)
@@ -117,7 +117,7 @@ def probe(
                 with _timed(device) as encoding:
                     for name, encoded in encoder(batch).items():
                         shards[name].put(batch, encoded.arrays)
-                # The least of several: what else a machine does only adds.
+                # The minimum of several runs: other load on the machine only adds time.
                 forward[place] = min(forward[place], bare.seconds)
                 capture[place] = min(capture[place], encoding.seconds)
             if time.perf_counter() - started > LONG_SECONDS:
@@ -158,7 +158,7 @@ def load_to_probe(
     dtype: torch.dtype,
     placement: Placement | None = None,
 ) -> tuple[PreTrainedModel, bool]:
-    """Load a teacher as it is or, before it was taught, as it will begin.
+    """Load a teacher, or before the teach stage has run, the weights that it starts from.
 
     Args:
         directory: The teacher's directory.
@@ -205,7 +205,7 @@ def load_to_probe(
 
 
 class _Shards:
-    """The arrays of one signal over the sample: filled, compressed and read back in memory."""
+    """The arrays of one signal for the sample: filled, compressed and read back in memory."""
 
     def __init__(
         self,
@@ -238,7 +238,7 @@ class _Shards:
         self._shards: dict[str, bytes] = {}
 
     def put(self, batch: Batch, arrays: Any) -> None:
-        """Put a batch's rows where its examples are."""
+        """Copy a batch's rows to the places of its examples."""
         members = batch.members
         counts = self._counts[members]
         owners = np.repeat(np.arange(len(members)), counts)
@@ -247,13 +247,13 @@ class _Shards:
             self._values[name][rows] = value.cpu().numpy()
 
     def compress(self) -> None:
-        """Make shards of what is there."""
+        """Compress the arrays into shards."""
         self._shards = {
             name: encode_shard(values, self._chunk) for name, values in self._values.items()
         }
 
     def read(self) -> None:
-        """Decode them as a student does: on the host, then widened on its device."""
+        """Decode the shards as a student does: on the host, then widened on its device."""
         decoded: dict[str, NDArray[Any]] = {
             name: decode_shard(
                 data,
@@ -299,7 +299,7 @@ def _channels(
 
 @torch.inference_mode()
 def _bare(model: PreTrainedModel, batch: Batch, report: TapReport, has_logits: bool) -> None:
-    """Run the teacher and drop what it says, its logits too where a student asks for them."""
+    """Run the teacher and drop its outputs; logits are computed if a student needs them."""
     columns = model_columns(model, batch.inputs)
     output = run_base(model, model_inputs(columns, is_causal=report.causal))
     head = model.get_output_embeddings() if has_logits else None
@@ -316,7 +316,7 @@ class _Measured:
 
 @contextlib.contextmanager
 def _timed(device: torch.device) -> Iterator[_Measured]:
-    """Time a block, what it left running on the device included."""
+    """Time a block, including work that it started on the device."""
     found = _Measured()
     _wait(device)
     start = time.perf_counter()
@@ -327,7 +327,7 @@ def _timed(device: torch.device) -> Iterator[_Measured]:
 
 @contextlib.contextmanager
 def _peak(device: torch.device) -> Iterator[_Measured]:
-    """Tell the most memory that was held until the end of the block."""
+    """Measure the peak memory until the end of the block."""
     found = _Measured()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

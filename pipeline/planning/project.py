@@ -79,12 +79,12 @@ class Project:
 
     @cached_property
     def reference(self) -> TeacherReference | None:
-        """What the teach stage wrote, if it has run."""
+        """The teacher's reference; None before the teach stage has run."""
         is_written = (self.directory / "teacher.json").is_file()
         return TeacherReference.load(self.directory) if is_written else None
 
     def signals(self, depth: int, task: str) -> list[Signal]:
-        """Return the signals asked for."""
+        """Return the requested signals."""
         return resolve_signals(
             self.capture.requests(), self.capture.logits_form(), depth=depth, task=task,
             key=self.key,
@@ -98,20 +98,20 @@ class Project:
         return resolve_layers(layers, first=1, depth=depth, key=f"{self.key}.blocks")
 
     def count(self, scratch: Path) -> "TokenCount":
-        """Count the tokens where they are; tokenise a sample where they are not."""
+        """Count the corpus's tokens, or estimate them from a sample before `tokenize` has run."""
         from pipeline.planning.token_count import counted
 
         corpus = self.data / "corpus"
         tokens, transfer = corpus / "tokens" / self.name, corpus / "transfer" / self.name
         if (tokens / "tokens.json").is_file():
             has_transfer = (transfer / RECORD).is_file()
-            found = counted(transfer_tokens(transfer, tokens) if has_transfer else tokens)
+            count = counted(transfer_tokens(transfer, tokens) if has_transfer else tokens)
         else:
-            found = self._sample(corpus / "text", scratch)
+            count = self._sample(corpus / "text", scratch)
         if self.tokens.targets == "teacher" and not (transfer / RECORD).is_file():
-            note = "; the corpus's own targets, which the teacher's text will replace"
-            found = replace(found, is_exact=False, origin=found.origin + note)
-        return found
+            note = " with the corpus's own targets, which the teacher's text will replace"
+            count = replace(count, is_exact=False, origin=count.origin + note)
+        return count
 
     def _sample(self, text: Path, scratch: Path) -> "TokenCount":
         from pipeline.corpus.tokens.tokenize import tokenize_corpus, training_texts

@@ -25,12 +25,12 @@ def rehearse(
     depth: int,
     config: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return what the select stage would write for a student.
+    """Return the record that the select stage would write for a student.
 
     Args:
         name: The student's name.
         student: Its section.
-        signals: What is captured.
+        signals: The captured signals.
         blocks: Blocks that are kept for students to start from.
         depth: Blocks of the teacher.
         config: The teacher's configuration.

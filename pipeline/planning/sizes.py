@@ -1,4 +1,4 @@
-"""Bytes as people write and read them: 200GB, 1.5TiB, 500MB."""
+"""Reads and shows numbers of bytes, such as 200GB and 1.5TiB."""
 
 import re
 
@@ -13,27 +13,27 @@ SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 
 
 def parse_size(text: str, *, key: str) -> int:
-    """Return the bytes that a size as 200GB, 1.5TiB or 500MB means.
+    """Return the number of bytes of a size such as 200GB, 1.5TiB or 500MB.
 
     Args:
         text: The size.
-        key: What it is given as, for the error.
+        key: The option's name, for the error.
 
     Raises:
-        ConfigError: If it is none.
+        ConfigError: If the text is not a size.
     """
-    found = SIZE.fullmatch(text)
+    match = SIZE.fullmatch(text)
     units = {unit.lower(): number for unit, number in UNITS.items()}
-    if found is None or found[2].lower() not in units or not float(found[1]):
+    if match is None or match[2].lower() not in units or not float(match[1]):
         raise ConfigError(
-            f"{key}: found {text!r}, expected a number and a unit, as 200GB, 1.5TiB or 500MB "
+            f"{key}: found {text!r}, expected a number and a unit, such as 200GB, 1.5TiB or 500MB "
             f"({', '.join(UNITS)}); correct it"
         )
-    return int(float(found[1]) * units[found[2].lower()])
+    return int(float(match[1]) * units[match[2].lower()])
 
 
 def show_size(count: float | int) -> str:
-    """Return bytes in decimal units with three digits, as 1.23 GB."""
+    """Return bytes in decimal units with three digits, such as 1.23 GB."""
     unit = "B"
     for unit in ("B", "kB", "MB", "GB", "TB", "PB"):
         if abs(count) < 999.5 or unit == "PB":

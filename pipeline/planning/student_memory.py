@@ -1,4 +1,4 @@
-"""What a student takes in memory while it trains, told from its configuration alone.
+"""Estimates of the memory that a student takes in training, from its configuration.
 
 Weights, gradients and moments follow from the student built on the meta device. Activations are an
 estimate: the count of Korthikanti et al. (arXiv 2205.05198) for a transformer's block, in the
@@ -29,22 +29,22 @@ from pipeline.tasks import models_language
 from pipeline.training.options import TrainOptions
 
 FLOAT_BYTES = 4
-"""Weights and gradients are float32 in any precision, and moments but for `adamw_8bit`."""
+"""Weights and gradients are float32 in any precision; so are moments, except with `adamw_8bit`."""
 LEAST_8BIT_VALUES = 4096
 """bitsandbytes keeps moments of smaller tensors, and of embeddings, in float32."""
 BLOCK_UNITS = 17
 """Values that a block keeps for its backward pass, in units of tokens times width: 34 bytes in half
 precision."""
 LOSS_COPIES = 8
-"""Of a block of logits, or a chunk of maps or states: what a loss and its gradient make of two
-sides."""
+"""Copies of a block of logits, or of a chunk of maps or states, that a loss and its gradient hold
+for teacher and student."""
 POOLS = 2
 """Pools of segments in memory: one is used while the next is read."""
 
 
 @dataclass(frozen=True)
 class StudentMemory:
-    """Bytes that a student takes.
+    """The bytes that a student takes.
 
     Those of activations, and of the teacher's head and features, are estimates.
     """
@@ -61,7 +61,7 @@ class StudentMemory:
 
     @property
     def device_bytes(self) -> int:
-        """What the training device holds."""
+        """Bytes on the training device."""
         return (
             self.weight_bytes
             + self.gradient_bytes
@@ -89,7 +89,7 @@ def student_memory(
     store_bytes: int,
     vocabulary: int | None = None,
 ) -> StudentMemory:
-    """Return what a student takes.
+    """Return the bytes that a student takes.
 
     Args:
         model: How it starts.
@@ -144,7 +144,7 @@ def student_memory(
 
 
 def _moments(student: PreTrainedModel, optimizer: str) -> int:
-    """Return the bytes that an optimiser keeps of a student's weights."""
+    """Return the bytes that an optimiser keeps for a student's weights."""
     trained = {name: one for name, one in student.named_parameters() if one.requires_grad}
     if optimizer == "adafactor":
         # Of a matrix, means of its rows and columns.
@@ -204,7 +204,7 @@ def _on_meta(
     task: str,
     vocabulary: int | None,
 ) -> PreTrainedModel:
-    """Return the student on the meta device, its adapters with it."""
+    """Return the student on the meta device, with its adapters."""
     if model.architecture is not None:
         teacher = teacher_configuration(teacher_config)
         config = student_configuration(model.architecture, teacher, vocab=teacher.vocab_size)

@@ -1,4 +1,4 @@
-"""How many tokens a corpus has: counted where it is tokenised, else told by a sample of its texts.
+"""Counts a corpus's tokens, or estimates them from a sample of its texts before it is tokenised.
 
 A sample is of whole texts, drawn seeded from every split, so rows of a token set that does not
 exist yet have the lengths they will have; they are repeated until they stand for all of the corpus.
@@ -32,9 +32,9 @@ from pipeline.teacher.capture.spec import SegmentOptions
 
 logger = logging.getLogger(__name__)
 SAMPLE_BYTES = 4 * 2**20
-"""Text that is tokenised to tell the rest by; a corpus of no more is tokenised whole."""
+"""Bytes of text in a sample; a smaller corpus is tokenised completely."""
 FEWEST_TEXTS = 64
-"""Of a split in a sample, if it has so many."""
+"""Smallest number of examples that a sample takes from a split, if there are as many."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,15 @@ class TokenCount:
 
     @property
     def meta(self) -> TokenMeta:
-        """What the token set is; its counts are those of the sample."""
+        """The record of the token set, whose counts are those of the sample."""
         return self.token_set.meta
 
     def tokens(self, split: Split) -> int:
-        """Return the tokens of a split, all of the corpus."""
+        """Return the number of tokens in a split of the corpus."""
         return int(self.lengths[split].sum())
 
     def plan(self, options: SegmentOptions) -> Plan:
-        """Deal the rows to segments, as capture will.
+        """Distribute the rows over segments as capture does.
 
         Raises:
             ConfigError: If a row is longer than a segment, or there is none to train on.
@@ -88,7 +88,7 @@ def counted(tokens: Path) -> TokenCount:
 def sampled(
     sample: TokenSet, corpus: CorpusMeta, part: CorpusMeta, *, splits_rows: bool, origin: str
 ) -> TokenCount:
-    """Tell the rows of a corpus from those of a sample of it.
+    """Estimate the rows of a corpus from those of a sample.
 
     Args:
         sample: The sample, tokenised.
@@ -113,7 +113,7 @@ def sampled(
 
 
 def write_sample(corpus: Path, output: Path, *, most_bytes: int = SAMPLE_BYTES) -> Path:
-    """Write a sample of a prepared corpus; return where it is, or `corpus` if that is small.
+    """Write a sample of a prepared corpus; return its directory, or `corpus` if that is small.
 
     Args:
         corpus: What the prepare stage wrote.
@@ -174,7 +174,7 @@ def _lengths(token_set: TokenSet) -> dict[Split, NDArray[np.int64]]:
 
 
 def sample_segment(token_set: TokenSet, options: SegmentOptions, tokens: int) -> Segment:
-    """Return training rows of at least so many tokens, if there are, as one segment.
+    """Return training rows with at least this many tokens, if there are as many, as one segment.
 
     They are those of evenly spread segments of the plan, in its order, so rows and batches are like
     those of any segment.

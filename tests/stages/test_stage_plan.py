@@ -52,7 +52,7 @@ def test_a_project_in_which_nothing_ran_is_planned_from_its_texts(empty):
 def test_the_tables_say_all_of_it_in_words(empty):
     result = run("main", "--budget", "1TB")
     assert result.exit_code == 0
-    for words in ("plan of teacher main", "hidden/2", "bfloat16", "in all", "it fits",
+    for words in ("estimate for teacher main", "hidden/2", "bfloat16", "in all", "it fits",
                   "time: unknown without --probe", "memory of the capture",
                   "choices for a budget of 1 TB", "as in params.yaml"):  # fmt: skip
         assert words in result.stdout, words
@@ -82,7 +82,7 @@ def test_beside_a_whole_store_stands_what_it_took_within_five_percent(project):
     assert 0 < time["forward_seconds"] <= time["capture_seconds"]
     assert time["planned"] == 1
     said = shown(found)
-    assert "the store is whole: planned" in said
+    assert "the store is complete: estimated" in said
     assert "epochs × students; params.yaml plans 1" in said
     found["total"]["took_bytes"], found["disk"]["fits"] = None, False
     assert "it does not fit, capture will refuse it" in shown(found)
@@ -145,7 +145,7 @@ def test_a_budget_that_no_choice_fits_is_told_what_else_helps(empty):
     ("arguments", "code", "words"),
     [
         (["main", "--budget", "plenty"], 2, "found 'plenty', expected a number and a unit"),
-        (["main", "--budget", "12parsecs"], 2, "as 200GB, 1.5TiB or 500MB"),
+        (["main", "--budget", "12parsecs"], 2, "such as 200GB, 1.5TiB or 500MB"),
         (["nobody"], 2, "teachers has no 'nobody'"),
     ],
 )
