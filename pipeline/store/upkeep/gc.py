@@ -142,9 +142,8 @@ def remove_signal(store: Path, name: str) -> int:
         refuse_links(store)
         places = places_of(layout, name)
         if not any(path.exists() for path in places):
-            raise IncompatibleError(
-                f"{store}: no signal {name}; it has {', '.join(read_index(layout)['signals'])}"
-            )
+            there = ", ".join(read_index(layout)["signals"]) or "none"
+            raise IncompatibleError(f"{store}: no signal {name}; it has {there}")
         if _entry(layout, name) is not None:
             return _remove_asset(layout, name)
         before = declarations_of(layout)
