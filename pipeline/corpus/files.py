@@ -1,6 +1,7 @@
-"""Reading and writing whole files: a user's file that cannot be read is one line that names it.
+"""Reads users' files, with one-line errors that name the file, and writes directories atomically.
 
-Gzip is recognised by the name. Directories are written beside their place and renamed into it.
+A file whose name ends in .gz is decompressed. A directory is written under a temporary name next
+to its destination and then renamed.
 """
 
 import gzip
@@ -22,10 +23,9 @@ Files = Patterns | dict[Split, Patterns]
 
 @contextmanager
 def open_text(path: Path) -> Iterator[TextIO]:
-    """Open a UTF-8 text file, plain or gzip, with its line ends untouched.
+    """Open a UTF-8 text file, plain or gzip, without translating line ends.
 
-    A byte-order mark at the start is left out. Reading errors in the `with` body are reported
-    as the file's.
+    A leading byte-order mark is dropped. Read errors raised in the `with` body name the file.
 
     Raises:
         ConfigError: If the file cannot be opened, unpacked or decoded.
@@ -50,10 +50,10 @@ def open_text(path: Path) -> Iterator[TextIO]:
 
 
 def refuse_zero_bytes(content: str, path: Path) -> None:
-    """Refuse what is no text.
+    """Refuse binary content, recognised by a zero byte.
 
     Raises:
-        ConfigError: Naming the file and the line.
+        ConfigError: If there is a zero byte; names the file and the line.
     """
     if "\0" in content:
         line = content[: content.index("\0")].count("\n") + 1
@@ -64,9 +64,10 @@ def refuse_zero_bytes(content: str, path: Path) -> None:
 
 
 def _matches(pattern: str, root: Path) -> list[Path]:
-    """Expand one pattern; a plain path is itself, there or not, so that reading names it.
+    """Expand one glob pattern to files.
 
-    What exists under a name with signs of a pattern, as `reviews [2024].tsv`, is that name.
+    A plain path is returned even if it does not exist: the error comes from reading it. An
+    existing file whose name looks like a pattern, such as `reviews [2024].tsv`, is that file.
     """
     if not any(sign in pattern for sign in "*?[") or (root / pattern).exists():
         return [root / pattern]
@@ -82,19 +83,19 @@ def resolve_files(
     """Expand names and globs, relative to `root`, to files in a fixed order without repeats.
 
     Args:
-        files: Names and globs, of each split or of none.
-        root: What they are relative to.
-        key: The parameter that holds them, for errors; `{split}` in it is the split.
+        files: Names and globs, either per split or without splits.
+        root: Directory that they are relative to.
+        key: Name of the parameter, for errors; `{split}` in it is replaced by the split.
 
     Returns:
         Split (None where the source names none), name relative to `root`, and path of each file.
 
     Raises:
-        ConfigError: If a pattern matches nothing or a file stands in two splits.
+        ConfigError: If a pattern matches nothing or a file belongs to two splits.
     """
     by_split: dict[Split | None, Patterns]
     by_split = dict(files.items()) if isinstance(files, dict) else {None: files}
-    found: dict[Path, tuple[Split | None, str, Path]] = {}
+    resolved: dict[Path, tuple[Split | None, str, Path]] = {}
     for split, patterns in by_split.items():
         for pattern in (patterns,) if isinstance(patterns, str) else patterns:
             paths = _matches(pattern, root)
@@ -105,13 +106,13 @@ def resolve_files(
                 )
             for path in paths:
                 name = Path(os.path.relpath(path, root)).as_posix()
-                known = found.setdefault(path.resolve(), (split, name, path))
-                if known[0] != split:
+                first = resolved.setdefault(path.resolve(), (split, name, path))
+                if first[0] != split:
                     raise ConfigError(
-                        f"{_key_of(key, split)}: {name} stands in the splits {known[0]} and "
+                        f"{_key_of(key, split)}: {name} stands in the splits {first[0]} and "
                         f"{split}; expected each file in one split, remove it from the other"
                     )
-    return list(found.values())
+    return list(resolved.values())
 
 
 def _key_of(key: str, split: Split | None) -> str:
@@ -121,15 +122,20 @@ def _key_of(key: str, split: Split | None) -> str:
 
 
 def refuse_empty(
-    files: Files, found: set[Split | None], *, key: str = "corpus.source.files"
+    files: Files, splits_read: set[Split | None], *, key: str = "corpus.source.files"
 ) -> None:
-    """Refuse a split that is named in `files` and gave no example.
+    """Refuse a split that `files` names but that has no examples.
+
+    Args:
+        files: Names and globs, either per split or without splits.
+        splits_read: Splits of the examples read; None for examples without a split.
+        key: Name of the parameter, for errors.
 
     Raises:
-        ConfigError: Naming the split; without splits, the whole source.
+        ConfigError: If there is one; names the split, if the source has splits.
     """
     for split in files if isinstance(files, dict) else (None,):
-        if split not in found:
+        if split not in splits_read:
             raise ConfigError(
                 f"{_key_of(key, split)}: the files hold no text, expected at least one example; "
                 "correct the names"
@@ -138,9 +144,10 @@ def refuse_empty(
 
 @contextmanager
 def directory_written_whole(output: Path) -> Iterator[Path]:
-    """Give a temporary sibling of `output` to write into, and rename it into place at the end.
+    """Yield a temporary directory next to `output` and rename it to `output` on success.
 
-    After an error or a kill `output` holds what it held before. What stood there is replaced.
+    An existing `output` is replaced on success and left unchanged on error. A process killed
+    during the replacement may leave no `output`, but never a partial one.
 
     Raises:
         ResourceError: If the file system refuses, for example because no space is left.

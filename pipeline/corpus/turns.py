@@ -1,21 +1,21 @@
-"""Turns of a chat: role and text, and what else a chat template may write of them."""
+"""Chat turns: role, content and the optional fields that a chat template may render."""
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
 FIELDS = ("tool_calls", "function_call", "tool_call_id", "name", "reasoning_content", "thinking")
-"""Keys of a turn, beside role and content, that a model reads or learns to write."""
+"""Optional keys of a turn that the template may render, in addition to role and content."""
 
 
 def turn_of(value: Any) -> dict[str, str | None] | None:
-    """Return a turn as it is kept: `role`, `content` and, where it has more, that as JSON.
+    """Return a turn in stored form: `role`, `content` and the optional fields as JSON in `more`.
 
-    Content that is a list of parts is kept with what is more. Fields that are null, as tables fill
-    what other rows have, are left out at every depth.
+    Content that is a list of parts is stored in `more`. Null fields are dropped at every depth,
+    because tables fill the fields of other rows with null.
 
     Returns:
-        None where the value is no turn: it has no role, or neither content nor more.
+        None if the value is not a turn: it has no role, or neither content nor optional fields.
     """
     if not isinstance(value, Mapping) or not isinstance(value.get("role"), str):
         return None
@@ -33,9 +33,9 @@ def turn_of(value: Any) -> dict[str, str | None] | None:
 
 
 def whole_turn(turn: Mapping[str, str | None]) -> dict[str, Any]:
-    """Return a turn as a chat template takes it; where it has no content, the content is empty.
+    """Return a stored turn in the form that a chat template takes.
 
-    Templates that are not made for null would write the word None.
+    Missing content becomes the empty string: many templates would render null as "None".
     """
     return {
         "role": turn["role"],

@@ -1,4 +1,4 @@
-"""What every corpus source is: a section of parameters that can read itself.
+"""Base class of the corpus sources: a section of the parameters that reads its own examples.
 
 A new source is one file here with one subclass of `SourceConfig` that has a field `kind`. Another
 package adds one by an entry point of the group `decant.sources`, named by the kind.
@@ -14,20 +14,20 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline.corpus.text.examples import Example
 from pipeline.tasks import TASKS, Task
 
-# What near-duplicates are dropped by: whole examples, or paragraphs where a text is a list of them.
+# Unit in which near-duplicates are dropped: complete examples, or single paragraphs of a text.
 Unit = Literal["example", "paragraph"]
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """All a source gave.
+    """Everything that was read from a source.
 
     Attributes:
         examples: In reading order; `source_row` counts them.
         provenance: What was read, as JSON values that do not depend on host or time.
-        dropped: What was left out while reading, by reason.
-        unit: What may be dropped from an example as a near-duplicate.
-        classes: Names of the classes in the source's own order; empty where it gives none.
+        dropped: Number of examples dropped while reading, by reason.
+        unit: Unit in which near-duplicates are dropped.
+        classes: Class names in the source's own order; empty if it has none.
     """
 
     examples: list[Example]
@@ -41,8 +41,8 @@ class SourceConfig(BaseModel, ABC):
     """Base of the `corpus.source` sections.
 
     Attributes:
-        tasks: The tasks that it has examples for.
-        limit: At most so many examples of each split, chosen by the seed; for quick tries.
+        tasks: Tasks that the source has examples for.
+        limit: Maximum number of examples per split, sampled with the seed; for quick trials.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -53,18 +53,18 @@ class SourceConfig(BaseModel, ABC):
 
     @abstractmethod
     def read(self, root: Path, task: Task = "causal-lm") -> Reading:
-        """Read everything; paths are relative to `root`.
+        """Read all examples; paths are relative to `root`.
 
-        Most sources give the same for every task: what their section names.
+        Most sources return the same examples for every task.
 
         Raises:
             ConfigError: If a file cannot be read or is not what the section says.
         """
 
     def preview(self, root: Path, task: Task, rows: int) -> list[Example]:
-        """Read at most so many rows of each file or split; nothing is downloaded.
+        """Read at most `rows` rows of each file or split, without downloading anything.
 
-        A source that is not at hand, or cannot be read in part, has none to show.
+        Returns an empty list if the source is not available locally or cannot be read in part.
 
         Raises:
             ConfigError: As in `read`.

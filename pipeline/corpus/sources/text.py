@@ -1,4 +1,4 @@
-"""Plain text files: an example is a file, a paragraph, a line, or what a separator ends."""
+"""Plain text files, split into examples by file, paragraph, line or separator."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ from pipeline.provenance import file_sha256
 from pipeline.tasks import Task
 
 HEAD_CHARACTERS = 2**16
-"""Of a file that is only looked at."""
+"""Number of characters that a preview reads at a time."""
 
 
 class TextSource(SourceConfig):
@@ -74,19 +74,19 @@ class TextSource(SourceConfig):
 
     def preview(self, root: Path, task: Task, rows: int) -> list[Example]:
         """Read the beginning of each file up to some text, as one example."""
-        found: list[Example] = []
+        examples: list[Example] = []
         for split, name, path in resolve_files(self.files, root=root):
             with open_text(path) as file:
                 content = file.read(HEAD_CHARACTERS)
                 while not content.strip() and (more := file.read(HEAD_CHARACTERS)):
                     content = more
             refuse_zero_bytes(content, path)
-            found += [Example(text=content, split=split, source=name)] if content.strip() else []
-        refuse_empty(self.files, {example.split for example in found})
-        return found
+            examples += [Example(text=content, split=split, source=name)] if content.strip() else []
+        refuse_empty(self.files, {example.split for example in examples})
+        return examples
 
     def _pieces(self, content: str) -> list[str]:
-        """Cut a file where an example ends; a piece keeps its inner line ends."""
+        """Split a file into examples; line ends inside an example are kept."""
         if self.separator is not None:
             return [piece.strip() for piece in content.split(self.separator) if piece.strip()]
         if self.examples == "line":
@@ -96,7 +96,7 @@ class TextSource(SourceConfig):
         return [content.strip("\n")]
 
     def _joined(self, pieces: list[str]) -> Iterator[str]:
-        """Join neighbours up to the wished length; the last of a file may stay shorter."""
+        """Join neighbours until they reach `join_characters`; the last one may be shorter."""
         waiting: list[str] = []
         glue = "\n" if self.examples == "line" else "\n\n"
         for piece in pieces:

@@ -1,8 +1,8 @@
-"""Text that is added to a corpus later: more to train on, and nothing that was there changes.
+"""Adds training text to an existing corpus without changing what is already there.
 
-The corpus is read and dealt as without it. What is added follows its training examples as a *part*
-of its own, so rows, splits, tokenizers and segments of what was there stay what they were. Nothing
-that is held out is trained on: where added text has it, the added text goes.
+The corpus is read and split as before. Each added source becomes a *part* after the existing
+training examples, so existing rows, splits, tokenizers and segments stay the same. Added text
+that occurs in a held-out split is dropped.
 """
 
 import logging
@@ -18,7 +18,7 @@ from pipeline.corpus.sources.registry import provenance
 from pipeline.corpus.text.checks import WITH_CLASSES, check_labels, check_task
 from pipeline.corpus.text.duplicates import containment, paragraphs, runs
 from pipeline.corpus.text.examples import Example, Split
-from pipeline.corpus.text.splits import MAX_CONTAINMENT, asked, limit_rows, text_of
+from pipeline.corpus.text.splits import MAX_CONTAINMENT, input_key, limit_rows, text_of
 from pipeline.errors import ConfigError
 from pipeline.provenance import fingerprint
 from pipeline.tasks import Task
@@ -28,12 +28,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """What was added.
+    """Training examples read from the added sources.
 
     Attributes:
-        parts: The training examples of each source, in order; none of them is empty.
-        sources: What was read of each, as JSON values that do not depend on host or time.
-        dropped: What was left out, by reason.
+        parts: Training examples of each source, in order; never empty.
+        sources: Provenance of each source, as JSON values that do not depend on host or time.
+        dropped: Number of examples or paragraphs dropped, by reason.
     """
 
     parts: list[list[Example]]
@@ -42,19 +42,19 @@ class Added:
 
 
 def check_added(sources: Sequence[SourceConfig], task: Task) -> None:
-    """Check, without reading any, that the sources of added text suit the task.
+    """Check that the added sources suit the task, without reading them.
 
     Raises:
-        ConfigError: If one does not.
+        ConfigError: If a source does not.
     """
-    for place, source in enumerate(sources):
-        with _called(f"corpus.added.{place}"):
+    for index, source in enumerate(sources):
+        with _errors_name(f"corpus.added.{index}"):
             check_task(source, task, None)
 
 
 @contextmanager
-def _called(key: str) -> Iterator[None]:
-    """Name a source of added text in errors that take it for the first one."""
+def _errors_name(key: str) -> Iterator[None]:
+    """Replace `corpus.source` in errors by the key of an added source."""
     try:
         yield
     except ConfigError as error:
@@ -71,16 +71,16 @@ def read_added(
     seed: int,
     root: Path,
 ) -> Added:
-    """Read what is to be added to a corpus that is dealt.
+    """Read the added sources of a corpus whose splits are already assigned.
 
-    Only training examples are taken; a source's own validation and test examples are left out and
-    counted. So are texts, or paragraphs where a text is a list of them, that occur in held-out
-    text, as splits are dealt, and examples that earlier training text has just so.
+    Only training examples are used. Dropped and counted are: a source's own validation and test
+    examples, texts (or paragraphs, depending on the source) that nearly occur in held-out text,
+    and exact duplicates of earlier training examples.
 
     Args:
         sources: The section `corpus.added`.
-        splits: The corpus without it.
-        first_row: The `source_row` of the first example; later than all there are.
+        splits: The corpus without the added text.
+        first_row: `source_row` of the first added example; above all existing ones.
         task: What the examples are for.
         classes: Class names, which added examples must have.
         seed: Decides limits.
@@ -92,12 +92,12 @@ def read_added(
     """
     held_out = _HeldOut([*splits["test"], *splits["validation"]])
     has_pairs = _has_pairs(splits["train"])
-    known = {_content(example) for example in splits["train"]} if sources else set()
-    found = Added([], [], {})
+    contents = {_content(example) for example in splits["train"]} if sources else set()
+    added = Added([], [], {})
     dropped: Counter[str] = Counter()
-    for place, source in enumerate(sources):
-        key = f"corpus.added.{place}"
-        with _called(key):
+    for index, source in enumerate(sources):
+        key = f"corpus.added.{index}"
+        with _errors_name(key):
             check_task(source, task, None)
             reading = source.read(root, task)
         dropped.update(reading.dropped)
@@ -112,7 +112,7 @@ def read_added(
             answered = [example for example in rows if example.target]
             dropped["no_target"] += len(rows) - len(answered)
             rows = answered
-        new = [example for example in rows if _content(example) not in known]
+        new = [example for example in rows if _content(example) not in contents]
         dropped["added_before"] += len(rows) - len(new)
         fresh: list[Example] = []
         for example in new:
@@ -133,23 +133,23 @@ def read_added(
             )
         if task in WITH_CLASSES or task == "regression":
             check_labels(task, {"train": fresh}, classes)
-        known |= {_content(example) for example in fresh}
-        found.parts.append(fresh)
-        found.sources.append(provenance(source, reading))
-        logger.info("added %d training examples as part %d", len(fresh), place + 2)
-    found.dropped.update(dropped)
-    return found
+        contents |= {_content(example) for example in fresh}
+        added.parts.append(fresh)
+        added.sources.append(provenance(source, reading))
+        logger.info("added %d training examples as part %d", len(fresh), index + 2)
+    added.dropped.update(dropped)
+    return added
 
 
 class _HeldOut:
-    """The text that is not to be trained on, found again inside other text."""
+    """Index of the held-out text, which finds that text in other examples."""
 
     def __init__(self, examples: Iterable[Example]) -> None:
-        self._asked = set()
+        self._inputs = set()
         self._owners: dict[int, list[int]] = defaultdict(list)
         self._runs: list[int] = []
         for number, example in enumerate(examples):
-            self._asked.add(asked(example))
+            self._inputs.add(input_key(example))
             own = runs(text_of(example))
             self._runs.append(len(own))
             for run in own:
@@ -157,8 +157,8 @@ class _HeldOut:
         self._known = set(self._owners)
 
     def without(self, example: Example, unit: Unit) -> tuple[Example | None, int]:
-        """Return an example without held-out text, None where nothing stays, and what went."""
-        if asked(example) in self._asked:
+        """Remove held-out text; return the rest (None if empty) and the number of units removed."""
+        if input_key(example) in self._inputs:
             return None, 1
         if unit == "example":
             return (None, 1) if self._has(text_of(example)) else (example, 0)
@@ -170,7 +170,7 @@ class _HeldOut:
         return (replace(example, text="\n\n".join(fresh)), went) if fresh else (None, went)
 
     def _has(self, text: str) -> bool:
-        """Tell whether much of a text is held out, or much of one held-out example is in it."""
+        """Return whether a text overlaps held-out text, as a share of either of the two."""
         if containment(text, self._known) > MAX_CONTAINMENT:
             return True
         shared = Counter(number for run in runs(text) & self._known for number in self._owners[run])
@@ -182,7 +182,7 @@ def _has_pairs(examples: Iterable[Example]) -> bool:
 
 
 def _content(example: Example) -> bytes:
-    """Return what makes two examples the same, wherever they stand; short, for there are many."""
+    """Return a digest of an example's content; 16 bytes, because all are kept in memory."""
     names = ("text", "pair", "label", "labels", "target", "references", "messages")
     return bytes.fromhex(fingerprint([getattr(example, name) for name in names])[:32])
 

@@ -1,6 +1,6 @@
-"""What a task asks of a source and of its examples, refused before anything is written.
+"""Checks that a source and its examples suit the task, before anything is written.
 
-A key of the wrong task would be ignored without a word, so it is an error like a missing one.
+A parameter of another task is an error, because it would otherwise be ignored silently.
 """
 
 import math
@@ -42,7 +42,7 @@ ANSWERS: dict[Task, str] = {
     "regression": "labels",
 }
 LARGEST = 3.4028234663852886e38
-"""Of a number that a model is asked for: it is stored in float32."""
+"""Largest regression label: labels are stored in float32."""
 SUITABLE = {
     "text": "causal-lm",
     "pair": "prompt-target, classification, multi-label or regression",
@@ -59,7 +59,7 @@ def check_task(source: SourceConfig, task: Task, classes: list[str] | None) -> N
     """Refuse a source or classes that do not suit the task.
 
     Raises:
-        ConfigError: Naming the key that is missing or too much.
+        ConfigError: If a key is missing or the task does not use it; names the key.
     """
     kind = str(getattr(source, "kind", "?"))
     if isinstance(source, ColumnSource):
@@ -95,24 +95,24 @@ def check_task(source: SourceConfig, task: Task, classes: list[str] | None) -> N
 
 
 def classes_of(task: Task, train: list[Example]) -> tuple[str, ...]:
-    """Return the classes of training in a fixed order: 2 before 10 where all are whole numbers.
+    """Return the classes of the training split, sorted; by number if all names are integers.
 
     Raises:
         ConfigError: If a row has no answer, or there are fewer than two classes.
     """
     refuse_unanswered(task, "train", train)
-    found = {name for example in train for name in _names(task, example)}
-    if len(found) < 2:
+    classes = {name for example in train for name in _names(task, example)}
+    if len(classes) < 2:
         key = "labels" if task == "multi-label" else "label"
-        have = f"the single class {found.pop()!r}" if found else "no class"
+        have = f"the single class {classes.pop()!r}" if classes else "no class"
         raise ConfigError(
             f"corpus.source.{key}: the training split has {have}, "
             "expected two or more; check the column"
         )
     try:
-        return tuple(sorted(found, key=lambda name: (int(name), name)))
+        return tuple(sorted(classes, key=lambda name: (int(name), name)))
     except ValueError:
-        return tuple(sorted(found))
+        return tuple(sorted(classes))
 
 
 def _names(task: Task, example: Example) -> tuple[str, ...]:
@@ -120,10 +120,10 @@ def _names(task: Task, example: Example) -> tuple[str, ...]:
 
 
 def refuse_unanswered(task: Task, split: Split, examples: list[Example]) -> None:
-    """Refuse a row without an answer.
+    """Refuse an example without a label.
 
     Raises:
-        ConfigError: Naming the row.
+        ConfigError: If there is one; names the example.
     """
     for example in examples:
         if example.labels is None if task == "multi-label" else not example.label:
@@ -137,12 +137,12 @@ def refuse_unanswered(task: Task, split: Split, examples: list[Example]) -> None
 def check_labels(
     task: Task, splits: Mapping[Split, list[Example]], classes: tuple[str, ...]
 ) -> None:
-    """Refuse a row whose answer is none of the classes, or no finite number in a regression.
+    """Refuse a label that is not one of the classes or, in a regression, not a finite number.
 
     Raises:
-        ConfigError: Naming the row and what it holds.
+        ConfigError: If there is one, or a label is missing; names the example and its label.
     """
-    known = set(classes)
+    expected = set(classes)
     for split, examples in splits.items():
         refuse_unanswered(task, split, examples)
         for example in examples:
@@ -150,7 +150,7 @@ def check_labels(
                 _refuse_no_number(example, split)
                 continue
             for name in _names(task, example):
-                if name not in known:
+                if name not in expected:
                     marks = " (which marks a row without answer)" if name in NO_LABEL else ""
                     raise ConfigError(
                         f"{example.source}: label {name!r}{marks} in a {split} row, expected "

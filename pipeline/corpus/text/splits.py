@@ -1,8 +1,8 @@
-"""Dealing examples to train, validation and test, so that no held-out text was trained on.
+"""Assigns examples to train, validation and test without training text in carved held-out splits.
 
-Splits that a source names are kept as published. What it does not name is carved by a seeded
-hash of the text itself: equal texts always land together, and neither row order nor the
-process's hash salt matters.
+Splits that a source publishes are kept. A missing split is carved by a seeded hash of the text:
+equal texts always get the same split, whatever the order of the examples or the process's hash
+salt.
 """
 
 import hashlib
@@ -21,10 +21,10 @@ logger = logging.getLogger(__name__)
 # Held-out text with more of its eight-word runs in training than this is dropped.
 MAX_CONTAINMENT = 0.25
 
-# What published test files without answers hold in place of a label.
+# Placeholders for the label in published test files without labels.
 NO_LABEL = frozenset({"", "-1", "-1.0"})
 
-# A group larger than this share of a split's budget would be most of what is measured there.
+# A group larger than this share of a split's budget would dominate the measurements on it.
 MAX_GROUP_SHARE = 1 / 3
 
 
@@ -33,9 +33,9 @@ class Dealt:
     """Examples by split, each in reading order.
 
     Attributes:
-        origin: official, carved, or the name of the published split that took the place.
-        dropped: Held-out examples or paragraphs that occur in training, and examples without
-            target, by reason.
+        origin: official, carved, or the name of the published split used instead.
+        dropped: Counts by reason: held-out examples or paragraphs that occur in training text,
+            and examples without a target.
     """
 
     splits: dict[Split, list[Example]]
@@ -124,7 +124,7 @@ def carve(
         ConfigError: If there are fewer groups than splits.
     """
     weights: Counter[str] = Counter()
-    keys = [example.group or asked(example) for example in examples]
+    keys = [example.group or input_key(example) for example in examples]
     for key, example in zip(keys, examples, strict=True):
         weights[key] += example.text_bytes if task == "causal-lm" else 1
     if len(weights) <= len(shares):
@@ -156,11 +156,11 @@ def carve(
     return dealt
 
 
-def asked(example: Example) -> str:
-    """Return what examples that must not be parted have in common: what is asked, not answered.
+def input_key(example: Example) -> str:
+    """Return the input of an example without its answer: equal inputs must share a split.
 
-    Two translations of one sentence, or two answers to the same questions of a chat, would give a
-    held-out answer away.
+    Otherwise a training example could reveal a held-out answer: two translations of one sentence,
+    or two answers to the same chat questions.
     """
     if example.messages:
         asks = [turn for turn in example.messages if turn["role"] == "user"]
@@ -170,16 +170,16 @@ def asked(example: Example) -> str:
 
 
 def text_of(example: Example) -> str:
-    """Return all text of an example as one, to look for near-duplicates in."""
+    """Return all texts of an example joined, for the near-duplicate search."""
     return "\n".join(example.texts)
 
 
 def limit_rows(examples: list[Example], limit: int, *, seed: int) -> list[Example]:
     """Keep at most `limit` examples, chosen by a seeded hash, in reading order."""
     ranked = sorted(
-        examples, key=lambda one: hashlib.sha256(f"{seed}\0{one.source_row}".encode()).digest()
+        examples, key=lambda each: hashlib.sha256(f"{seed}\0{each.source_row}".encode()).digest()
     )
-    return sorted(ranked[:limit], key=lambda one: one.source_row)
+    return sorted(ranked[:limit], key=lambda example: example.source_row)
 
 
 def _drop_overlaps(
