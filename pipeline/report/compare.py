@@ -1,12 +1,12 @@
-"""Students beside their teacher: retention, size ratio, speed ratio, and the report's metrics.
+"""Compares students with their teacher: retention, size ratio, speed ratio, the report's metrics.
 
-Retention is the share of the teacher's quality a student keeps: of a score the student's over the
-teacher's, of what is better when it is less, as perplexity, the teacher's over the student's. So 1
-means "as good", and more than 1 "better". Of scores that are not positive there is no share, nor
-where teacher or student is at chance: a model that answers one class to everything keeps nothing.
+Retention is the share of the teacher's quality that a student keeps: the student's score over the
+teacher's, or for scores such as perplexity, where less is better, the teacher's over the student's.
+1 means as good as the teacher, more than 1 better. There is no retention if a score is not
+positive, or if teacher or student is at chance: one class for every row keeps nothing.
 
-Perplexity a token compares only models that count the same tokens; where some do not, all are
-compared a byte.
+Perplexity per token is comparable only between models with the same tokens. If some differ, all are
+compared per byte.
 """
 
 import math
@@ -28,14 +28,15 @@ class Row:
     Attributes:
         name: The model's name.
         teacher: Its teacher's name; its own for a teacher.
-        is_teacher: Whether it is one.
-        metrics: What was measured of it.
+        is_teacher: Whether it is a teacher.
+        metrics: Its metrics file.
         quality: The headline measure on the test split.
         retention: Share of the teacher's quality, 1 for a teacher.
-        at_chance: Why its quality means nothing, as "answers one class"; empty where it does.
-        no_retention: Why there is no retention, where quality is known: that, or the teacher's.
-        size_ratio: The teacher's parameters over this model's.
-        speed_ratio: This model's tokens a second over the teacher's; bytes where tokens differ.
+        at_chance: Why its quality is no better than chance, such as "answers one class"; else empty.
+        no_retention: Why there is no retention although the quality is known.
+        size_ratio: The teacher's number of parameters divided by this model's.
+        speed_ratio: This model's tokens per second divided by the teacher's; bytes per second if
+            their tokens differ.
     """
 
     name: str
@@ -58,8 +59,8 @@ class Comparison:
         task: What the models do.
         headline: Which measure is their quality.
         rows: Models in the order given, students after their teacher.
-        tokens_differ: Whether some models count other tokens than others, so that measures a token
-            do not compare.
+        tokens_differ: Whether models have different tokens, so that measures per token are not
+            comparable.
     """
 
     task: Task
@@ -69,7 +70,7 @@ class Comparison:
 
     @property
     def quality_name(self) -> str:
-        """What `Row.quality` is, as a heading."""
+        """The heading of `Row.quality`."""
         return f"test {self.headline.heading}"
 
     @property
@@ -83,7 +84,7 @@ class Comparison:
         return tuple(row for row in self.rows if not row.is_teacher)
 
     def comparable(self, key: str) -> str:
-        """Return the measure to compare by in the place of one that counts tokens."""
+        """Return the measure that is comparable in place of one per token."""
         return across_tokenizers(key, self.task) if self.tokens_differ else key
 
     def of_teacher(self, name: str) -> tuple[Row, ...]:
@@ -91,7 +92,7 @@ class Comparison:
         return tuple(row for row in self.rows if row.teacher == name)
 
     def best_student(self, teacher: str) -> Row | None:
-        """The best student of a teacher, or None where none was measured to be above chance."""
+        """Return the best student of a teacher; None if none is measured above chance."""
         known = [
             (-row.quality if self.is_lower_better else row.quality, row)
             for row in self.students
@@ -106,7 +107,7 @@ def compare(
     *,
     score: str | None = None,
 ) -> Comparison:
-    """Set every student beside its teacher.
+    """Compare every student with its teacher.
 
     Args:
         teachers: At least one.
@@ -158,7 +159,7 @@ def compare(
 
 
 def report_metrics(comparison: Comparison) -> dict[str, Any]:
-    """Compose what `metrics.json` holds.
+    """Return the content of `metrics.json`.
 
     Returns:
         `teacher`: the first teacher's metrics; `students`: by name, each student's metrics with
@@ -200,7 +201,7 @@ def _tokens_differ(models: Sequence[ModelMetrics]) -> bool:
 def _headline(
     models: Sequence[TeacherResult | StudentResult], score: str | None, tokens_differ: bool
 ) -> Measure:
-    """The measure that all models are judged by."""
+    """Return the measure that all models are judged by."""
     said = {model.metrics.score: model for model in models if model.metrics.score is not None}
     if score is None and len(said) > 1:
         first, second = list(said)[:2]
@@ -226,7 +227,7 @@ def _row(
     headline: Measure,
     tokens_differ: bool,
 ) -> Row:
-    """One row; `best` is the teacher's, None for the teacher itself."""
+    """Return a model's row; `best` is its teacher's row, None for a teacher."""
     quality = metrics.test(headline.key)
     at_chance = metrics.at_chance
     if best is None:
@@ -237,7 +238,7 @@ def _row(
     kept = (
         _ratio(best.quality, quality) if headline.is_lower_better else _ratio(quality, best.quality)
     )
-    # A teacher without an error leaves no error of which a student could have a share.
+    # A teacher without errors leaves nothing to divide by.
     if no_retention or (headline.is_lower_better and best.quality == 0):
         kept = None
     return Row(
@@ -255,7 +256,7 @@ def _row(
 
 
 def _speed(metrics: ModelMetrics, tokens_differ: bool) -> float | None:
-    """Tokens a second, or bytes where models count different tokens; None where not known."""
+    """Return tokens per second, or bytes if tokens differ; None if unknown."""
     return (
         _ratio(metrics.tokens_per_second, metrics.tokens_per_byte)
         if tokens_differ

@@ -1,4 +1,4 @@
-"""From a matplotlib figure to SVG that lives inside a page: same bytes for the same numbers.
+"""Turns a matplotlib figure into an SVG element of a page; equal numbers give equal bytes.
 
 Ink is `currentColor`, so that a figure follows the page into dark mode; ids carry the figure's
 name, so that several share a page; no namespace, date or version is left in the text.
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from pipeline.visible import visible
 
-# Stands for the page's ink inside matplotlib, which knows no currentColor.
+# Placeholder for the page's text colour: matplotlib does not know currentColor.
 INK = "#010203"
 # Okabe and Ito's colours without black and yellow: told apart by the colour-blind, legible on
 # both backgrounds.

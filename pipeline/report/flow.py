@@ -1,4 +1,4 @@
-"""The pipeline as it ran: one box a stage, with its real numbers."""
+"""The diagram of the run: one box per stage, with its numbers."""
 
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -17,7 +17,7 @@ class Box:
     Attributes:
         stage: The stage's name.
         what: What it did, in a few words.
-        facts: Number and unit of each thing it made.
+        facts: Number and unit of each of its results.
     """
 
     stage: str
@@ -59,7 +59,7 @@ def flow(
 
 
 def _text(corpus: CorpusSummary | None) -> Facts:
-    """How much text there is."""
+    """Return the facts of the corpus's text."""
     if corpus is None:
         return ()
     texts = (words.whole(sum(corpus.rows.values())), "texts")
@@ -69,7 +69,7 @@ def _text(corpus: CorpusSummary | None) -> Facts:
 
 
 def _tokens(tokens: TokensSummary | None) -> Facts:
-    """How many tokens that makes."""
+    """Return the facts of the tokens."""
     if tokens is None:
         return ()
     return (
@@ -80,7 +80,7 @@ def _tokens(tokens: TokensSummary | None) -> Facts:
 
 
 def _written(teacher: TeacherResult) -> list[Box]:
-    """What the teacher wrote for its students, where it did."""
+    """Return the facts of generated targets; none if the teacher generated none."""
     transfer = teacher.transfer
     if transfer is None or transfer.targets == "corpus":
         return []
@@ -92,7 +92,7 @@ def _written(teacher: TeacherResult) -> list[Box]:
 
 
 def _captured(teacher: TeacherResult) -> Facts:
-    """What the teacher left in the store."""
+    """Return the facts of the capture."""
     signals = teacher.signals
     if not signals:
         return (("0", "signals"),)

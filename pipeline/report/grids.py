@@ -1,6 +1,6 @@
-"""Tables of measures: a row a model, a column a metric, each value with its interval.
+"""Tables of measures: one row per model, one column per metric, each value with its interval.
 
-A column that no model has a value for is left out, and so is a table without columns.
+Columns without any value are left out, and so are tables without columns.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Cell:
     Attributes:
         text: The value with its unit.
         interval: Its confidence interval; empty where unknown.
-        is_best: Whether no student has a better one.
+        is_best: Whether no student has a better value.
     """
 
     text: str
@@ -71,7 +71,7 @@ def grids(comparison: Comparison) -> list[Grid]:
             for measure, column in values.items()
             if any(value is not None for value in column)
         }
-        # The headline alone stands in the table above.
+        # The table above already has the headline.
         if not known or set(known) == {comparison.headline}:
             continue
         bests = {
@@ -105,7 +105,7 @@ def signatures(comparison: Comparison) -> dict[str, str]:
 
 
 def _value(row: Row, measure: Measure, group: Group) -> float | None:
-    """A model's value of a measure."""
+    """Return a model's value of a measure."""
     if group.against_teacher:
         return row.metrics.against_teacher.get(measure.key)
     return row.metrics.test(measure.key)
@@ -114,7 +114,7 @@ def _value(row: Row, measure: Measure, group: Group) -> float | None:
 def _bests(
     comparison: Comparison, rows: tuple[Row, ...], column: list[float | None], measure: Measure
 ) -> dict[str, float | None]:
-    """The best value among each teacher's students; None where all are alike, or do not compare."""
+    """Return the best value of each teacher's students; None if equal or incomparable."""
     found: dict[str, float | None] = {}
     for teacher in {row.teacher for row in rows}:
         known = [

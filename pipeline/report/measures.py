@@ -18,7 +18,7 @@ class Measure:
 
     Attributes:
         key: Its name in a metrics file, without the split.
-        heading: What stands above the column.
+        heading: The heading of the column.
         digits: Decimals shown.
         is_percent: Whether a share of one is shown in percent.
         is_lower_better: Whether less is better.
@@ -33,13 +33,13 @@ class Measure:
     short: str = ""
 
     def show(self, value: Number | None) -> str:
-        """A value with its unit."""
+        """Return a value with its unit."""
         if self.is_percent and self.digits == 1:
             return words.percent(value)
         return words.number(value, self.digits)
 
     def bounds(self, interval: tuple[Number, Number] | None) -> str:
-        """An interval in brackets, in the column's unit but without it; empty where unknown."""
+        """Return an interval in brackets, without the unit; empty if unknown."""
         if interval is None:
             return ""
         factor = 100 if self.is_percent else 1
@@ -47,7 +47,7 @@ class Measure:
         return f"[{low}, {high}]"
 
     def difference(self, value: Number) -> str:
-        """A signed difference, of percentages in points."""
+        """Return a signed difference; of percentages in points."""
         factor = 100 if self.is_percent else 1
         text = words.number(factor * value, self.digits)
         return text if value <= 0 else f"+{text}"

@@ -173,14 +173,14 @@ def render_page(
 
 
 def _shown(value: Any) -> Any:
-    """Show the control characters in what others wrote; markup of our own has none."""
+    """Make control characters in texts of users visible; our own markup has none."""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def summary(
     comparison: Comparison, teachers: Sequence[TeacherResult], corpus: CorpusSummary | None
 ) -> str:
-    """Say in one paragraph what the run did and what came of it."""
+    """Return one paragraph on what the run did and its results."""
     sentences = []
     if corpus is not None and corpus.source.get("kind"):
         task = TASK_WORDS[comparison.task]

@@ -1,8 +1,7 @@
-"""Which students are compared with which, and what a paired test said of each pair.
+"""Pairs of students for paired tests, and their results in a report.
 
-Intervals of two models may overlap and the one be surely better: both were measured on the same
-rows. Hence a test on the rows' differences. It is computed elsewhere; here it has its place in a
-report.
+One model may be significantly better although the intervals of both overlap, because they were
+measured on the same rows. So the differences per row are tested, in `evaluate.significance`.
 """
 
 from itertools import combinations
@@ -11,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.report.compare import Comparison
 
-# With eight students there are 28 pairs; more rows than that nobody reads.
+# Eight students give 28 pairs; nobody reads longer tables.
 MAX_STUDENTS = 8
 SIGNIFICANT = 0.05
 
@@ -22,13 +21,13 @@ class PairedTest(BaseModel):
     Attributes:
         first: One student.
         second: The other.
-        metric: What is compared.
+        metric: The compared metric.
         a: The value of the first.
         b: The value of the second.
         difference: First minus second.
-        low: Lower end of the difference's interval; None of too few rows.
+        low: Lower end of the difference's interval; None with too few rows.
         high: Its upper end.
-        p_value: How likely a difference as large is if both were equally good.
+        p_value: Probability of a difference at least as large if both were equally good.
         rows: Rows that both answered.
     """
 

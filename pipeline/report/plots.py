@@ -1,4 +1,4 @@
-"""The page's three kinds of plots: a term over the steps, quality against size, bytes a token."""
+"""The plots of the page: a term over the steps, quality against size, bytes per token."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ TERM_ORDER = ("loss", "feature", "attention", "output", "labels", "learning_rate
 
 
 def terms_of(curves: Mapping[str, Curve]) -> list[str]:
-    """Every term that some curve has a value of, the known ones first."""
+    """Return every term that some curve has values of, the known ones first."""
     found = {
         term
         for curve in curves.values()
@@ -163,7 +163,7 @@ def plot_bytes(teacher: str, signals: Sequence[SignalResult]) -> str | None:
 
 
 def _points(curve: Curve, term: str) -> tuple[list[float], list[float]]:
-    """A term's steps and values without gaps, averaged in runs where there are too many."""
+    """Return a term's steps and values without gaps; too many are averaged in runs."""
     pairs = [
         (float(step), value)
         for step, value in zip(curve.step, curve.terms[term], strict=True)

@@ -1,7 +1,6 @@
-"""What each student is, in words: how it starts, what it matches, how long it trains.
+"""Describes each student in words: how it starts, what it matches, how long it trains.
 
-Read off its section of the parameters as it stands there, so that a key which was left out, and so
-has its default, is left out here too.
+The description has the keys that its section of `params.yaml` sets; defaults are left out.
 """
 
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ TERMS = ("feature", "attention", "output", "labels")
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A student's section in four phrases; an empty one where the section says nothing."""
+    """A student's section in four phrases; one is empty if the section sets none of its keys."""
 
     start: str
     match: str

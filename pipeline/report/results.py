@@ -1,4 +1,4 @@
-"""What a report is made of: typed views of the JSON and CSV files the other stages wrote.
+"""The input of a report: typed views of the JSON and CSV files that other stages wrote.
 
 Unknown keys pass through, so a new metric reaches `metrics.json` without a change here.
 """
@@ -34,7 +34,7 @@ class Agreement(BaseModel):
 
     Attributes:
         kl: Mean Kullback-Leibler divergence from teacher to student, in nats.
-        top1: Fraction of positions where both find the same token or class likeliest.
+        top1: Fraction of positions where both have the same most probable token or class.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
@@ -44,7 +44,7 @@ class Agreement(BaseModel):
 
 
 class UsedSignal(BaseModel):
-    """A signal that a student was trained from or compared with: where it was and what it was."""
+    """A signal that a student was trained from or compared with."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -54,7 +54,7 @@ class UsedSignal(BaseModel):
 
 
 class Timing(BaseModel):
-    """What a speed was measured with; files of earlier versions have no range.
+    """How a speed was measured.
 
     Attributes:
         batch: Sequences of a pass.
@@ -62,8 +62,8 @@ class Timing(BaseModel):
         repeats: Passes.
         device: Kind of device.
         threads: CPU threads.
-        slowest: Tokens a second in the slowest pass.
-        fastest: The same in the fastest.
+        slowest: Tokens per second of the slowest pass.
+        fastest: Tokens per second of the fastest pass.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
@@ -78,21 +78,21 @@ class Timing(BaseModel):
 
 
 class ModelMetrics(BaseModel):
-    """One model's metrics file; what a task does not have is None.
+    """One model's metrics file; metrics that its task does not have are None.
 
     Attributes:
-        score: The metric it is judged by; None in files that do not say.
-        test_score: Its value, where it is none of the metrics itself.
-        test_chance: What the best constant answer scores; None in files that do not say.
-        test_cut_rows: Test rows whose end it is not scored on, having too few positions.
-        vocab: Ids that a language model chooses from; None in files that do not say.
+        score: The metric it is judged by; None if the file has none.
+        test_score: The value of that metric.
+        test_chance: The score of the best constant answer; None if the file has none.
+        test_cut_rows: Number of test rows that were truncated to the model's positions.
+        vocab: Size of a language model's vocabulary; None if the file has none.
         test_intervals: Lower and upper end of a metric's confidence interval.
         against_teacher: Measures of generated text with the teacher's as the reference.
         signatures: How sacrebleu computed a measure, in its own words.
         generated_rows: Test rows that text was generated for.
         is_constant: Whether it gives every test row the same answer.
-        trained_from: The signals that a student learnt from; empty in files that do not say.
-        compared_with: The teacher's logits that its agreement is with.
+        trained_from: The signals that a student was trained from; empty if the file has none.
+        compared_with: The teacher's logits that its agreement was measured with.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
@@ -130,7 +130,7 @@ class ModelMetrics(BaseModel):
     timing: Timing | None = None
 
     def test(self, metric: str) -> float | None:
-        """Return what the test split gave for a metric, None where it was not measured."""
+        """Return a metric of the test split; None if it was not measured."""
         value = getattr(self, f"test_{metric}", None)
         if value is None and metric == self.score:
             value = self.test_score
@@ -138,13 +138,13 @@ class ModelMetrics(BaseModel):
 
     @property
     def tokens_per_byte(self) -> float | None:
-        """Tokens that a byte of the test rows is scored in, or None where that is not known."""
+        """Tokens per byte of the test rows; None if unknown."""
         bits, nats = self.test("bits_per_byte"), self.test("nats_per_token")
         return bits * math.log(2) / nats if bits and nats else None
 
     @property
     def at_chance(self) -> str:
-        """Why its score is not surely better than a constant answer's, or empty where it is."""
+        """Why its score is not significantly better than a constant answer's; empty if it is."""
         value = None if self.score is None else self.test(self.score)
         is_likelihood = (
             self.score is not None
@@ -164,12 +164,12 @@ class ModelMetrics(BaseModel):
 
 
 class SignalResult(BaseModel):
-    """One captured signal, as its manifest and the store say.
+    """One captured signal, from its manifest and the store.
 
     Attributes:
-        tokens: Tokens that carry it, over all its splits.
-        bytes: What it takes in the store, compressed.
-        splits: The splits it was captured for; empty where not said.
+        tokens: Number of tokens that have it, over all its splits.
+        bytes: Its compressed size in the store.
+        splits: The splits it was captured for; empty if unknown.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
@@ -225,9 +225,9 @@ class TransferSummary(BaseModel):
     """What a report needs of `transfer.json`.
 
     Attributes:
-        targets: Whose text students are taught on.
-        rows: Training rows that the teacher wrote the targets of.
-        new_tokens: Tokens it wrote.
+        targets: Whether corpus or teacher wrote the targets.
+        rows: Number of training rows whose targets the teacher generated.
+        new_tokens: Number of tokens it generated.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -238,7 +238,7 @@ class TransferSummary(BaseModel):
 
 
 class Curve(BaseModel):
-    """One student's training curve: a column for each term that was on.
+    """One student's training curve: one column per term with a weight.
 
     Attributes:
         step: Optimizer step of each row.
@@ -252,11 +252,11 @@ class Curve(BaseModel):
 
 
 class TeacherResult(BaseModel):
-    """A teacher with its tokens and what was captured of it.
+    """A teacher with its tokens and captured signals.
 
     Attributes:
-        transfer: Whose text was captured; None where that is not known.
-        fingerprint: Of its store; empty where nothing was captured.
+        transfer: Whose targets were captured; None if unknown.
+        fingerprint: The fingerprint of its store; empty if nothing was captured.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -323,12 +323,12 @@ def load_teacher(
 
 
 def in_order(signals: Iterable[SignalResult]) -> tuple[SignalResult, ...]:
-    """Signals as the teacher makes them: hidden, attention, value, logits; layers ascending."""
+    """Return signals in the order hidden, attention, value, logits; layers ascending."""
     return tuple(sorted(signals, key=lambda signal: _natural(signal.signal)))
 
 
 def labels(signals: Sequence[SignalResult]) -> list[str]:
-    """Short names, and full ones where two signals differ in nothing but a form's options."""
+    """Return short names, and full ones for signals that differ only in a form's options."""
     short = [signal.label for signal in signals]
     return [signal.signal if short.count(signal.label) > 1 else signal.label for signal in signals]
 
@@ -376,7 +376,7 @@ def load_metrics(path: Path, name: str) -> ModelMetrics:
 
 
 def load_signal(path: Path) -> SignalResult:
-    """Read what capture wrote of one signal; its bytes, which only the store knows, are 0.
+    """Read a signal's manifest; its bytes, which only the store knows, are 0.
 
     Raises:
         IntegrityError: If it is missing or not what capture writes.
@@ -422,7 +422,7 @@ def load_curve(path: Path) -> Curve:
 
 
 def _cell(text: str | None) -> float | None:
-    """A number, or None for an empty cell and for what no plot can show."""
+    """Return a number; None for an empty cell and for values that no plot can show."""
     if text is None or not text.strip():
         return None
     value = float(text)
@@ -463,7 +463,7 @@ def _validate(kind: type[Model], path: Path, **defaults: Any) -> Model:
 
 
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value that is none of values, with the keys that lead to it."""
+    """Yield every leaf value with the keys that lead to it."""
     if isinstance(value, dict | list):
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for name, item in items:

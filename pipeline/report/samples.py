@@ -1,4 +1,4 @@
-"""Samples to read side by side: what was asked, what was expected, what each model answered.
+"""Samples to read side by side: the input, what was expected, and each model's answer.
 
 Every text comes from the prediction files of the test split, joined by row and never by order.
 """
@@ -22,8 +22,8 @@ class Part:
     Attributes:
         name: What it is: prompt, reference, or a model's name.
         texts: What it says; several references are several texts.
-        kind: Whose it is.
-        note: Said after it in grey.
+        kind: Whose text it is.
+        note: A remark after it, in grey.
     """
 
     name: str
@@ -48,9 +48,9 @@ class Sample:
 
 
 def shorten(text: str, limit: int = MAX_CHARACTERS) -> str:
-    """Return a text with its middle left out where it has more than `limit` characters.
+    """Return a text without its middle if it has more than `limit` characters.
 
-    The end of a prompt is what a model continues, so it stays.
+    The end of a prompt is kept, because a model continues it.
     """
     if len(text) <= limit:
         return text
@@ -155,7 +155,7 @@ def _by_row(
     students: Mapping[str, Sequence[Prediction]],
     key: str,
 ) -> list[_Answers]:
-    """Every model's rows that have an answer, the teacher first."""
+    """Return every model's rows that have an answer, the teacher first."""
 
     def answers(name: str, kind: Kind, rows: Sequence[Prediction]) -> _Answers:
         return _Answers(name, kind, {row["row"]: row for row in rows if key in row})

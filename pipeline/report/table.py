@@ -1,4 +1,4 @@
-"""The table a run ends with in the terminal."""
+"""The table in the terminal at the end of a run."""
 
 from textwrap import fill
 
@@ -11,7 +11,7 @@ from pipeline.report.compare import Comparison, Row
 from pipeline.report.measures import measure_of, terminal_measures
 from pipeline.visible import visible
 
-# Through a pipe rich takes a line to be so long.
+# The width that rich assumes for a pipe.
 PIPE = 80
 MIN_NAME, MAX_NAME = 12, 24
 MAX_EXTRA = 3
@@ -25,8 +25,8 @@ RETENTION = 10
 def results_table(comparison: Comparison, *, width: int = PIPE) -> Table:
     """Build the table: teachers in bold, each followed by its students, the best one marked.
 
-    A column that no model has a value for is left out; further measures of the task stand in it
-    where a line has room for them.
+    Columns without any value are left out; further measures of the task are added if the terminal
+    is wide enough.
 
     Args:
         comparison: All models of the run.
@@ -59,7 +59,7 @@ def results_table(comparison: Comparison, *, width: int = PIPE) -> Table:
     for index, row in enumerate(comparison.rows):
         last = index + 1 == len(comparison.rows) or comparison.rows[index + 1].is_teacher
         table.add_row(
-            # Text, not markup: a name may hold brackets.
+            # As text, not markup: a name may contain brackets.
             Text(visible(names[index])),
             *[values[index] for _, values in columns],
             style="bold" if row.is_teacher else None,
@@ -69,7 +69,7 @@ def results_table(comparison: Comparison, *, width: int = PIPE) -> Table:
 
 
 def _name(comparison: Comparison, row: Row) -> str:
-    """A model's name with what it is."""
+    """Return a model's name, with its kind."""
     if row.is_teacher:
         return f"{row.name} (teacher)"
     best = comparison.best_student(row.teacher)
@@ -77,7 +77,7 @@ def _name(comparison: Comparison, row: Row) -> str:
 
 
 def _retention(row: Row) -> str:
-    """The share of the teacher's quality, or in short lines why there is none."""
+    """Return the retention, or in short lines why there is none."""
     if row.quality is None or not row.no_retention:
         return words.percent(row.retention)
     return fill(row.no_retention, RETENTION)
@@ -95,7 +95,7 @@ def _fitting(comparison: Comparison, room: int, *, foldable: int) -> list[tuple[
     wanted = [column for column in _further(comparison) if _is_known(column)]
     room -= sum(map(_width, quality + always))
     if wanted and room < _width(wanted[0]) and always and always[-1][0] == LAST:
-        # How good a model is says more than its latency, which the page has.
+        # Quality matters more than latency, which is on the page.
         room += _width(always.pop())
     for heading in GIVEN_UP:
         if room + foldable < 0:
@@ -115,7 +115,7 @@ def _is_known(column: tuple[str, list[str]]) -> bool:
 
 
 def _width(column: tuple[str, list[str]]) -> int:
-    """Characters of a column with the blank before it."""
+    """Return the width of a column, with the space before it."""
     heading, values = column
     return 1 + max(len(line) for text in (heading, *values) for line in text.split("\n"))
 
@@ -133,7 +133,7 @@ def _further(comparison: Comparison) -> list[tuple[str, list[str]]]:
 
 
 def _columns(comparison: Comparison) -> list[tuple[str, list[str]]]:
-    """Heading and cells of every column but the name."""
+    """Return heading and cells of every column except the name."""
     headline = comparison.headline
 
     def agreement(row: Row, name: str) -> float | None:

@@ -1,4 +1,4 @@
-"""Numbers as people read them; an unknown one is a dash."""
+"""Formats numbers for people; an unknown number is a dash."""
 
 UNKNOWN = "–"
 # Said in full: type checks at run time do not take an int for a float.
@@ -7,7 +7,7 @@ LETTERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 
 def number(value: Number | None, digits: int = 2) -> str:
-    """A number with thousands separated and `digits` decimals, and a true minus."""
+    """Return a number with thousands separated and `digits` decimals, and a true minus."""
     # "z" leaves no minus before a zero.
     return UNKNOWN if value is None else f"{value:z,.{digits}f}".replace("-", "−")
 
@@ -23,12 +23,12 @@ def counted(value: int, noun: str) -> str:
 
 
 def spelled(value: int) -> str:
-    """A count as a sentence has it: in letters below ten."""
+    """Return a count for a sentence: in letters below ten."""
     return LETTERS[value] if value < len(LETTERS) else whole(value)
 
 
 def probability(value: Number) -> str:
-    """A p-value: three decimals, and not 0.000 for what is only small."""
+    """Return a p-value with three decimals; small ones are not shown as 0.000."""
     return "< 0.001" if value < 0.001 else number(value, 3)
 
 
