@@ -32,7 +32,7 @@ class Row:
         metrics: Its metrics file.
         quality: The headline measure on the test split.
         retention: Share of the teacher's quality, 1 for a teacher.
-        at_chance: Why its quality is no better than chance, such as "answers one class"; else empty.
+        at_chance: Why its quality is no better than chance ("answers one class"); else empty.
         no_retention: Why there is no retention although the quality is known.
         size_ratio: The teacher's number of parameters divided by this model's.
         speed_ratio: This model's tokens per second divided by the teacher's; bytes per second if

@@ -246,7 +246,7 @@ def test_a_border_inside_a_token_is_warned_of_with_its_share(prompts, tokenize, 
 
 
 def test_a_line_end_stays_with_the_prompt_and_a_space_goes_with_the_word(real_models):
-    from pipeline.corpus.tokens.boundary import space_of_target
+    from pipeline.corpus.tokens.tokenize_prompt import space_of_target
 
     words = load_tokenizer(real_models / "tokenizer-gpt2")
     assert space_of_target(words, " ", ["a: ", "b: "], ["The", "Two"]) == " "

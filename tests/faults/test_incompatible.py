@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from pipeline.corpus.tokens.same_tokenizer import check_same_tokenizer
-from pipeline.corpus.tokens.tokenizer import train_tokenizer
+from pipeline.corpus.tokens.tokenizer import check_same_tokenizer, train_tokenizer
 from pipeline.errors import IncompatibleError, IntegrityError
 from pipeline.store.index import index_asset
 from pipeline.store.planner import row_digest

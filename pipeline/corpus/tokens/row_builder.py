@@ -1,4 +1,4 @@
-"""Token rows as they grow: what the ways of tokenising a task have in common."""
+"""Collects token rows: shared by the tokenisation of all tasks."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ BATCH_TEXTS = 512
 
 @dataclass(slots=True)
 class Counts:
-    """What became of a split's texts: cut or split, with a cut target, left out.
+    """Counts of a split's texts that were truncated or split, had a cut target, or were dropped.
 
     Of `checked` rows, `borders` have a prompt of other tokens than a model would be given outside:
     the joined text's of a prompt and its target, the template's generation prompt of a chat.
@@ -35,7 +35,7 @@ class Counts:
 
 @dataclass(slots=True)
 class RowBuilder:
-    """Grows row by row; lists of small arrays, joined once."""
+    """Collects rows as lists of small arrays, which are concatenated once."""
 
     has_types: bool
     ids: list[NDArray[np.int32]] = field(default_factory=list)
@@ -76,7 +76,7 @@ class RowBuilder:
         self.target_words.append(int(sizes[1][asked].sum()))
 
     def columns(self) -> TokenColumns:
-        """Return all rows; a column that nothing was added to is absent."""
+        """Return all rows; empty columns are left out."""
         lengths = [len(ids) for ids in self.ids]
         return TokenColumns(
             offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
@@ -95,7 +95,7 @@ class RowBuilder:
 
 
 def batches(texts: datasets.Dataset) -> Iterator[dict[str, list[Any]]]:
-    """Yield the rows of a prepared split as plain columns, some hundred at a time."""
+    """Yield the examples of a prepared split as plain columns, a few hundred at a time."""
     columns = texts.with_format(None)
     for start in range(0, len(texts), BATCH_TEXTS):
         yield columns[start : start + BATCH_TEXTS]
@@ -104,7 +104,7 @@ def batches(texts: datasets.Dataset) -> Iterator[dict[str, list[Any]]]:
 def encode(
     tokenizer: PreTrainedTokenizerFast, texts: list[str], pairs: list[str] | None = None, **how: Any
 ) -> Any:
-    """Tokenise a batch with special tokens and offsets told."""
+    """Tokenise a batch; the encoding has offsets and a mask of the special tokens."""
     return tokenizer(
         texts,
         pairs,
@@ -118,7 +118,7 @@ def encode(
 
 
 def opening_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """Return what the tokenizer sets before a text; what it sets after one ends it and is not."""
+    """Return the special tokens that the tokenizer puts before a text."""
     encoded = encode(tokenizer, ["a"])
     special = encoded["special_tokens_mask"][0]
     return encoded["input_ids"][0][: special.index(0) if 0 in special else len(special)]

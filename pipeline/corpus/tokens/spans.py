@@ -1,4 +1,4 @@
-"""Which text each token stands for, in bytes and words, so that measures of tokenizers compare.
+"""The text of each token in bytes and words, so that scores of different tokenizers compare.
 
 A tokenizer's offsets leave characters out (spaces it trims, marks it drops) and count others twice
 (bytes of one character in two tokens). Here every character belongs to exactly one token.
@@ -14,10 +14,10 @@ _WORD_START = re.compile(r"(?<!\S)\S")
 
 
 def ends_of(offsets: Int[ndarray, "tokens 2"], length: int) -> Int[ndarray, " tokens"]:
-    """Return where each token's text ends; it begins where the one before ends.
+    """Return where each token's text ends; it begins where the previous token's text ends.
 
-    What stands between two tokens belongs to the second, what follows the last one to it. A token
-    of no text, as an end-of-text mark, ends where it begins.
+    Text between two tokens belongs to the second, text after the last token to that one. A token
+    without text, such as an end-of-text token, ends where it begins.
 
     Args:
         offsets: Start and end of each token in characters, as a fast tokenizer gives them.

@@ -1,6 +1,6 @@
-"""From a prepared corpus to token rows of one tokenizer.
+"""Turns a prepared corpus into the token rows of one tokenizer.
 
-Everything that decides ids happens here, once: special tokens and templates, the cut at the context
+All decisions about ids are made here: special tokens and templates, truncation to the context
 length, and which tokens count as targets.
 """
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 # Transformers' mark for "no limit known" is 10**30; no context is near this.
 SANE_LENGTH = 10**9
-# Below this share of rows a border inside a token is the text's and not the template's.
+# Below this share of rows, a border inside a token comes from the text, not the template.
 RARE_BORDERS = 0.01
 
 
@@ -45,26 +45,26 @@ def tokenize_corpus(
 ) -> TokenMeta:
     """Write the token rows of a prepared corpus, and the tokenizer, to the directory `output`.
 
-    Rows keep the order of the corpus. A row that leaves nothing to predict is left out and counted,
-    so is for a sequence task a row of special tokens only.
+    Rows keep the order of the corpus. Rows with nothing to predict, and for a sequence task rows of
+    special tokens only, are dropped and counted.
 
     Args:
-        corpus: What `prepare_corpus` wrote.
+        corpus: The output of `prepare_corpus`.
         tokenizer: From `load_tokenizer` or `train_tokenizer`.
         max_length: Longest row in tokens, special ones included.
-        overlong: What becomes of a longer text: consecutive rows (causal-lm only), its start
+        overlong: What happens to a longer text: consecutive rows (causal-lm only), its start
             (in a pair, the longer text gives first; of a prompt, the end of the text, never the
             target), or an error that names it. None splits for causal-lm and truncates else.
-        output: Directory to write, whole or not at all; what stood there is replaced.
-        template: What stands around {text} and {target}, for prompt-target.
-        chat_template: Jinja text for messages, in place of the tokenizer's own.
-        chat_date: The day that a chat template is told, as 2026-01-01.
+        output: Directory to write, completely or not at all; an earlier one is replaced.
+        template: The template with {text} and {target}, for prompt-target.
+        chat_template: Jinja template for messages, instead of the tokenizer's own.
+        chat_date: The date that chat templates get, such as 2026-01-01.
 
     Raises:
         ConfigError: If the length, `overlong` or a template does not suit, a text is too long
             under `error`, or a split has no rows left. Nothing has been written then.
         IntegrityError: If the prepared corpus cannot be read.
-        ResourceError: If the output cannot be written; what stood there stays.
+        ResourceError: If the output cannot be written; an earlier one stays.
     """
     meta = read_corpus_meta(corpus)
     pad_id = tokenizer.pad_token_id
@@ -75,7 +75,7 @@ def tokenize_corpus(
     chosen = check_length(meta, tokenizer, max_length, overlong)
     form = form_of(meta, tokenizer, template, chat_template, chat_date)
     if isinstance(form, Template):
-        # What is added later changes no id of the rows before.
+        # Added texts do not change the ids of earlier rows.
         own = read_split(corpus, "train")
         form = form.fitted(tokenizer, own.select(range(meta.parts[0])) if meta.parts else own)
     splits: dict[Split, TokenColumns] = {}
@@ -123,7 +123,7 @@ def tokenize_corpus(
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
         if tokenizer.model_max_length > SANE_LENGTH:
-            # Trained here, it knows no context; models taught on these rows know this one.
+            # A tokenizer trained here has no context length; models of these rows have this one.
             tokenizer.model_max_length = max_length
         if isinstance(form, ChatTemplate):
             tokenizer.chat_template = form.source
@@ -158,7 +158,7 @@ def add_rows(
     max_length: int,
     overlong: Overlong,
 ) -> None:
-    """Add the rows of one split in the way of the corpus's task.
+    """Add the rows of one split, tokenised for the corpus's task.
 
     Raises:
         ConfigError: If a text is too long under `error`, or a template refuses it.
@@ -175,7 +175,7 @@ def add_rows(
 
 
 def _warn_of_borders(split: Split, counts: Counts, form: Form) -> None:
-    """Warn where more than a few prompts end in tokens that nobody expects there."""
+    """Warn if more than a few prompts end in other tokens than when tokenised alone."""
     if counts.borders <= RARE_BORDERS * counts.checked:
         return
     share = f"{counts.borders / counts.checked:.1%}"
@@ -201,7 +201,7 @@ def form_of(
     chat_template: str | None,
     chat_date: str,
 ) -> Form:
-    """Return what stands around the texts of the task, and refuse what would do nothing.
+    """Return the template of the task; refuse options that have no effect on it.
 
     Raises:
         ConfigError: If a template does not suit the task or the columns, or a chat has none.
@@ -244,9 +244,9 @@ def _sums(splits: dict[Split, TokenColumns], name: str) -> dict[Split, int]:
 
 
 def _parts(meta: CorpusMeta, texts: datasets.Dataset, rows: TokenColumns) -> tuple[int, ...]:
-    """Return how many rows came of each part of the training texts.
+    """Return the number of rows of each corpus part of the training split.
 
-    A text may give several rows or none; what was added has later source rows than all before.
+    A text may give several rows or none; added texts have later source rows than all before.
     """
     firsts = np.cumsum(meta.parts)[:-1].tolist()
     if not firsts:
@@ -263,10 +263,9 @@ def training_texts(
     chat_template: str | None = None,
     chat_date: str = DEFAULT_DATE,
 ) -> Iterator[str]:
-    """Return the texts of the training split as a model will see them, to train a tokenizer on.
+    """Return the texts of the training split, with their template, to train a tokenizer on.
 
-    Texts that were added later are none of them: with a tokenizer of theirs no row would keep its
-    ids.
+    Texts that were added later are left out: a tokenizer trained on them would change all ids.
 
     Raises:
         ConfigError: If a template does not suit.
@@ -279,14 +278,14 @@ def training_texts(
 
 
 def as_seen(texts: datasets.Dataset, form: Form) -> Iterator[str]:
-    """Yield each text as a model will see it, special tokens left out."""
+    """Yield each text with its template, without special tokens."""
     for batch in batches(texts):
         for number, text in enumerate(batch["text"]):
             pair = batch["pair"][number]
             if isinstance(form, Template):
                 yield form.filled(text, pair, batch["target"][number])
             elif isinstance(form, ChatTemplate):
-                # Marks are ids of their own: no merges are to be learnt inside their names.
+                # Special tokens have ids of their own; no merges are learned inside their names.
                 none = {"bos_token": "", "eos_token": ""}
                 yield form.render(batch["messages"][number], none, batch["source"][number])[0]
             else:
@@ -298,7 +297,7 @@ def as_seen(texts: datasets.Dataset, form: Form) -> Iterator[str]:
 def check_length(
     meta: CorpusMeta, tokenizer: PreTrainedTokenizerFast, max_length: int, overlong: Overlong | None
 ) -> Overlong:
-    """Return what becomes of longer texts, and refuse a length that does not fit the tokenizer.
+    """Return what happens to longer texts; refuse a length that does not fit the tokenizer.
 
     Raises:
         ConfigError: If the length or `overlong` does not suit the tokenizer or the task.

@@ -1,14 +1,14 @@
-"""Rows of chats: the tokenizer's own template around the turns, and only the assistant's learnt.
+"""Token rows of chats, rendered by the chat template; only the assistant's turns are targets.
 
 The template is rendered by transformers; which tokens are the assistant's is read from the
-template's `{% generation %}` marks. A template may ask for today's date: it is given a fixed one,
-so that ids never depend on the day.
+template's `{% generation %}` blocks. A template that asks for today's date gets a fixed one, so
+that ids never depend on the day.
 """
 
 import datetime as dt
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,9 +28,99 @@ from pipeline.corpus.tokens.row_builder import (
     too_long,
 )
 from pipeline.corpus.tokens.spans import ends_of, sizes_of
-from pipeline.corpus.tokens.traces import Traces
 from pipeline.corpus.turns import whole_turn
 from pipeline.errors import ConfigError
+
+Turn = dict[str, Any]
+Spans = Sequence[tuple[int, int]]
+Render = Callable[[list[Turn]], tuple[str, Spans]]
+
+LINKS = frozenset({"tool_call_id"})
+"""Fields that only say which call an answer is for; many templates rely on the order instead."""
+
+
+class Traces:
+    """Looks for traces in the chats of one template; the first turn of each role in full."""
+
+    def __init__(self, render: Callable[[list[Turn], str], tuple[str, Spans]]) -> None:
+        self._render = render
+        self._roles: set[str] = set()
+
+    def check(self, turns: list[Turn], text: str, spans: Spans, where: str) -> None:
+        """Refuse a chat if the template omits part of it.
+
+        Args:
+            turns: The turns given to the template.
+            text: The rendered text.
+            spans: The spans of the assistant's turns.
+            where: Names the chat in errors.
+
+        Raises:
+            ConfigError: With the number of the turn, from 1, its role and what is missing.
+        """
+        in_doubt = not self._in_order(turns, text) or not {t["role"] for t in turns} <= self._roles
+        marks_all = len(spans) == sum(turn["role"] == "assistant" for turn in turns)
+        for place, turn in enumerate(turns):
+            whose = f"{where}: turn {place + 1} ({turn['role']})"
+            learnt = marks_all and turn["role"] == "assistant"
+            for what, changed in _changes(turn, in_doubt=in_doubt):
+                others = [*turns[:place], changed, *turns[place + 1 :]]
+                if not self._differs(others, text, spans, learnt=learnt):
+                    raise ConfigError(
+                        f"{whose}: {what} leaves no trace in "
+                        f"{'what is to be learnt' if learnt else 'the text'} of the chat template; "
+                        "remove it from the row, or set tokens.chat_template to one that writes it"
+                    )
+            if isinstance(turn["content"], list) and str(turn["content"]) in text:
+                raise ConfigError(
+                    f"{whose}: the chat template writes the list of content as Python prints it, "
+                    "expected text; join the parts, or set tokens.chat_template to one for parts"
+                )
+        self._roles |= {turn["role"] for turn in turns}
+
+    @staticmethod
+    def _in_order(turns: list[Turn], text: str) -> bool:
+        """Tell whether the text holds all contents one after the other."""
+        place = 0
+        for turn in turns:
+            content = turn["content"].strip() if isinstance(turn["content"], str) else ""
+            found = text.find(content, place)
+            if found < 0:
+                return False
+            place = found + len(content)
+        return True
+
+    def _differs(self, turns: list[Turn], text: str, spans: Spans, *, learnt: bool) -> bool:
+        try:
+            other, places = self._render(turns, "")
+        except ConfigError:
+            return True
+        if not learnt:
+            return other != text
+        return [other[a:b] for a, b in places] != [text[a:b] for a, b in spans]
+
+
+def _changes(turn: Turn, *, in_doubt: bool) -> list[tuple[str, Turn]]:
+    """Return what is to leave a trace, each with the turn that lacks it or has it otherwise."""
+    found: list[tuple[str, Turn]] = []
+    content = turn["content"]
+    if isinstance(content, list):
+        for place, part in enumerate(content):
+            kind = part.get("type", "part") if isinstance(part, dict) else "text"
+            others = [*content[:place], *content[place + 1 :]]
+            found.append((f"part {place + 1} of content ({kind})", {**turn, "content": others}))
+    elif content.strip() and in_doubt:
+        found.append(("content", {**turn, "content": f"{content.rstrip()}x"}))
+    is_tool = turn["role"] in ("tool", "function")
+    for name in turn.keys() - {"role", "content"} - LINKS - ({"name"} if is_tool else set()):
+        value = turn[name]
+        found.append((name, {key: turn[key] for key in turn if key != name}))
+        if isinstance(value, list) and len(value) > 1:
+            for place in range(len(value)):
+                rest = [*value[:place], *value[place + 1 :]]
+                found.append((f"{name}[{place}]", {**turn, name: rest}))
+    return sorted(found, key=lambda each: each[0])
+
 
 DEFAULT_DATE = "2026-01-01"
 
@@ -49,8 +139,8 @@ class ChatTemplate:
     """A chat template with its date pinned.
 
     Attributes:
-        source: The template as it was given.
-        date: The day that templates are told, as 2026-01-01.
+        source: The template's text.
+        date: The date that templates get, such as 2026-01-01.
     """
 
     source: str
@@ -60,7 +150,7 @@ class ChatTemplate:
     def of(
         cls, tokenizer: PreTrainedTokenizerFast | None, given: str | None, date: str
     ) -> "ChatTemplate":
-        """Take the template that was given, else that of the tokenizer, where there is one.
+        """Return the given template, or else the tokenizer's.
 
         Raises:
             ConfigError: If there is none, it does not mark the assistant's turns, or the date is
@@ -101,12 +191,12 @@ class ChatTemplate:
         *,
         opens_answer: bool = False,
     ) -> tuple[str, list[tuple[int, int]]]:
-        """Return the chat as one text, and where in it each turn of the assistant begins and ends.
+        """Return the chat as one text, with the span of each turn of the assistant.
 
         Args:
             messages: The turns.
-            special: Texts of the special tokens by name, as `bos_token`.
-            where: What names the chat in an error.
+            special: Texts of the special tokens by name, such as `bos_token`.
+            where: Names the chat in errors.
             opens_answer: Whether the template is asked to open an answer at the end, as a program
                 that serves the model asks it to (`add_generation_prompt`).
 
@@ -172,10 +262,10 @@ def add_chat_rows(
     overlong: Overlong,
     template: ChatTemplate,
 ) -> None:
-    """Add the rows of one split; a long chat loses its end.
+    """Add the rows of one split; a long chat is truncated at the end.
 
-    Those in which no answer of the assistant is left, or nothing stands before the last one, are
-    left out. A chat of which the template writes less than it holds is refused.
+    Chats without any answer of the assistant, or with nothing before the last one, are dropped. A
+    chat is refused if the template omits part of it.
 
     Raises:
         ConfigError: If the template refuses a chat or leaves out a part of one, or one is too long
@@ -202,17 +292,17 @@ def add_chat_rows(
                     raise too_long(batch["source"][number], len(ids), max_length)
             mask = np.zeros(len(ids), bool)
             for first, last in turns:
-                # The mark that ends an answer may stand outside; without it none learns to stop.
+                # The end token may be outside the span; without it a model never learns to stop.
                 stop = last + (last < len(ids) and ids[last] == tokenizer.eos_token_id)
                 mask[first:stop] = True
             ids, mask = ids[:max_length], mask[:max_length]
-            # A turn that was cut off, and one without text, begins nowhere.
+            # A truncated turn and one without text have no start.
             seen = [number for number, (first, _) in enumerate(turns) if first < len(ids)]
             if not mask[1:].any() or not seen or turns[seen[-1]][0] == 0:
                 counts.dropped += 1
                 continue
             rows.add(ids, mask, source_row=batch["source_row"][number])
-            # The template's marks are no text that other tokenizers would have to write.
+            # The template's special tokens are not text that other tokenizers would have to write.
             plain = ~np.isin(ids, tokenizer.all_special_ids)
             sizes = [size[: len(ids)] * plain for size in sizes_of(text, ends)]
             rows.add_target_sizes(mask, (sizes[0], sizes[1]))
@@ -230,9 +320,9 @@ def add_chat_rows(
 def _tokens_of(
     span: tuple[int, int], offsets: NDArray[np.int64], ends: NDArray[np.int64]
 ) -> tuple[int, int]:
-    """Return first and last (exclusive) token with text of a span.
+    """Return the first and last (exclusive) token with text in a span.
 
-    A token that only begins or ends in it counts, as it does for the library.
+    A token that only begins or ends in it counts, as in transformers.
     """
     starts = np.concatenate([[0], ends[:-1]])
     inside = np.maximum(starts, span[0]) < np.minimum(ends, span[1])
@@ -248,7 +338,7 @@ def _served(
     messages: list[dict[str, str | None]],
     later: int,
 ) -> list[int] | None:
-    """Return the ids from which a served model would write an answer; None if refused."""
+    """Return the ids that a served model would answer; None if the template refuses."""
     answers = [place for place, turn in enumerate(messages) if turn["role"] == "assistant"]
     if later >= len(answers):
         return None
@@ -261,9 +351,9 @@ def _served(
 
 
 def _answer(messages: list[dict[str, str | None]], later: int, written: str) -> list[str]:
-    """Return the last answer that is in the row, where so many later ones are not.
+    """Return the last answer in the row, after dropping the later ones that do not fit.
 
-    One that is more than its content, as a call of a tool, is what the template writes of it.
+    An answer with more than content, such as a tool call, is the text that the template renders.
     """
     answers = [turn for turn in messages if turn["role"] == "assistant"]
     if later >= len(answers):

@@ -1,4 +1,4 @@
-"""A trial of tokenising: one row of each split shows a template that does not fit, at once."""
+"""Tokenises one example of each split, so that a wrong template is found at once."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,8 +29,8 @@ def tokenize_one(
 ) -> None:
     """Render and tokenise some examples as `tokenize_corpus` would, and write nothing.
 
-    Labels are not looked at, and an example without a target is passed over: a corpus may hold
-    such rows. Needs no torch.
+    Labels are ignored, and examples without a target are skipped, because a corpus may contain
+    them. Needs no torch.
 
     Args:
         examples: One of each split that a source has, as the source reads them.
@@ -38,8 +38,8 @@ def tokenize_one(
         tokenizer: The teacher's, from `local_tokenizer`; None where it is yet to be trained: a
             byte-level one stands in, which knows all but the lengths.
         max_length: As for `tokenize_corpus`, and so are the following.
-        overlong: What becomes of a longer text.
-        template: What stands around {text} and {target}.
+        overlong: What happens to a longer text.
+        template: The template with {text} and {target}.
         chat_template: Jinja text for messages.
         chat_date: The day that a chat template is told.
 

@@ -1,17 +1,19 @@
-"""Rows of a prompt and its target: only the target, and the mark that ends it, is learnt.
+"""Token rows of a prompt and its target; only the target and its end token are predicted.
 
-Generation starts from exactly the ids that training continued; a token never spans the border.
+Generation starts from exactly the prompt ids of training; no token spans the border.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from string import Formatter
 
 import datasets
 import numpy as np
+from jaxtyping import Int
+from numpy import ndarray
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.corpus.tokens.boundary import space_of_target, target_sides
 from pipeline.corpus.tokens.row_builder import (
     BATCH_TEXTS,
     Counts,
@@ -25,18 +27,116 @@ from pipeline.corpus.tokens.row_builder import (
 from pipeline.corpus.tokens.spans import ends_of, sizes_of
 from pipeline.errors import ConfigError
 
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """The target of a row, in tokens.
+
+    Attributes:
+        ids: Its tokens.
+        ends: The position in the target, in characters, where each token's text ends.
+        is_joined: Whether the tokens of prompt and target are those of the joined text.
+    """
+
+    ids: list[int]
+    ends: Int[ndarray, " tokens"]
+    is_joined: bool
+
+
+def space_of_target(
+    tokenizer: PreTrainedTokenizerFast,
+    widest: str,
+    prompts: Sequence[str],
+    targets: Sequence[str],
+) -> str:
+    """Return the white space at the end of the prompts that is tokenised with the target.
+
+    It is the shortest with which most prompts keep their tokens when the target follows: for most
+    tokenizers none after a line end, for GPT-2's the space after `Answer: `.
+
+    Args:
+        tokenizer: The tokenizer of both sides.
+        widest: White space that all prompts end in.
+        prompts: Prompts as the template writes them.
+        targets: Their targets.
+    """
+    joined = encode(
+        tokenizer,
+        [f"{prompt}{target}" for prompt, target in zip(prompts, targets, strict=True)],
+        add_special_tokens=False,
+    )["input_ids"]
+    best, most = "", -1
+    for start in range(len(widest), -1, -1):
+        space = widest[start:]
+        left = [prompt.removesuffix(space) for prompt in prompts]
+        ids = encode(tokenizer, left, add_special_tokens=False)["input_ids"]
+        kept = sum(all_ids[: len(own)] == own for own, all_ids in zip(ids, joined, strict=True))
+        if kept > most:
+            best, most = space, kept
+    return best
+
+
+def target_sides(
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[str],
+    prompt_ids: Sequence[list[int]],
+    space: str,
+    targets: Sequence[str],
+) -> list[Side]:
+    """Return the targets' tokens after their prompts.
+
+    Where the joined text has other tokens for the prompt, or the target would read otherwise when
+    it is decoded alone (WordPiece's `##` inside a word), the target is tokenised alone.
+
+    Args:
+        tokenizer: The tokenizer of both sides.
+        prompts: Prompts without `space`.
+        prompt_ids: Their tokens, without special ones.
+        space: White space between prompt and target.
+        targets: What follows.
+    """
+    spaced = [f"{space}{target}" for target in targets]
+    alone = encode(tokenizer, spaced, add_special_tokens=False)
+    together = encode(
+        tokenizer,
+        [f"{prompt}{target}" for prompt, target in zip(prompts, spaced, strict=True)],
+        add_special_tokens=False,
+    )
+    found = []
+    for number, target in enumerate(targets):
+        ids, start = alone["input_ids"][number], 0
+        offsets, before = alone["offset_mapping"][number], len(space)
+        own, joined = prompt_ids[number], together["input_ids"][number]
+        is_joined = joined[: len(own)] == own
+        if is_joined and joined[len(own) :] != ids:
+            inside = joined[len(own) :]
+            is_joined = _reads(tokenizer, inside) == _reads(tokenizer, ids)
+        if is_joined:
+            ids, start = joined, len(own)
+            offsets, before = together["offset_mapping"][number], len(prompts[number]) + len(space)
+        ends = ends_of(np.array(offsets, np.int64).reshape(-1, 2), before + len(target))
+        # White space of the template is not part of the target's text.
+        ends = np.clip(ends[start:] - before, 0, len(target))
+        found.append(Side(ids[start:], ends, is_joined))
+    return found
+
+
+def _reads(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids)).strip()
+
+
 DEFAULT_TEMPLATE = "{text}\n{target}"
 FIELDS = ("text", "pair", "target")
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """What stands around text and target.
+    """The template around text and target.
 
     Attributes:
-        before: What stands before the text; a pair is filled in later, as in `after`.
-        after: What stands between text and target.
-        source: The template as it was given.
+        before: Text before `{text}`; `{pair}` is filled in later, as in `after`.
+        after: Text between `{text}` and `{target}`.
+        source: The template's text.
         space: White space between `after` and the target that is tokenised with the target.
     """
 
@@ -84,11 +184,11 @@ class Template:
         return cls(sides[0], sides[1], source)
 
     def around(self, pair: str | None) -> tuple[str, str]:
-        """Return what stands before the text and between text and target."""
+        """Return the text before `{text}` and between `{text}` and `{target}`."""
         return self.before.format(pair=pair or ""), self.after.format(pair=pair or "")
 
     def filled(self, text: str, pair: str | None, target: str) -> str:
-        """Return the whole as one text, as a tokenizer is trained on it."""
+        """Return the complete text, for training a tokenizer."""
         before, after = self.around(pair)
         return f"{before}{text}{after}{self.space}{target}"
 
@@ -124,9 +224,9 @@ def add_prompt_rows(
 ) -> None:
     """Add the rows of one split.
 
-    Of a long row the end of the text is left out, never a word of the template. Where the target
-    does not fit even so, its end is cut, without an end-of-sequence mark: nothing ended there.
-    Rows in which nothing is left of prompt or target are dropped.
+    The text of a long row is truncated at its end, the template never. If the target still does not
+    fit, it is truncated without an end-of-sequence token. Rows without any prompt or target are
+    dropped.
 
     Raises:
         ConfigError: If the tokenizer has no end-of-sequence mark, or a row is too long under
@@ -182,7 +282,7 @@ def add_prompt_rows(
 
 
 def _laid(sizes: NDArray[np.int64], ids: NDArray[np.int32], prompt: list[int]) -> NDArray[np.int64]:
-    """Lay the target's sizes over the row: nothing for the prompt and for the ending mark."""
+    """Return the target's sizes for the row: 0 for the prompt and the end token."""
     found = np.zeros(len(ids), np.int64)
     count = min(len(sizes), len(ids) - len(prompt))
     found[len(prompt) : len(prompt) + count] = sizes[:count]
@@ -192,7 +292,7 @@ def _laid(sizes: NDArray[np.int64], ids: NDArray[np.int32], prompt: list[int]) -
 def _shortened(
     tokenizer: PreTrainedTokenizerFast, text: str, before: str, after: str, room: int
 ) -> list[int]:
-    """Return the ids of a prompt whose text lost its end, so that at most `room` are left.
+    """Return the ids of a prompt whose text is truncated so that at most `room` ids are left.
 
     Ids at the cut may merge anew, so what is left is tokenised again until it fits. Without any
     text left it may still be longer.

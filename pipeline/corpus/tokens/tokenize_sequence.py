@@ -1,4 +1,4 @@
-"""Rows of a text or a pair with one answer for the whole: a class, classes, or a number."""
+"""Token rows of a text or a pair with one answer: a class, several classes, or a number."""
 
 from typing import Any
 
@@ -27,9 +27,9 @@ def add_sequence_rows(
     overlong: Overlong,
     meta: CorpusMeta,
 ) -> None:
-    """Add the rows of one split; of a long pair the longer text gives first.
+    """Add the rows of one split; of a long pair the longer text is truncated first.
 
-    A row of special tokens only is left out.
+    Rows of special tokens only are dropped.
 
     Raises:
         ConfigError: If a text is too long under `error`.
@@ -41,7 +41,7 @@ def add_sequence_rows(
         )
         for number, listed in enumerate(encoded["input_ids"]):
             mask = np.array(encoded["special_tokens_mask"][number], bool)
-            # Truncation keeps what it cut beside the row, which tells it from an exact fit.
+            # Truncation returns what it cut as further encodings, which an exact fit does not have.
             cut = encoded.encodings[number].overflowing
             if cut:
                 counts.overlong += 1

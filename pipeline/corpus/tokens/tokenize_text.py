@@ -1,4 +1,4 @@
-"""Rows of plain text, of which a causal model predicts every token."""
+"""Token rows of plain text; a causal model predicts every token."""
 
 import datasets
 import numpy as np
@@ -24,9 +24,9 @@ def add_text_rows(
     max_length: int,
     overlong: Overlong,
 ) -> None:
-    """Add the rows of one split; a long text gives consecutive rows, or its start.
+    """Add the rows of one split; a long text is split into rows, or truncated.
 
-    A row with fewer than two tokens has nothing to predict and is left out.
+    Rows with fewer than two tokens have nothing to predict and are dropped.
 
     Raises:
         ConfigError: If a text is too long under `error`.
@@ -49,7 +49,7 @@ def add_text_rows(
                 if overlong == "truncate":
                     end = max_length
             mask = np.ones(len(ids), bool)
-            # Nothing stands before a text's opening mark that could predict it.
+            # Nothing precedes a text's first token that could predict it.
             if len(ids) and ids[0] == tokenizer.bos_token_id:
                 mask[0] = False
             for piece, start in enumerate(range(0, max(1, end), max_length)):

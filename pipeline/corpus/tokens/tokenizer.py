@@ -1,18 +1,21 @@
-"""The tokenizer of a teacher: its own, loaded as it is, or one trained on the training split.
+"""The tokenizer of a teacher: its own, or one trained on the training split.
 
 Both are plain Hugging Face tokenizers; a saved one loads with `AutoTokenizer` anywhere.
 """
 
 import json
+import logging
 import re
 from collections.abc import Iterable
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.errors import ConfigError, in_short
+from pipeline.errors import ConfigError, IncompatibleError, in_short
 from pipeline.provenance import fingerprint
 
 # One mark for both ends, as GPT-2 has it, and another for padding: with one mark for all three,
@@ -23,9 +26,9 @@ COMMIT = r"[0-9a-f]{40}"
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE, which can write every text; equal texts give an equal tokenizer.
+    """Train a byte-level BPE, which can encode every text; equal texts give an equal tokenizer.
 
-    It sets one end-of-text token before a text and one after it.
+    It puts one end-of-text token before a text and one after it.
 
     Args:
         texts: The training split only: held-out text would leak into the merges.
@@ -67,7 +70,7 @@ def load_tokenizer(
     """Load a tokenizer from a local directory or, by its id, from the hub.
 
     A missing pad token becomes the end-of-text token: padding never counts, so any id will do.
-    Nothing is fetched where the environment says so (`HF_HUB_OFFLINE`).
+    With `HF_HUB_OFFLINE` nothing is fetched.
 
     Raises:
         ConfigError: If there is no tokenizer, it needs code of its own that was not asked for or
@@ -110,10 +113,10 @@ def local_tokenizer(
 ) -> PreTrainedTokenizerFast | None:
     """Read the `tokenizer.json` of a local directory or of the hub's cache; needs no torch.
 
-    Only for trials: a class of its own, which `load_tokenizer` would take, may change ids.
+    Only for trials: a model's own tokenizer class, which `load_tokenizer` uses, may change ids.
 
     Returns:
-        None where there is no such file on this machine; nothing is fetched, no foreign code runs.
+        None if the file is not on this machine; nothing is fetched, and no code of others runs.
 
     Raises:
         ConfigError: If it cannot be loaded, or has no token to pad with.
@@ -156,7 +159,7 @@ def _with_padding(
 def tokenizer_digest(tokenizer: PreTrainedTokenizerFast) -> str:
     """Return the SHA-256 of everything that decides which ids a text becomes.
 
-    The padding and truncation of the last call are no part of it, nor is where it was loaded from.
+    Padding and truncation of the last call, and the directory, are not part of it.
     """
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     special = {
@@ -166,3 +169,107 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerFast) -> str:
     return fingerprint(
         {"backend": {**backend, "padding": None, "truncation": None}, "special": special}
     )
+
+
+logger = logging.getLogger(__name__)
+FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "*.model")
+"""At least one of them is in a directory that has a tokenizer."""
+PARTS = ("model", "normalizer", "pre_tokenizer")
+"""What decides which pieces a text becomes; marks put around it are the corpus's business."""
+SHOWN = 16
+MAX_SHOWN = 60
+
+
+def check_same_tokenizer(
+    model: str,
+    revision: str | None,
+    tokenizer: Path,
+    *,
+    key: str,
+    remedy: str,
+    trust_remote_code: bool = False,
+) -> None:
+    """Refuse a model whose own tokenizer writes a text in other ids.
+
+    Special tokens of its own are no difference, nor is having no tokenizer at all.
+
+    Args:
+        model: A directory or hub id.
+        revision: Revision of a hub id.
+        tokenizer: Directory of the tokenizer that wrote the ids.
+        key: What names the model, for the message.
+        remedy: What to do, for the message.
+        trust_remote_code: Run code from the model's repository.
+
+    Raises:
+        IncompatibleError: With the first difference and the digests of both.
+    """
+    if Path(model).is_dir() and not any(any(Path(model).glob(name)) for name in FILES):
+        logger.info("%s: has no tokenizer; its ids are taken for those of the corpus", model)
+        return
+    try:
+        own = load_tokenizer(model, revision=revision, trust_remote_code=trust_remote_code)
+    except ConfigError as error:
+        if Path(model).is_dir():
+            raise
+        logger.warning("%s: its ids are taken for those of the corpus: %s", model, error)
+        return
+    found = json.loads(own.backend_tokenizer.to_str())
+    expected = json.loads(load_tokenizer(tokenizer).backend_tokenizer.to_str())
+    difference = _difference(found, expected)
+    if difference is not None:
+        raise IncompatibleError(
+            f"{key} {model}: {difference} (tokenizer {_digest(found)}, expected "
+            f"{_digest(expected)}); {remedy}"
+        )
+
+
+def _digest(backend: dict[str, Any]) -> str:
+    return fingerprint({part: backend[part] for part in PARTS})[:SHOWN]
+
+
+def _difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
+    """Say where two tokenizers first differ in what they make of a text; None if nowhere."""
+    for part in PARTS[1:]:
+        if ours[part] != theirs[part]:
+            return (
+                f"its tokenizer's {part} is {_short(ours[part])}, the corpus's "
+                f"{_short(theirs[part])}"
+            )
+    found, expected = ours["model"], theirs["model"]
+    pairs = zip_longest(found.get("merges") or (), expected.get("merges") or ())
+    for rank, (merge, wanted) in enumerate(pairs):
+        if merge != wanted:
+            return (
+                f"merge {rank} of its tokenizer is {_short(merge)}, of the corpus's "
+                f"{_short(wanted)}"
+            )
+    for key in sorted(found.keys() | expected.keys()):
+        if found.get(key) != expected.get(key):
+            return f"its tokenizer has another {key}, {_first_other(found, expected, key)}"
+    return _other_added(ours, theirs)
+
+
+def _other_added(ours: dict[str, Any], theirs: dict[str, Any]) -> str | None:
+    """Find an added token with two ids, or an id with two added tokens."""
+    found = {token["id"]: token["content"] for token in ours["added_tokens"]}
+    expected = {token["id"]: token["content"] for token in theirs["added_tokens"]}
+    numbers = {content: number for number, content in expected.items()}
+    for number, content in found.items():
+        if expected.get(number, content) != content or numbers.get(content, number) != number:
+            wanted = expected.get(number, "nothing")
+            return f"its id {number} is {_short(content)}, the corpus's {_short(wanted)}"
+    return None
+
+
+def _first_other(found: dict[str, Any], expected: dict[str, Any], key: str) -> str:
+    ours, theirs = found.get(key), expected.get(key)
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        piece = min(p for p in ours.keys() | theirs.keys() if ours.get(p) != theirs.get(p))
+        return f"where {_short(piece)} is {ours.get(piece)}, the corpus's {theirs.get(piece)}"
+    return f"{_short(ours)}, the corpus's {_short(theirs)}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"

@@ -1,7 +1,7 @@
-"""Token rows: what every teacher pass, store and student of one tokenizer starts from.
+"""Token rows on disk: the input of teacher, store and students of one tokenizer.
 
-A row is one attention context with positions from 0. Rows are ragged; padding is made when a
-batch is.
+A row is one attention context with positions from 0. Rows are ragged; they are padded when a batch
+is made.
 """
 
 import hashlib
@@ -29,25 +29,25 @@ MEASURED = frozenset({"target_bytes", "target_words", "prompt_tokens", "referenc
 
 
 class TokenMeta(BaseModel):
-    """What a token set is, as `tokens.json` says it.
+    """The description of a token set, in `tokens.json`.
 
     Attributes:
         classes: Class names in the order of their ids; empty for a task without classes.
         vocab: Number of ids the tokenizer can give, special and added ones included.
         max_length: Longest row in tokens.
         pad_id: Id to pad batches with.
-        columns: Model inputs beside `input_ids`, as token_type_ids.
+        columns: Model inputs in addition to `input_ids`, such as token_type_ids.
         rows: Rows of each split.
         tokens: Tokens of each split, special ones included.
         outputs: Numbers that a sequence model gives for an example; 0 for a language task.
         targets: Tokens of each split that a causal model is asked to predict.
         target_bytes: UTF-8 bytes of the text those tokens stand for; empty for a sequence task.
-        target_words: Words of that text, as whitespace parts them.
+        target_words: Whitespace-separated words of that text.
         text_bytes: UTF-8 bytes of the texts behind each split.
         overlong: Texts of each split that were split or truncated.
-        cut_targets: Targets of each split that were cut, as they alone were too long.
-        dropped: Pieces of each split that were left out for want of anything to predict.
-        text_form: What stood around the text and decides ids: the template of prompt and target,
+        cut_targets: Targets of each split that were truncated because they alone were too long.
+        dropped: Rows of each split that were dropped because they had nothing to predict.
+        text_form: The template, which decides ids: the template of prompt and target,
             with `target_begins_with` where its last white space is part of the target's tokens; or
             digest and date of the chat template.
         digest: SHA-256 of all columns of all splits, in order.
@@ -81,11 +81,11 @@ class TokenMeta(BaseModel):
 
     @property
     def first_rows(self) -> int:
-        """Training rows of the corpus itself: what is added later changes nothing made of them."""
+        """Number of training rows of the corpus itself, without added text."""
         return self.parts[0] if self.parts else self.rows["train"]
 
     def to_json(self) -> dict[str, Any]:
-        """Return JSON values; tokens of a corpus that nothing was added to say nothing of it."""
+        """Return JSON values; without added text there is no key for it."""
         return self.model_dump(mode="json", exclude=set() if self.parts else {"parts"})
 
     def refuse_others(
@@ -96,7 +96,7 @@ class TokenMeta(BaseModel):
         tokens: str | None = None,
         also: Collection[str] = (),
     ) -> None:
-        """Refuse to bring these rows together with something that was made of others.
+        """Refuse to combine these rows with something that was made from other rows.
 
         Args:
             what: What was made, for the message.
@@ -121,21 +121,21 @@ class TokenMeta(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class TokenColumns:
-    """The rows of one split as flat arrays; row r is the stretch from offsets[r] to offsets[r + 1].
+    """The rows of one split as flat arrays; row r is from offsets[r] to offsets[r + 1].
 
     Attributes:
         loss_mask: True where a token counts as a target: a causal position t counts where
             `loss_mask[t + 1]` does.
         source_row: The example's `source_row` in the prepared corpus.
-        piece: Number of the row among those of its text, from 0.
+        piece: Index of the row among those of its text.
         token_type_ids: Segment ids, where the model family wants them.
         label: Index into the classes, for classification.
-        targets: What a regression or multi-label model is asked for, [rows, outputs]: the number,
-            or 0 and 1 for each class.
+        targets: Targets of a regression or multi-label model, [rows, outputs]: the number, or 0 or
+            1 for each class.
         target_bytes: UTF-8 bytes of the text that a row's predicted tokens stand for, so that a
             loss in nats compares between tokenizers.
         target_words: Words of that text.
-        prompt_tokens: How many first ids of a row a model continues.
+        prompt_tokens: Number of prompt tokens at the start of a row.
         references: Texts that the continuation is compared with, the one trained on first.
     """
 
@@ -155,7 +155,7 @@ class TokenColumns:
     def digest(self) -> str:
         """Return the SHA-256 of all values with their names and types.
 
-        What only a measure reads is left out: it changes no feature, so no store.
+        Columns that only scores read are left out: they change no feature, and so no store.
         """
         digest = hashlib.sha256()
         for name in self.__slots__:
@@ -215,7 +215,7 @@ class TokenSet:
 
     @classmethod
     def load(cls, path: Path) -> "TokenSet":
-        """Open a token set; rows stay on disk until they are asked for.
+        """Open a token set; rows stay on disk until they are read.
 
         Raises:
             IntegrityError: If `tokens.json` is missing or is not what `tokenize` writes.
@@ -236,7 +236,7 @@ class TokenSet:
         return self.path / "tokenizer"
 
     def check_tokenizer(self) -> None:
-        """Look whether the tokenizer is there, for whoever needs it only in the end.
+        """Check that the tokenizer exists, for callers that need it late.
 
         Raises:
             IntegrityError: If it is not.

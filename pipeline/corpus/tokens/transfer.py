@@ -1,4 +1,4 @@
-"""The rows that features are captured on: the corpus's own targets, or what the teacher wrote.
+"""The rows that are captured: with the corpus's own targets, or targets that the teacher generated.
 
 Learning from the teacher's text instead of its distributions is sequence-level distillation (Kim
 and Rush, arXiv 1606.07947). Only the training split changes: students are measured on what people
@@ -39,12 +39,12 @@ ROW_TYPES = dict.fromkeys(NUMBERS, np.int32) | {"source_row": np.int64, "label":
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What came of generating.
+    """Counts of generated rows.
 
     Attributes:
         rows: Rows of the training split.
-        empty: Rows that the teacher ended at once; only their end is a target.
-        unfinished: Rows that were stopped by the number of tokens; they have no end to learn.
+        empty: Rows that the teacher ended at once; only the end token is a target.
+        unfinished: Rows that reached the maximum number of tokens; they have no end token.
         new_tokens: Tokens generated, ends included.
     """
 
@@ -55,7 +55,7 @@ class Counts:
 
 
 def keep_corpus(output: Path) -> None:
-    """Say in `output` that the corpus's own targets are captured.
+    """Record in `output` that the corpus's own targets are captured.
 
     Raises:
         ResourceError: If it cannot be written.
@@ -65,7 +65,7 @@ def keep_corpus(output: Path) -> None:
 
 
 def transfer_tokens(transfer: Path, tokens: Path) -> Path:
-    """Return the token set that capture reads: `transfer` where the teacher wrote, else `tokens`.
+    """Return the token set that capture reads: `transfer` if the teacher generated, else `tokens`.
 
     Args:
         transfer: What the generate stage wrote.
@@ -99,18 +99,18 @@ def write_transfer(
     *,
     end_ids: frozenset[int],
 ) -> Counts:
-    """Write a token set whose training rows are prompts and what followed them.
+    """Write a token set whose training rows are prompts with generated targets.
 
     Args:
-        output: Directory to write, whole or not at all; what stood there is replaced.
+        output: Directory to write, completely or not at all; an earlier one is replaced.
         tokens: The corpus's token set.
         train: Its training rows, from `read_columns`.
-        continuations: Ids after the prompt of each row, the one that ends them included.
-        texts: What they say.
+        continuations: Ids after the prompt of each row, including the end token.
+        texts: Their text.
         end_ids: Ids that end a text.
 
     Raises:
-        ResourceError: If the output cannot be written; what stood there stays.
+        ResourceError: If the output cannot be written; an earlier one stays.
     """
     splits: dict[Split, TokenColumns] = {
         split: read_columns(tokens.split(split)) for split in SPLITS if split != "train"
@@ -156,12 +156,12 @@ def read_columns(rows: datasets.Dataset) -> TokenColumns:
 def continued(
     rows: TokenColumns, continuations: Sequence[Sequence[int]], texts: Sequence[str]
 ) -> TokenColumns:
-    """Return rows of each row's prompt and its continuation, which alone is the target.
+    """Return rows of each prompt and its continuation; only the continuation is a target.
 
     Args:
         rows: Rows with `prompt_tokens`.
         continuations: Ids after each prompt, at least one.
-        texts: What they say, for the counts of bytes and words.
+        texts: Their text, for the counts of bytes and words.
     """
     assert rows.prompt_tokens is not None  # only tasks with prompts generate
     ids, masks, types = [], [], []
@@ -203,6 +203,6 @@ def _meta(before: TokenMeta, splits: dict[Split, TokenColumns], *, unfinished: i
 
 
 def _flat(rows: pa.ChunkedArray, kind: type) -> NDArray:
-    """All values of a column of lists, one row's after the other's."""
+    """Return the concatenated values of a column of lists."""
     chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in rows.chunks]
     return np.concatenate(chunks).astype(kind)

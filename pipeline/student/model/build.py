@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from pipeline.corpus.tokens.same_tokenizer import check_same_tokenizer
+from pipeline.corpus.tokens.tokenizer import check_same_tokenizer
 from pipeline.errors import ConfigError, IncompatibleError, in_short
 from pipeline.student.align.layer_maps import block_choice
 from pipeline.student.model.architecture import (

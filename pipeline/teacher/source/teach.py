@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from pipeline.axes import TRAIN
-from pipeline.corpus.tokens.same_tokenizer import check_same_tokenizer
+from pipeline.corpus.tokens.tokenizer import check_same_tokenizer
 from pipeline.corpus.tokens.tokens import TokenMeta, TokenSet
 from pipeline.errors import ConfigError, IncompatibleError, in_short
 from pipeline.provenance import fingerprint, needing_room, replace_directory

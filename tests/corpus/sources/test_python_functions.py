@@ -4,8 +4,8 @@ import ast
 
 import pytest
 
-from pipeline.corpus.sources.python_docs import PythonDocsSource
-from pipeline.corpus.sources.python_functions import (
+from pipeline.corpus.sources.python_docs import (
+    PythonDocsSource,
     documented_functions,
     function_examples,
     summary_of,
