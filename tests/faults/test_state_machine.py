@@ -277,7 +277,8 @@ class StoreMachine(RuleBasedStateMachine):
         """Copied, killed and copied again: the other end shows whole signals or nothing."""
         self.copies += 1
         target = self.home / str(self.copies)
-        is_complete = not self.damaged() and self.index() is not None
+        # A store without a complete signal has nothing to copy.
+        is_complete = not self.damaged() and self.index() is not None and bool(self.indexed)
         self._run(lambda: killed(at, lambda: copy_store(self.root, target)))
         self._read(target / "store")
         try:
