@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from distributed import Client
+from distributed.comm import CommClosedError
 from transformers import PreTrainedModel
 
 from pipeline.errors import ResourceError
@@ -135,6 +137,20 @@ def test_certificates_are_what_a_stranger_lacks(clusters, lost, whole, tls, monk
             remote.running_cluster(address, shown),
         ):
             pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", ["run", "register_plugin", "submit", "_gather"])
+def test_a_scheduler_that_ends_at_any_call_ends_the_capture(clusters, lost, monkeypatch, call):
+    """It may end between a task and the fetching of its result."""
+    cluster = clusters["tcp"]
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise CommClosedError("in <TCP>: Connect call failed")
+
+    monkeypatch.setattr(Client, call, unreachable)
+    with pytest.raises(ResourceError, match=f"scheduler {cluster.address}: is gone"):
+        lost.capture(SIGNALS, scheduler=cluster.address, threads=1)
 
 
 @pytest.mark.slow

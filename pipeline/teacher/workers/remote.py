@@ -20,6 +20,7 @@ from uuid import uuid4
 
 import torch
 from distributed import Client, Worker
+from distributed.client import ClosedClientError
 from distributed.security import Security
 
 from pipeline.errors import ConfigError, DecantError, IncompatibleError, ResourceError
@@ -123,7 +124,8 @@ def refuse_unfit(runtime: Runtime, layout: Layout) -> None:
     required = requirements(attempt, runtime.device)
     with running_cluster(runtime.scheduler, runtime.tls) as client:
         _warn_if_open(runtime.scheduler)
-        answers: Any = client.run(_check_worker, required, on_error="return")
+        with needs_scheduler(runtime.scheduler):
+            answers: Any = client.run(_check_worker, required, on_error="return")
         for address, answer in sorted(answers.items()):
             if isinstance(answer, DecantError):
                 raise answer
@@ -172,6 +174,23 @@ def running_cluster(address: str, certificates: Certificates) -> Iterator[Client
             ) from error
         with client, client.as_current():
             yield client
+
+
+@contextmanager
+def needs_scheduler(address: str) -> Iterator[None]:
+    """Raise a ResourceError if the scheduler cannot be reached in this block."""
+    try:
+        yield
+    except (OSError, ClosedClientError) as error:
+        raise scheduler_gone(address) from error
+
+
+def scheduler_gone(address: str) -> ResourceError:
+    """Return the error about a scheduler that was lost after the first connection."""
+    return ResourceError(
+        f"scheduler {address}: is gone, or someone cancelled the tasks of this capture; check that "
+        "it runs, then run the same command again: finished segments are kept"
+    )
 
 
 def _security(address: str, certificates: Certificates) -> Security | None:

@@ -33,7 +33,12 @@ from pipeline.store.records import Receipt
 from pipeline.teacher.capture.segments import SegmentJob
 from pipeline.teacher.workers.cluster import local_workers, uninterrupted
 from pipeline.teacher.workers.devices import visible_devices, worker_count
-from pipeline.teacher.workers.remote import requirements, running_cluster
+from pipeline.teacher.workers.remote import (
+    needs_scheduler,
+    requirements,
+    running_cluster,
+    scheduler_gone,
+)
 from pipeline.teacher.workers.schedule import Runtime
 from pipeline.teacher.workers.worker import DEATHS, DeadlySegmentError, TeacherPlugin, marks
 
@@ -130,7 +135,8 @@ def _workers(
         with running_cluster(runtime.scheduler, runtime.tls) as client:
             try:
                 try:
-                    client.register_plugin(plugin)
+                    with needs_scheduler(runtime.scheduler):
+                        client.register_plugin(plugin)
                 except (ImportError, AttributeError) as error:
                     raise IncompatibleError(
                         f"scheduler {runtime.scheduler}: a worker cannot run this software "
@@ -197,12 +203,13 @@ class _Segments:
             window = WINDOW * self._count_workers()
             while waiting and len(running) < window:
                 number = waiting.popleft()
-                future = self._client.submit(self._task, number, todo[number], pure=False)
+                with needs_scheduler(self._scheduler):
+                    future = self._client.submit(self._task, number, todo[number], pure=False)
                 running[future] = number
             for future in self._ended():
                 number = running.pop(future)
                 try:
-                    receipts = future.result()
+                    receipts = self._receipts(future)
                 except (KilledWorker, MemoryError, DeadlySegmentError):
                     self._count_deaths(number)
                     self._refuse_deadly(number)
@@ -210,7 +217,7 @@ class _Segments:
                 except NoWorkerError as error:
                     raise self._no_worker() from error
                 except FutureCancelledError as error:
-                    raise self._gone() from error
+                    raise scheduler_gone(self._scheduler) from error
                 else:
                     self._count_deaths(number)
                     yield receipts
@@ -221,6 +228,14 @@ class _Segments:
             with uninterrupted(), suppress(Exception):
                 self._client.cancel(list(self._running), force=True)
         self._running.clear()
+
+    def _receipts(self, future: Future) -> dict[str, Receipt]:
+        """Return what a task returned, or raise what it raised."""
+        if future.status == "error":
+            # An OSError of the task itself says nothing about the scheduler.
+            return future.result()
+        with needs_scheduler(self._scheduler):
+            return future.result()
 
     def _ended(self) -> list[Future]:
         if not self._running:
@@ -233,7 +248,7 @@ class _Segments:
         except TimeoutError:
             return []
         except FuturesCancelledError as error:
-            raise self._gone() from error
+            raise scheduler_gone(self._scheduler) from error
         return list(ended.done)
 
     def _count_workers(self) -> int:
@@ -250,13 +265,6 @@ class _Segments:
             f"scheduler {self._scheduler}: no worker for {NO_WORKER_SECONDS:.0f} s, expected at "
             "least one; find out what ended them (memory, processes, time limits), or use "
             "scheduler: synchronous, then run the same command again"
-        )
-
-    def _gone(self) -> ResourceError:
-        return ResourceError(
-            f"scheduler {self._scheduler}: is gone, or someone cancelled the tasks of this "
-            "capture; check that it runs, then run the same command again: finished segments are "
-            "kept"
         )
 
     def _count_deaths(self, number: int) -> None:
