@@ -20,9 +20,9 @@ from pipeline.evaluate.answers import predict_rows
 from pipeline.evaluate.chance import score_at_chance
 from pipeline.evaluate.cost import SECONDS, cost_metrics, measure_speed
 from pipeline.evaluate.generated import generate_rows, tokenizer_for
-from pipeline.evaluate.intervals import bootstrap_intervals
 from pipeline.evaluate.options import GenerateOptions, IntervalOptions
 from pipeline.evaluate.predictions import Identity, Row, identity, score_rows
+from pipeline.evaluate.significance import bootstrap_intervals
 from pipeline.scores.metric import values
 from pipeline.scores.registry import headline, metrics_of, reported, scores_of
 from pipeline.scores.text import GeneratedText

@@ -12,8 +12,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from pipeline.errors import IntegrityError
 from pipeline.evaluate.options import GenerateOptions
-from pipeline.generation.ends import end_ids, text_of
-from pipeline.generation.generate import generate_ids
+from pipeline.generation.generate import end_ids, generate_ids, text_of
 from pipeline.generation.options import GenerationOptions
 from pipeline.written_by import remedy
 

@@ -1,28 +1,76 @@
-"""Paired tests: is one model better than another, or do the rows just happen to suit it?
+"""How sure a score is: bootstrap intervals of one model, paired tests of two.
 
-Approximate randomisation (Noreen, 1989; Riezler and Maxwell, 2005): if the models were equal, it
+For an interval, rows are drawn with replacement, as many as there are; its ends are percentiles of
+the scores of the resamples (Efron and Tibshirani, 1993). It does not cover the variation between
+training seeds. A paired test asks whether one model is better, or the rows just happen to suit it:
+approximate randomisation (Noreen, 1989; Riezler and Maxwell, 2005). If the models were equal, it
 would not matter which of them gave which answer. Predictions are swapped row by row at random, and
 p is the share of swaps whose difference is at least as large as the one found.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from pipeline.errors import ConfigError, IncompatibleError, IntegrityError
-from pipeline.evaluate.intervals import (
-    FEWEST_ROWS,
-    chunk_sizes,
-    percentile_interval,
-    resampled_counts,
-)
+from pipeline.evaluate.options import IntervalOptions
 from pipeline.evaluate.predictions import Identity, Row, identity, score_rows
 from pipeline.scores.metric import Floats, Metric
 from pipeline.scores.registry import scores_of
 from pipeline.scores.score import Score
 from pipeline.scores.tokenization import AUTO
+
+# 2^21 counts are 16 MiB.
+CHUNK_CELLS = 1 << 21
+FEWEST_ROWS = 5
+"""Resamples of fewer rows are all alike: an interval of them looks sure where nothing is."""
+
+
+def bootstrap_intervals(
+    metrics: Mapping[str, Metric], rows: int, options: IntervalOptions
+) -> dict[str, tuple[float, float]]:
+    """Return the low and high end of each metric, all from the same resamples.
+
+    With fewer than five rows there are no intervals.
+
+    Args:
+        metrics: Functions of counts over the same rows.
+        rows: How many rows there are.
+        options: How many resamples, their seed, and the confidence.
+    """
+    if rows < FEWEST_ROWS:
+        return {}
+    found: dict[str, list[Floats]] = {name: [] for name in metrics}
+    for counts in resampled_counts(rows, options.resamples, np.random.default_rng(options.seed)):
+        for name, metric in metrics.items():
+            found[name].append(metric(counts))
+    return {
+        name: percentile_interval(np.concatenate(drawn), options.confidence)
+        for name, drawn in found.items()
+    }
+
+
+def resampled_counts(rows: int, resamples: int, generator: np.random.Generator) -> Iterator[Floats]:
+    """Yield how often each row is drawn in each resample: [some resamples, rows] at a time."""
+    for some in chunk_sizes(rows, resamples):
+        drawn = generator.integers(rows, size=(some, rows)) + rows * np.arange(some)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=some * rows)
+        yield counts.reshape(some, rows).astype(np.float64)
+
+
+def chunk_sizes(rows: int, draws: int) -> list[int]:
+    """Return how many draws to hold at once, so that memory does not grow with their number."""
+    most = max(1, CHUNK_CELLS // rows)
+    return [min(most, draws - first) for first in range(0, draws, most)]
+
+
+def percentile_interval(drawn: Floats, confidence: float) -> tuple[float, float]:
+    """Return the percentiles that leave out as much below as above."""
+    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
 
 logger = logging.getLogger(__name__)
 

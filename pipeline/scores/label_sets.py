@@ -8,8 +8,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.scores.calibration import calibration_error
-from pipeline.scores.classes import f1_metric
+from pipeline.scores.classes import calibration_error, f1_metric
 from pipeline.scores.metric import Floats, OfSums, mean, quotient
 from pipeline.scores.score import Answers, Row, Score, column
 

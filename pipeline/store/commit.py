@@ -26,8 +26,14 @@ from pipeline.store.planner import rows_digest
 from pipeline.store.records import Declaration, Receipt, manifest_json
 from pipeline.store.schema import check_manifest
 from pipeline.store.sealed import read_record, write_record
-from pipeline.store.shards import ArraySpec, create_array, matches, shard_name
-from pipeline.store.staging import publish_shards, stage_shard
+from pipeline.store.shards import (
+    ArraySpec,
+    create_array,
+    matches,
+    publish_shards,
+    shard_name,
+    stage_shard,
+)
 from pipeline.store.table import planned_digests
 
 logger = logging.getLogger(__name__)

@@ -4,6 +4,10 @@ A segment is one shard of each array, and a shard is one file. Zarr's chunk chec
 a missing chunk, an empty shard or two swapped files; size and xxh3 of the file do. A link, a pipe
 or a file of another size is refused before it is read.
 
+Any process may stage shards in the directory of its attempt; only the holder of the store's lock
+moves them into place. A worker that outlives its capture therefore does no harm: the next capture
+removes that directory.
+
 The checksum of a file must not be a crc32c. The CRC of bytes that end in their own CRC depends only
 on their number, so that all shards with chunks of equal sizes would have the same checksum.
 """
@@ -11,7 +15,7 @@ on their number, so that all shards with chunks of equal sizes would have the sa
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,8 +26,14 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from pipeline.errors import IncompatibleError, IntegrityError
-from pipeline.provenance import write_bytes_atomically
+from pipeline.errors import IncompatibleError, IntegrityError, ResourceError
+from pipeline.provenance import (
+    fsync_directory,
+    make_directory,
+    refused,
+    write_bytes_atomically,
+    write_file,
+)
 from pipeline.store.codec import (
     array_metadata,
     decode_shard,
@@ -278,4 +288,63 @@ def read_shard(
         shard_rows=spec.shard_rows,
         chunk_rows=spec.chunk_rows,
         name=str(path),
+    )
+
+
+def stage_shard(
+    layout: Layout, name: str, values: NDArray[Any], chunk_rows: int, *, attempt: str
+) -> dict[str, int]:
+    """Write `values` as the future shard `name` of a store, aside and durably.
+
+    Creates no directory: if that of the attempt is gone, another capture has taken over.
+
+    Returns:
+        Size and checksum of the file, as in receipts.
+
+    Raises:
+        ResourceError: If the attempt is over, or the file system refuses.
+    """
+    data = encode_shard(values, chunk_rows)
+    digest = bytes_digest(data)
+    path = layout.staged(attempt, name, digest["xxh3"])
+    try:
+        write_file(path, data, aside=path.parent)
+    except FileNotFoundError as error:
+        raise _over(layout, attempt) from error
+    except OSError as error:
+        raise refused(path, error, len(data)) from error
+    return digest
+
+
+def publish_shards(layout: Layout, files: Mapping[str, dict[str, int]], *, attempt: str) -> None:
+    """Move staged shards into place, durably. Only the holder of the store's lock may call this.
+
+    Args:
+        layout: The store.
+        files: Size and checksum of each shard by its name, as `stage_shard` returns them.
+        attempt: The attempt in which they were staged.
+
+    Raises:
+        ResourceError: If a staged shard is gone, or the file system refuses.
+    """
+    if not files:
+        return
+    targets = [layout.root / name for name in files]
+    try:
+        for target, (name, entry) in zip(targets, files.items(), strict=True):
+            make_directory(target.parent)
+            layout.staged(attempt, name, entry["xxh3"]).replace(target)
+        # The staging directory is not synced: names that reappear there are deleted unread.
+        for directory in {target.parent for target in targets}:
+            fsync_directory(directory)
+    except FileNotFoundError as error:
+        raise _over(layout, attempt) from error
+    except OSError as error:
+        raise refused(targets[0], error) from error
+
+
+def _over(layout: Layout, attempt: str) -> ResourceError:
+    return ResourceError(
+        f"{layout.attempt(attempt)}: is gone, so another capture has taken over this store; let it "
+        "finish, or run the same command again"
     )

@@ -5,9 +5,9 @@ import time
 import numpy as np
 import pytest
 
-from pipeline.evaluate import intervals
-from pipeline.evaluate.intervals import bootstrap_intervals, resampled_counts
+from pipeline.evaluate import significance
 from pipeline.evaluate.options import IntervalOptions
+from pipeline.evaluate.significance import bootstrap_intervals, resampled_counts
 from pipeline.scores.metric import quotient
 from pipeline.scores.numbers import Numbers
 from pipeline.scores.registry import metrics_of
@@ -27,7 +27,7 @@ def test_every_resample_has_as_many_rows_as_there_are():
 def test_the_same_seed_gives_the_same_interval_however_much_is_held_at_once(monkeypatch):
     metrics = {"mean": mean(np.random.default_rng(1).normal(size=40))}
     whole = bootstrap_intervals(metrics, 40, IntervalOptions(resamples=100))
-    monkeypatch.setattr(intervals, "CHUNK_CELLS", 40 * 7)
+    monkeypatch.setattr(significance, "CHUNK_CELLS", 40 * 7)
     assert bootstrap_intervals(metrics, 40, IntervalOptions(resamples=100)) == whole
     assert bootstrap_intervals(metrics, 40, IntervalOptions(resamples=100, seed=1)) != whole
 

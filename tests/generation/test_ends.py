@@ -4,7 +4,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.generation.ends import end_ids
+from pipeline.generation.generate import end_ids
 from tests.tiny import tiny_model
 
 

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from pipeline.scores.calibration import BINS, calibration_error
-from pipeline.scores.classes import Classes
+from pipeline.scores.classes import BINS, Classes, calibration_error
 from pipeline.scores.metric import values
 from pipeline.scores.registry import metrics_of
 

@@ -20,8 +20,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from pipeline.corpus.tokens.tokens import TokenColumns, TokenSet
 from pipeline.corpus.tokens.transfer import read_columns, write_transfer
 from pipeline.errors import ConfigError, IntegrityError
-from pipeline.generation.ends import end_ids, text_of
-from pipeline.generation.generate import Continuation, PromptBatch, generate_batches, plan_batches
+from pipeline.generation.generate import (
+    Continuation,
+    PromptBatch,
+    end_ids,
+    generate_batches,
+    plan_batches,
+    text_of,
+)
 from pipeline.generation.options import GenerationOptions
 from pipeline.provenance import fingerprint, read_json, write_json
 from pipeline.tasks import generates
