@@ -19,6 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.synthetic import PAD_ID, write_corpus, write_teacher
 from benchmarks.train_arms import Widened
 from pipeline.errors import DecantError
+from pipeline.runtime import Runtime
 from pipeline.store.forms.registry import build_form
 from pipeline.store.reader import StoreReader
 from pipeline.store.signals import Signal
@@ -30,7 +31,7 @@ from pipeline.student.data.stream import StoreDataset
 from pipeline.student.loop.steps import StudentLoop
 from pipeline.taps.inputs import model_columns, model_inputs, run_base
 from pipeline.taps.tap import tap
-from pipeline.teacher.capture.capture import Runtime, capture
+from pipeline.teacher.capture.capture import capture
 from pipeline.teacher.capture.spec import SegmentOptions
 from pipeline.teacher.source.load import load_teacher
 from pipeline.teacher.source.reference import TeacherReference

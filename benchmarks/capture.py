@@ -23,10 +23,11 @@ from benchmarks.codecs import codec_rows
 from benchmarks.results import results_option, write
 from benchmarks.synthetic import machine, quiet, write_corpus, write_teacher
 from benchmarks.turns import Laps, Process, interleaved, over, spread
+from pipeline.runtime import Runtime
 from pipeline.store.codec import encode_shard
 from pipeline.store.forms.registry import build_form
 from pipeline.store.reader import StoreReader
-from pipeline.teacher.capture.capture import Runtime, capture
+from pipeline.teacher.capture.capture import capture
 
 ARMS = {
     "base": "forward, no logits",
@@ -60,7 +61,7 @@ def lay_out(
         blocks=[],
         options=setting.options,
         nonfinite="stop",
-        runtime=Runtime(),
+        runtime=Runtime(device="cpu"),
     )
     return int(StoreReader(store).examples["length"].sum())
 

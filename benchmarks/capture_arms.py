@@ -21,12 +21,13 @@ from transformers import PreTrainedModel
 
 from benchmarks.synthetic import quiet, stopwatch
 from benchmarks.turns import serve
+from pipeline.runtime import Runtime
 from pipeline.store.forms.registry import build_form
 from pipeline.store.reader import StoreReader
 from pipeline.store.signals import Signal
 from pipeline.taps.inputs import run_base
 from pipeline.teacher.capture import capture as module
-from pipeline.teacher.capture.capture import Runtime, capture
+from pipeline.teacher.capture.capture import capture
 from pipeline.teacher.capture.forward import Batch, segment_batches
 from pipeline.teacher.capture.spec import SegmentOptions
 from pipeline.teacher.source.load import load_teacher
@@ -142,7 +143,7 @@ class Arm:
                     blocks=[],
                     options=self._setting.options,
                     nonfinite="stop",
-                    runtime=Runtime(),
+                    runtime=Runtime(device="cpu"),
                 )
         finally:
             module.run_here, module.load_teacher = plain, load

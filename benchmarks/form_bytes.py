@@ -17,13 +17,14 @@ from rich.table import Table
 
 from pipeline.axes import TRAIN
 from pipeline.corpus.tokens.tokens import TokenSet
+from pipeline.runtime import Runtime
 from pipeline.store.codec import encode_shard
 from pipeline.store.forms.form import Geometry, options
 from pipeline.store.forms.registry import build_form, forms_of
 from pipeline.store.reader import StoreReader
 from pipeline.store.signals import Signal
 from pipeline.tasks import models_language
-from pipeline.teacher.capture.capture import Runtime, capture
+from pipeline.teacher.capture.capture import capture
 from pipeline.teacher.capture.spec import SegmentOptions
 from pipeline.teacher.source.reference import TeacherReference
 
@@ -79,7 +80,7 @@ def measure_bytes(*, tokens: Path, teacher: Path, stores: Path, layer: int) -> l
         blocks=[],
         options=SegmentOptions(limit=ROWS),
         nonfinite="stop",
-        runtime=Runtime(),
+        runtime=Runtime(device="cpu"),
     )
     reader = StoreReader(store)
     config = TeacherReference.load(teacher).config

@@ -33,15 +33,17 @@ from pipeline.evaluate.answers import sequence_logits
 from pipeline.evaluate.load import load_student
 from pipeline.evaluate.perplexity import perplexity
 from pipeline.provenance import fingerprint, read_json, write_json
+from pipeline.runtime import Runtime
 from pipeline.store.forms.registry import build_form
 from pipeline.store.layout import Layout
 from pipeline.store.reader import StoreReader
 from pipeline.store.signals import Signal
 from pipeline.student.align.needs import depth_of, select_signals
 from pipeline.student.loop.train import train_student
+from pipeline.student.loop.training import Training
 from pipeline.student.parameters import StudentParams
 from pipeline.tasks import models_language, outputs_of
-from pipeline.teacher.capture.capture import Runtime, capture
+from pipeline.teacher.capture.capture import capture
 from pipeline.teacher.capture.complete import write_manifests
 from pipeline.teacher.capture.spec import SegmentOptions
 from pipeline.teacher.parameters.capture import CaptureParams
@@ -141,7 +143,7 @@ class Sweep:
             blocks=[],
             options=self.project.segments(),
             nonfinite="stop",
-            runtime=Runtime(),
+            runtime=Runtime(device="cpu"),
         )
 
     def run(self, store: Path, arm: Arm, seed: int, steps: int | None) -> dict[str, Any]:
@@ -170,18 +172,16 @@ class Sweep:
         started = time.perf_counter()
         output = WORK / "students" / identity
         train_student(
-            name=f"{arm.name} seed {seed}",
-            selected=selected,
-            stores=WORK / "stores",
-            output=output,
-            curve=WORK / "curves" / f"{identity}.csv",
-            work=WORK / "checkpoints",
-            model=student.model,
-            objective=objective,
-            options=options,
-            pool_segments=student.pool_segments,
-            gradient_norms=False,
-            device="cpu",
+            Training(
+                name=f"{arm.name} seed {seed}",
+                selected=selected,
+                stores=WORK / "stores",
+                output=output,
+                curve=WORK / "curves" / f"{identity}.csv",
+                work=WORK / "checkpoints",
+                student=student.model_copy(update={"loss": objective, "train": options}),
+                runtime=Runtime(device="cpu"),
+            )
         )
         found = {
             "arm": arm.name,

@@ -22,12 +22,13 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from benchmarks.synthetic import PAD_ID, Stopwatch, machine, quiet, stopwatch, write_corpus
+from pipeline.runtime import Runtime
 from pipeline.store.forms.registry import build_form
 from pipeline.store.reader import StoreReader
 from pipeline.store.signals import Signal
 from pipeline.taps.inputs import run_base
 from pipeline.teacher.capture import capture as module
-from pipeline.teacher.capture.capture import Runtime, capture
+from pipeline.teacher.capture.capture import capture
 from pipeline.teacher.capture.forward import Batch, segment_batches
 from pipeline.teacher.capture.spec import SegmentOptions, planned_batch_tokens
 from pipeline.teacher.source.reference import TeacherReference

@@ -23,13 +23,14 @@ from rich.table import Table
 from benchmarks.fsync import CHUNK_TOKENS, encoded, file_system, prepare
 from benchmarks.synthetic import default_signals, machine, quiet, write_corpus, write_teacher
 from pipeline.axes import TEST, TRAIN, VALIDATION
+from pipeline.runtime import Runtime
 from pipeline.store.commit import SignalWriter
 from pipeline.store.forms.form import Geometry
 from pipeline.store.forms.int8 import Int8
 from pipeline.store.reader import StoreReader
 from pipeline.store.records import Declaration
 from pipeline.store.signals import Signal
-from pipeline.teacher.capture.capture import Runtime, capture
+from pipeline.teacher.capture.capture import capture
 from pipeline.teacher.capture.spec import SegmentOptions
 from pipeline.teacher.workers.workers import PUBLISHERS
 
@@ -58,7 +59,7 @@ def capture_with(
         blocks=[],
         options=options,
         nonfinite="stop",
-        runtime=Runtime(scheduler="processes", workers=workers),
+        runtime=Runtime(device="cpu", scheduler="processes", workers=workers),
     )
     seconds = perf_counter() - begun
     reader = StoreReader(store)

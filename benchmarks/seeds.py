@@ -22,7 +22,9 @@ from pipeline.corpus.tokens.tokens import TokenSet
 from pipeline.evaluate.evaluate import evaluate_model
 from pipeline.evaluate.load import load_student
 from pipeline.provenance import fingerprint, read_json, write_json
+from pipeline.runtime import Runtime
 from pipeline.student.loop.train import train_student
+from pipeline.student.loop.training import Training
 from pipeline.student.parameters import StudentParams
 from stages.parameters import read_yaml, section
 from stages.project import DATA, prepare_torch, runtime, stores
@@ -42,18 +44,16 @@ def run_seed(name: str, options: StudentParams, seed: int, device: str) -> dict[
     if measured.exists():
         return read_json(measured)
     train_student(
-        name=f"{name} seed {seed}",
-        selected=selected,
-        stores=stores(),
-        output=directory / "model",
-        curve=directory / "curve.csv",
-        work=WORK / "checkpoints",
-        model=options.model,
-        objective=options.loss,
-        options=training,
-        pool_segments=options.pool_segments,
-        gradient_norms=False,
-        device=device,
+        Training(
+            name=f"{name} seed {seed}",
+            selected=selected,
+            stores=stores(),
+            output=directory / "model",
+            curve=directory / "curve.csv",
+            work=WORK / "checkpoints",
+            student=options.model_copy(update={"train": training}),
+            runtime=Runtime(device=device),
+        )
     )
     tokens = TokenSet.load(DATA / "corpus" / "tokens" / options.teacher)
     model = load_student(directory / "model", task=tokens.meta.task)

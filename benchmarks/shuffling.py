@@ -36,12 +36,14 @@ from benchmarks.synthetic import machine, quiet
 from pipeline.axes import TRAIN
 from pipeline.corpus.tokens.tokens import TokenSet
 from pipeline.provenance import fingerprint, read_json, write_json
+from pipeline.runtime import Runtime
 from pipeline.store import plan
 from pipeline.store.layout import Layout
 from pipeline.store.reader import StoreReader
 from pipeline.student.align.needs import select_signals
 from pipeline.student.loop.train import train_student
-from pipeline.teacher.capture.capture import Runtime, capture
+from pipeline.student.loop.training import Training
+from pipeline.teacher.capture.capture import capture
 from pipeline.teacher.capture.complete import write_manifests
 from pipeline.teacher.capture.spec import SegmentOptions
 from stages.project import DATA, prepare_torch, runtime
@@ -141,7 +143,7 @@ class Study:
                 blocks=[],
                 options=self.options,
                 nonfinite="stop",
-                runtime=Runtime(),
+                runtime=Runtime(device="cpu"),
             )
 
     def run(self, arm: Arm, seed: int, steps: int | None, device: str) -> dict[str, Any]:
@@ -173,18 +175,18 @@ class Study:
         started = time.perf_counter()
         output = WORK / "students" / identity
         train_student(
-            name=f"{arm.name}, seed {seed}",
-            selected=selected,
-            stores=store.parent,
-            output=output,
-            curve=WORK / "curves" / f"{identity}.csv",
-            work=WORK / "checkpoints",
-            model=student.model,
-            objective=objective,
-            options=options,
-            pool_segments=pool,
-            gradient_norms=False,
-            device=device,
+            Training(
+                name=f"{arm.name}, seed {seed}",
+                selected=selected,
+                stores=store.parent,
+                output=output,
+                curve=WORK / "curves" / f"{identity}.csv",
+                work=WORK / "checkpoints",
+                student=student.model_copy(
+                    update={"loss": objective, "train": options, "pool_segments": pool}
+                ),
+                runtime=Runtime(device=device),
+            )
         )
         found = {
             "arm": arm.name,

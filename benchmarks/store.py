@@ -29,13 +29,14 @@ from benchmarks.synthetic import (
     write_teacher,
 )
 from pipeline.axes import TRAIN, Axis
+from pipeline.runtime import Runtime
 from pipeline.store.layout import Layout
 from pipeline.store.reader import StoreReader
 from pipeline.store.signals import Signal
 from pipeline.student.data.batch_order import BatchOrder
 from pipeline.student.data.stream import StoreDataset
 from pipeline.taps.inputs import model_inputs
-from pipeline.teacher.capture.capture import Runtime, capture
+from pipeline.teacher.capture.capture import capture
 from pipeline.teacher.capture.complete import is_complete
 from pipeline.teacher.capture.forward import segment_batches
 from pipeline.teacher.capture.spec import SegmentOptions
@@ -60,7 +61,7 @@ def timed_capture(
             blocks=[],
             options=options,
             nonfinite="stop",
-            runtime=Runtime(),
+            runtime=Runtime(device="cpu"),
         )
     return store, int(StoreReader(store).examples["length"].sum()), watch
 

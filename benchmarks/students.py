@@ -35,6 +35,7 @@ from benchmarks.synthetic import (
     write_teacher,
 )
 from benchmarks.turns import peak_bytes, spread
+from pipeline.runtime import Runtime
 from pipeline.store.layout import Layout
 from pipeline.store.reader import Segment, StoreReader
 from pipeline.student.align.needs import select_signals
@@ -42,7 +43,8 @@ from pipeline.student.align.objective import Alignment, Objective
 from pipeline.student.loop.together import train_together
 from pipeline.student.loop.train import Training, train_student
 from pipeline.student.model.origin import StudentModel
-from pipeline.teacher.capture.capture import Runtime, capture
+from pipeline.student.parameters import StudentParams
+from pipeline.teacher.capture.capture import capture
 from pipeline.teacher.capture.complete import write_manifests
 from pipeline.teacher.capture.spec import SegmentOptions
 from pipeline.teacher.source.reference import TeacherReference
@@ -82,7 +84,7 @@ def capture_once(size: Size, root: Path) -> None:
         blocks=[],
         options=SegmentOptions(segment_tokens=size.segment_tokens),
         nonfinite="stop",
-        runtime=Runtime(),
+        runtime=Runtime(device="cpu"),
     )
     write_manifests(Layout(store), root / "manifests", reference, signals, [])
 
@@ -115,17 +117,18 @@ def trainings(size: Size, root: Path, output: Path) -> list[Training]:
                 output=output / name,
                 curve=output / f"{name}.csv",
                 work=output / "work",
-                model=model,
-                objective=OBJECTIVE,
-                options=TrainOptions(
-                    epochs=1,
-                    batch_size=size.batch,
-                    learning_rate=1e-3 * (number + 1),
-                    save_every=10**6,
+                student=StudentParams(
+                    teacher="main",
+                    model=model,
+                    loss=OBJECTIVE,
+                    train=TrainOptions(
+                        epochs=1,
+                        batch_size=size.batch,
+                        learning_rate=1e-3 * (number + 1),
+                        save_every=10**6,
+                    ),
                 ),
-                pool_segments=4,
-                gradient_norms=False,
-                device="cpu",
+                runtime=Runtime(device="cpu"),
             )
         )
     return found
@@ -150,7 +153,7 @@ def child(arm: str, size: Size, root: Path) -> dict[str, Any]:
                 train_together(asked)
             else:
                 for one in asked:
-                    train_student(**vars(one))
+                    train_student(one)
         read = _bytes_read() - before
         weights = [(one.output / "model.safetensors").read_bytes() for one in asked]
     return {

@@ -30,10 +30,11 @@ from benchmarks.rivals import HAS_LITDATA, RIVALS, plain_samples
 from benchmarks.synthetic import machine, quiet, write_corpus, write_teacher
 from benchmarks.train_arms import Arm, Plan, Setting
 from benchmarks.turns import Laps, interleaved, over, spread
+from pipeline.runtime import Runtime
 from pipeline.store.forms.registry import build_form
 from pipeline.store.reader import StoreReader
 from pipeline.store.signals import Signal
-from pipeline.teacher.capture.capture import Runtime, capture
+from pipeline.teacher.capture.capture import capture
 from pipeline.teacher.capture.spec import SegmentOptions
 
 ARMS = {

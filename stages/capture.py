@@ -16,8 +16,7 @@ from pipeline.teacher.parameters.capture import CaptureParams, plain_layers
 from pipeline.teacher.source.reference import TeacherReference
 from stages.command import params_option, resumable
 from stages.parameters import section
-from stages.placement import placement
-from stages.project import DATA, dashboard_address, prepare_torch, runtime, stores
+from stages.project import DATA, prepare_torch, runtime, stores
 
 
 @click.command()
@@ -59,11 +58,10 @@ def capture(teacher: str, params: Path, no_wait: bool, verify: bool) -> None:
     segments = options.segments()
     layout = Layout(stores() / store_fingerprint(store_spec(meta, reference, segments)))
     if verify or not is_complete(layout, signals, blocks):
-        from pipeline.teacher.capture.capture import Runtime
         from pipeline.teacher.capture.capture import capture as run
-        from pipeline.teacher.workers.schedule import Certificates
 
         machine = runtime()
+        prepare_torch(machine)
         run(
             tokens=tokens,
             teacher=directory,
@@ -72,18 +70,8 @@ def capture(teacher: str, params: Path, no_wait: bool, verify: bool) -> None:
             blocks=blocks,
             options=segments,
             nonfinite=options.nonfinite,
-            runtime=Runtime(
-                device=prepare_torch(machine),
-                scheduler=machine.scheduler,
-                workers=machine.workers,
-                worker_megabytes=machine.worker_megabytes,
-                writers=machine.writers,
-                threads=machine.threads,
-                wait=not no_wait,
-                placement=placement(machine),
-                tls=Certificates(machine.tls_ca, machine.tls_cert, machine.tls_key),
-                dashboard=dashboard_address(machine),
-            ),
+            runtime=machine,
+            wait=not no_wait,
         )
     write_manifests(layout, DATA / "manifests" / teacher, reference, signals, blocks)
     sizes = bytes_by_part(layout.root)

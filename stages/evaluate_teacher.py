@@ -8,7 +8,6 @@ from pipeline.evaluate.options import EvaluateParams
 from pipeline.provenance import write_json
 from stages.command import params_option, stage
 from stages.parameters import section
-from stages.placement import placement
 from stages.project import DATA, prepare_torch, runtime
 
 BATCH_TOKENS = 8192
@@ -35,7 +34,7 @@ def evaluate_teacher(teacher: str, params: Path) -> None:
     from pipeline.evaluate.evaluate import evaluate_model
     from pipeline.evaluate.predictions import write_predictions
     from pipeline.teacher.source.load import load_teacher
-    from pipeline.teacher.source.placement import input_device
+    from pipeline.teacher.source.placement import Placement, input_device
     from pipeline.teacher.source.reference import TeacherReference
 
     machine = runtime()
@@ -50,7 +49,7 @@ def evaluate_teacher(teacher: str, params: Path) -> None:
         task=tokens.meta.task,
         device=device,
         dtype=torch.float32,
-        placement=placement(machine),
+        placement=Placement.of(machine),
     )
     location = Path(reference.location(directory))
     evaluation = evaluate_model(

@@ -8,7 +8,6 @@ from pipeline.corpus.tokens.transfer import keep_corpus
 from pipeline.teacher.parameters.tokens import TokenParams
 from stages.command import params_option, resumable
 from stages.parameters import check_unchanged, section
-from stages.placement import placement
 from stages.project import DATA, prepare_torch, runtime, work
 
 
@@ -33,6 +32,7 @@ def generate(teacher: str, params: Path) -> None:
         return
     from pipeline.generation.options import GenerationOptions
     from pipeline.teacher.source.generate import generate as run
+    from pipeline.teacher.source.placement import Placement
 
     machine = runtime()
     run(
@@ -43,7 +43,7 @@ def generate(teacher: str, params: Path) -> None:
         work=work(),
         options=options.generation or GenerationOptions(),
         device=prepare_torch(machine),
-        placement=placement(machine),
+        placement=Placement.of(machine),
         before_commit=check_unchanged,
     )
 

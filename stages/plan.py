@@ -19,7 +19,6 @@ from pipeline.teacher.parameters.model import TeacherModel
 from pipeline.teacher.parameters.tokens import TokenParams
 from stages.command import params_option, stage
 from stages.parameters import forget_sections, section
-from stages.placement import placement
 from stages.plan_table import show
 from stages.project import DATA, prepare_torch, runtime, stores
 
@@ -51,8 +50,10 @@ def plan(teacher: str, params: Path, probe: bool, budget: str | None, is_json: b
     with TemporaryDirectory() as scratch:
         planned = PlannedCapture(project, project.count(Path(scratch)))
         if probe:
+            from pipeline.teacher.source.placement import Placement
+
             machine = runtime()
-            planned.probe = planned.run_probe(prepare_torch(machine), placement(machine))
+            planned.probe = planned.run_probe(prepare_torch(machine), Placement.of(machine))
         estimate = planned.describe()
         if limit is not None:
             estimate["budget"] = Budget(planned).describe(limit)

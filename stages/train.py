@@ -10,10 +10,11 @@ import click
 
 from pipeline.errors import ConfigError
 from pipeline.provenance import read_json
+from pipeline.runtime import Runtime
 from pipeline.student.parameters import StudentParams
 from stages.command import params_option, resumable
 from stages.parameters import check_unchanged, section
-from stages.project import DATA, Runtime, prepare_torch, runtime, stores, work
+from stages.project import DATA, prepare_torch, runtime, stores, work
 from stages.ranks import KEEPS, LOST_CODE, check_gpus, is_first, is_lost_peer, is_rank, run_ranks
 
 if TYPE_CHECKING:
@@ -60,10 +61,9 @@ def train(student: str | None, named: str | None, students: str | None, params: 
         return
     if not is_first():
         logging.getLogger().setLevel(logging.WARNING)
-    device = prepare_torch(settings)
-    check_gpus(device)
+    check_gpus(prepare_torch(settings))
     try:
-        _train([_training(name, options[name], settings, device) for name in names])
+        _train([_training(name, options[name], settings) for name in names])
     except RuntimeError as error:
         if not is_lost_peer(error):
             raise
@@ -93,7 +93,7 @@ def _names(student: str | None, named: str | None, students: str | None) -> list
     return names
 
 
-def _training(name: str, options: StudentParams, settings: Runtime, device: str) -> "Training":
+def _training(name: str, options: StudentParams, settings: Runtime) -> "Training":
     from pipeline.student.loop.training import Training
 
     return Training(
@@ -103,15 +103,8 @@ def _training(name: str, options: StudentParams, settings: Runtime, device: str)
         output=DATA / "students" / name,
         curve=DATA / "metrics" / "curves" / f"{name}.csv",
         work=work(),
-        model=options.model,
-        objective=options.loss,
-        options=options.train,
-        pool_segments=options.pool_segments,
-        gradient_norms=options.gradient_norms,
-        device=device,
-        parts=options.parts,
-        micro_batch_size=settings.micro_batch_size,
-        report_to=settings.report_to,
+        student=options,
+        runtime=settings,
         before_commit=check_unchanged,
     )
 
@@ -122,9 +115,9 @@ def _train(trainings: "Sequence[Training]") -> None:
 
         train_together(trainings)
         return
-    from pipeline.student.loop.train import train_alone
+    from pipeline.student.loop.train import train_student
 
-    train_alone(trainings[0])
+    train_student(trainings[0])
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from pipeline.store.upkeep.verify import damage_of, unrecorded_files, verify_sto
 from pipeline.teacher.source.reference import TeacherReference, teacher_at_hand
 from pipeline.visible import visible
 from stages.command import stage
-from stages.placement import placement
 from stages.project import DATA, prepare_torch, runtime, stores, teacher_of
 from stages.tables import print_whole
 
@@ -182,11 +181,13 @@ def _ask_teacher(path: Path, given: Path | None, states: list[SignalState]) -> d
     import torch
 
     from pipeline.teacher.capture.spot_check import spot_check
+    from pipeline.teacher.source.placement import Placement
 
     machine = runtime()
     device = torch.device(prepare_torch(machine))
+    placement = Placement.of(machine)
     try:
-        checks = spot_check(reader, directory, names, device=device, placement=placement(machine))
+        checks = spot_check(reader, directory, names, device=device, placement=placement)
     except ConfigError:
         if given is not None or Path(TeacherReference.load(directory).location(directory)).is_dir():
             raise

@@ -20,13 +20,14 @@ from pipeline.corpus.tokens.tokens import (
     token_digest,
     write_tokens,
 )
+from pipeline.runtime import Runtime
 from pipeline.store.forms.registry import build_form
 from pipeline.store.index import read_index
 from pipeline.store.layout import Layout
 from pipeline.store.reader import StoreReader
 from pipeline.store.signals import Signal
 from pipeline.tasks import generates, models_language
-from pipeline.teacher.capture.capture import Runtime, capture
+from pipeline.teacher.capture.capture import capture
 from pipeline.teacher.capture.complete import write_manifests
 from pipeline.teacher.capture.spec import SegmentOptions
 from pipeline.teacher.source.reference import TeacherReference, weights_sha256
@@ -193,6 +194,7 @@ class Captured:
         blocks: Sequence[int] = (),
         nonfinite: Any = "stop",
         options: SegmentOptions | None = None,
+        wait: bool = True,
         **runtime: Any,
     ) -> Path:
         return capture(
@@ -203,7 +205,8 @@ class Captured:
             blocks=blocks,
             options=options or self.options,
             nonfinite=nonfinite,
-            runtime=Runtime(**runtime),
+            runtime=Runtime(**{"device": "cpu", "workers": 1} | runtime),
+            wait=wait,
         )
 
     def manifests(self, signals: Sequence[Signal], blocks: Sequence[int] = ()) -> Path:

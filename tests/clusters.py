@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,6 @@ from distributed import LocalCluster
 from distributed.security import Security
 
 from pipeline.teacher.workers.cluster import quiet_servers
-from pipeline.teacher.workers.schedule import Certificates
 from tests.docs.pages import ROOT
 
 NOWHERE = "127.0.0.1:0"
@@ -47,14 +46,14 @@ def cluster_within(workers: int = 2, threads: int = 1) -> Iterator[LocalCluster]
         yield cluster
 
 
-def certificates(directory: Path) -> Certificates:
+def certificates(directory: Path) -> dict[str, Path]:
     """Write a certificate that vouches for itself; who has it is a member."""
     directory.mkdir(parents=True, exist_ok=True)
     made = Security.temporary()
     texts = {"ca": made.tls_ca_file, "cert": made.tls_client_cert, "key": made.tls_client_key}
     for name, text in texts.items():
         (directory / f"{name}.pem").write_text(text)
-    return Certificates(*(directory / f"{name}.pem" for name in texts))
+    return {f"tls_{name}": directory / f"{name}.pem" for name in texts}
 
 
 @dataclass
@@ -62,7 +61,7 @@ class Servers:
     """A scheduler and workers, each a process with its command line."""
 
     directory: Path
-    certificates: Certificates | None = None
+    certificates: Mapping[str, Path] | None = None
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
@@ -79,8 +78,8 @@ class Servers:
     def _tls(self) -> list[str]:
         if self.certificates is None:
             return []
-        pairs = {"ca-file": "ca", "cert": "cert", "key": "key"}
-        return [f"--tls-{flag}={getattr(self.certificates, name)}" for flag, name in pairs.items()]
+        flags = {"tls_ca": "ca-file", "tls_cert": "cert", "tls_key": "key"}
+        return [f"--tls-{flags[name]}={path}" for name, path in self.certificates.items()]
 
     def start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
         """Start one server; its working directory is not the project's."""
@@ -128,7 +127,10 @@ class Servers:
 
 @contextmanager
 def servers(
-    directory: Path, *, tls: Certificates | None = None, workers: Sequence[str | None] = (None,)
+    directory: Path,
+    *,
+    tls: Mapping[str, Path] | None = None,
+    workers: Sequence[str | None] = (None,),
 ) -> Iterator[Servers]:
     """Start a scheduler and workers; a worker's entry is a file to preload, if any."""
     found = Servers(directory, tls)

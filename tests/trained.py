@@ -4,11 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.runtime import Runtime
 from pipeline.store.signals import Signal
 from pipeline.student.align.needs import select_signals
 from pipeline.student.align.objective import Alignment, Objective
 from pipeline.student.loop.train import train_student
+from pipeline.student.loop.training import Training
 from pipeline.student.model.origin import StudentModel
+from pipeline.student.parameters import StudentParams
 from pipeline.training.options import TrainOptions
 from tests.captured import Captured
 
@@ -38,17 +41,21 @@ def trained(
     )
     plain = {"steps": 2, "batch_size": 2, "learning_rate": 1e-2, "log_every": 1}
     train_student(
-        name="tiny",
-        selected=selected,
-        stores=store.stores,
-        output=root / "student",
-        curve=root / "curve.csv",
-        work=root / "work",
-        objective=goal,
-        options=TrainOptions(**plain | dict(options or {})),
-        pool_segments=2,
-        gradient_norms=False,
-        device="cpu",
-        model=start,
+        Training(
+            name="tiny",
+            selected=selected,
+            stores=store.stores,
+            output=root / "student",
+            curve=root / "curve.csv",
+            work=root / "work",
+            student=StudentParams(
+                teacher="main",
+                model=start,
+                loss=goal,
+                train=TrainOptions(**plain | dict(options or {})),
+                pool_segments=2,
+            ),
+            runtime=Runtime(device="cpu"),
+        )
     )
     return root / "student"

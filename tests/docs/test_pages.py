@@ -12,6 +12,7 @@ from pipeline.corpus.sources.registry import SOURCES
 from pipeline.corpus.text.parameters import CorpusParams
 from pipeline.evaluate.options import EvaluateParams, GenerateOptions, IntervalOptions
 from pipeline.generation.options import GenerationOptions
+from pipeline.runtime import Runtime
 from pipeline.store.forms.form import options
 from pipeline.store.forms.registry import FORMS, forms_of
 from pipeline.student.align.layer_maps import LAYER_MAPS
@@ -26,7 +27,6 @@ from pipeline.teacher.parameters.tokens import TokenParams
 from pipeline.training.options import TrainOptions
 from stages.cli import COMMANDS
 from stages.parameters import validate
-from stages.project import Runtime
 from tests.docs.pages import PAGES, ROOT, Fence, anchor, fences, tables
 
 SECTIONS: dict[str, type[BaseModel]] = {

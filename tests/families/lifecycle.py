@@ -14,10 +14,12 @@ from transformers import PreTrainedConfig
 
 from pipeline.errors import DecantError
 from pipeline.planning.miniatures import check_student_model, check_teacher_model
+from pipeline.runtime import Runtime
 from pipeline.store.signals import Signal
 from pipeline.student.align.needs import select_signals
 from pipeline.student.align.objective import Alignment, Objective
 from pipeline.student.loop.train import train_student
+from pipeline.student.loop.training import Training
 from pipeline.student.model.origin import StudentModel
 from pipeline.student.parameters import StudentParams
 from pipeline.taps.check import TapRequest
@@ -264,18 +266,22 @@ def _trained(
         return str(error)
     try:
         train_student(
-            name="tiny",
-            selected=selected,
-            stores=store.stores,
-            output=root / "student",
-            curve=root / "curve.csv",
-            work=root / "work",
-            objective=objective,
-            options=TrainOptions(steps=1, batch_size=2, learning_rate=1e-3, log_every=1),
-            pool_segments=2,
-            gradient_norms=False,
-            device="cpu",
-            model=params.model,
+            Training(
+                name="tiny",
+                selected=selected,
+                stores=store.stores,
+                output=root / "student",
+                curve=root / "curve.csv",
+                work=root / "work",
+                student=StudentParams(
+                    teacher="main",
+                    model=params.model,
+                    loss=objective,
+                    train=TrainOptions(steps=1, batch_size=2, learning_rate=1e-3, log_every=1),
+                    pool_segments=2,
+                ),
+                runtime=Runtime(device="cpu"),
+            )
         )
         model = auto_class(life.task).from_pretrained(root / "student").eval()
         ids = torch.arange(3, 12)[None]

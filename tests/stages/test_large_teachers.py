@@ -8,14 +8,14 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.errors import ConfigError
+from pipeline.runtime import Runtime
 from pipeline.teacher.parameters.capture import CaptureParams
 from pipeline.teacher.parameters.model import TeacherModel
 from pipeline.teacher.source.placement import Placement
 from pipeline.teacher.source.quantization import Quantization
 from stages.inspect import inspect
 from stages.parameters import validate
-from stages.placement import placement
-from stages.project import Runtime, runtime
+from stages.project import runtime
 from tests.captured import OPTIONS, prepared, signal
 
 HIDDEN = {"hidden": {"layers": [1], "form": "int8"}}
@@ -52,11 +52,11 @@ def test_a_map_of_devices_is_read_as_accelerate_takes_it(monkeypatch, tmp_path):
         "offload_directory: big\n"
     )
     expected = Placement({"model": 0, "lm_head": "cpu"}, {0: "20GiB", "cpu": 1000}, Path("big"))
-    assert placement(runtime()) == expected
+    assert Placement.of(runtime()) == expected
     Path("runtime.yaml").unlink()
-    assert placement(runtime()) is None
+    assert Placement.of(runtime()) is None
     monkeypatch.setenv("DECANT_DEVICE_MAP", "auto")
-    found = placement(runtime())
+    found = Placement.of(runtime())
     assert found is not None
     assert found.device_map == "auto"
     assert found.offload_directory == tmp_path / "data" / "work" / "offload"
@@ -77,7 +77,7 @@ def test_another_map_is_refused(values, said):
 
 def test_memory_without_a_map_says_nothing():
     with pytest.raises(ConfigError, match="runtime max_memory: given without device_map"):
-        placement(machine({"max_memory": {"0": "20GiB"}}))
+        Placement.of(machine({"max_memory": {"0": "20GiB"}}))
 
 
 def test_inspect_shows_what_auto_came_to(tmp_path):

@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
-from stages.project import Runtime, dashboard_address, runtime
+from pipeline.runtime import Runtime
+from stages.project import runtime
 from tests.cases import error_line
 
 
@@ -57,8 +58,8 @@ def test_the_environment_names_certificates(told):
     ],
 )
 def test_a_dashboard_is_on_loopback_unless_told(told, given, address):
-    assert dashboard_address(told(f"dashboard: {given}")) == address
-    assert dashboard_address(told("", DASHBOARD=given)) == address
+    assert told(f"dashboard: {given}").dashboard_address == address
+    assert told("", DASHBOARD=given).dashboard_address == address
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pipeline.runtime import Runtime
 from pipeline.student.align.needs import select_signals
 from pipeline.student.align.objective import Alignment, Objective
 from pipeline.student.loop import checkpoint
 from pipeline.student.loop.train import train_student
+from pipeline.student.loop.training import Training
 from pipeline.student.model.origin import StudentModel
+from pipeline.student.parameters import StudentParams
 from pipeline.training.options import TrainOptions
 from pipeline.training.progress import Progress
 from tests.captured import Captured, signal
@@ -54,11 +57,11 @@ def train(store: Captured, root: Path, **changes: Any) -> dict[str, torch.Tensor
 
 
 def run(store: Captured, root: Path, **changes: Any) -> None:
-    train_student(**asked(store, root, **changes))
+    train_student(training_of(store, root, **changes))
 
 
-def asked(store: Captured, root: Path, **changes: Any) -> dict[str, Any]:
-    """Return what `Training` takes."""
+def training_of(store: Captured, root: Path, **changes: Any) -> Training:
+    """Return a training with changed fields, its own or of its sections."""
     options = {
         "steps": 9, "batch_size": 2, "gradient_accumulation_steps": 2, "warmup": 0.0,
         "schedule": "linear", "log_every": 1, "save_every": 3, "learning_rate": 1e-2,
@@ -76,21 +79,24 @@ def asked(store: Captured, root: Path, **changes: Any) -> dict[str, Any]:
         align=Alignment(),
         model=model,
     )
-    arguments: dict[str, Any] = {
+    student, machine = (
+        {key: changes.pop(key) for key in section.model_fields if key in changes}
+        for section in (StudentParams, Runtime)
+    )
+    plain = {"teacher": "main", "loss": goal, "train": TrainOptions(**options), "pool_segments": 2}
+    files: dict[str, Any] = {
         "name": "tiny",
-        "selected": selected,
         "stores": store.stores,
         "output": root / "student",
         "curve": root / "curve.csv",
         "work": root / "work",
-        "model": model,
-        "objective": goal,
-        "options": TrainOptions(**options),
-        "pool_segments": 2,
-        "gradient_norms": False,
-        "device": "cpu",
     }
-    return arguments | changes
+    return Training(
+        selected=selected,
+        student=StudentParams(**plain | student, model=model),
+        runtime=Runtime(**{"device": "cpu"} | machine),
+        **files | changes,
+    )
 
 
 def equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:

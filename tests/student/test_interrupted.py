@@ -18,11 +18,11 @@ from tests.student.runs import (
     SIGNALS,
     WITH_DROPOUT,
     after_each_checkpoint,
-    asked,
     curve,
     equal,
     send,
     train,
+    training_of,
 )
 
 RARELY = {"save_every": 200, "log_every": 2}
@@ -82,10 +82,7 @@ def test_several_students_each_write_a_checkpoint(store, tmp_path, monkeypatch):
     def trainings(root: Path) -> list[Training]:
         rates = {"one": 1e-2, "two": 2e-2, "three": 3e-2}
         return [
-            Training(
-                **asked(store, root / name, options=RARELY | {"learning_rate": rate})
-                | {"name": name}
-            )
+            training_of(store, root / name, name=name, options=RARELY | {"learning_rate": rate})
             for name, rate in rates.items()
         ]
 

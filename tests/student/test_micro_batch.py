@@ -15,17 +15,16 @@ from pipeline.student.data.feed import tensors_of
 from pipeline.student.loop.micro_batch import Rehearsal, held_bytes, settle_micro_batch
 from pipeline.student.loop.random_state import RandomState
 from pipeline.student.loop.train import StudentRun
-from pipeline.student.loop.training import Training
 from tests.captured import Captured, prepared
 from tests.student.runs import (
     SIGNALS,
     WITH_DROPOUT,
     InterruptedRunError,
-    asked,
     curve,
     equal,
     interrupt,
     train,
+    training_of,
 )
 
 CPU = torch.device("cpu")
@@ -88,7 +87,7 @@ def test_one_example_must_fit(tmp_path):
 
 
 def test_what_runs_is_the_longest_row_with_every_term(store, tmp_path, tried):
-    run = StudentRun(Training(**asked(store, tmp_path, architecture=WITH_DROPOUT)))
+    run = StudentRun(training_of(store, tmp_path, architecture=WITH_DROPOUT))
     before = {name: value.clone() for name, value in run._distiller.state_dict().items()}
     random = RandomState.now()
     options: dict[str, Any] = {
@@ -104,7 +103,7 @@ def test_what_runs_is_the_longest_row_with_every_term(store, tmp_path, tried):
 
 
 def test_what_waits_beside_the_batch_takes_its_room(store, tmp_path, monkeypatch):
-    run = StudentRun(Training(**asked(store, tmp_path)))
+    run = StudentRun(training_of(store, tmp_path))
     plain, taken = torch.empty, []
 
     def empty(*size, **kwargs):
@@ -130,14 +129,14 @@ def test_another_error_is_not_taken_for_a_lack_of_memory(store, tmp_path, monkey
     def forward(self, *args, **kwargs):
         raise RuntimeError("shapes do not match")
 
-    run = StudentRun(Training(**asked(store, tmp_path, micro_batch_size="auto")))
+    run = StudentRun(training_of(store, tmp_path, micro_batch_size="auto"))
     monkeypatch.setattr(Distiller, "forward", forward)
     with pytest.raises(RuntimeError, match="shapes"):
         run.loop()
 
 
 def test_moments_and_buckets_of_ranks_are_counted(store, tmp_path):
-    distiller = StudentRun(Training(**asked(store, tmp_path)))._distiller
+    distiller = StudentRun(training_of(store, tmp_path))._distiller
     trained = sum(p.numel() for p in distiller.parameters())
     assert held_bytes(distiller, ranks=1) == 8 * trained
     assert held_bytes(distiller, ranks=2) == 12 * trained

@@ -14,11 +14,10 @@ from pipeline.provenance import write_json
 from pipeline.student.loop.gradient import StepGradient
 from pipeline.student.loop.steps import StudentLoop
 from pipeline.student.loop.train import StudentRun
-from pipeline.student.loop.training import Training
 from pipeline.training.checkpoints import MARKER
 from pipeline.training.memory import peak_memory_bytes
 from tests.captured import Captured, prepared
-from tests.student.runs import SIGNALS, asked, train
+from tests.student.runs import SIGNALS, train, training_of
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +49,7 @@ class Rows(TrainerCallback):
 
 def loop(store: Captured, root: Path, **options: Any) -> tuple[StudentLoop, Rows]:
     rows = Rows()
-    run = StudentRun(Training(**asked(store, root, options=options)))
+    run = StudentRun(training_of(store, root, options=options))
     run._reporters = [rows]
     return run.loop(), rows
 

@@ -25,9 +25,9 @@ from tests.student.runs import (
     WITH_DROPOUT,
     InterruptedRunError,
     after_each_step,
-    asked,
     curve,
     equal,
+    training_of,
 )
 
 Walk = Generator[float, None, None]
@@ -52,15 +52,11 @@ def store(tmp_path_factory) -> Captured:
     return found
 
 
-def wanted(store: Captured, root: Path, names: Any = tuple(STUDENTS)) -> list[dict[str, Any]]:
+def trainings(store: Captured, root: Path, names: Any = tuple(STUDENTS)) -> list[Training]:
     return [
-        asked(store, root / name, name=name, architecture=WITH_DROPOUT, **STUDENTS[name])
+        training_of(store, root / name, name=name, architecture=WITH_DROPOUT, **STUDENTS[name])
         for name in names
     ]
-
-
-def trainings(store: Captured, root: Path, names: Any = tuple(STUDENTS)) -> list[Training]:
-    return [Training(**one) for one in wanted(store, root, names)]
 
 
 def weights(root: Path, name: str) -> dict[str, torch.Tensor]:
@@ -70,8 +66,8 @@ def weights(root: Path, name: str) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def alone(store, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("alone")
-    for one in wanted(store, root):
-        train_student(**one)
+    for one in trainings(store, root):
+        train_student(one)
     return root
 
 
@@ -142,9 +138,7 @@ def test_a_segment_is_read_once_for_all(store, tmp_path, monkeypatch):
 
     monkeypatch.setattr(StoreReader, "read_segment", counted)
     one_epoch = {"steps": 7, "batch_size": 2, "gradient_accumulation_steps": 1}
-    both = [
-        Training(**asked(store, tmp_path / name, name=name, options=one_epoch)) for name in "ab"
-    ]
+    both = [training_of(store, tmp_path / name, name=name, options=one_epoch) for name in "ab"]
     train_together(both)
     assert set(reads.values()) == {1}
     assert len(reads) == len(store.reader.segments("train"))
@@ -160,7 +154,7 @@ def test_a_segment_is_read_once_for_all(store, tmp_path, monkeypatch):
     ids=["precision", "store", "reporter"],
 )
 def test_what_cannot_go_side_by_side_is_refused_before_anything(change, match, store, tmp_path):
-    apart = Training(**asked(store, tmp_path / "apart", name="apart", **change))
+    apart = training_of(store, tmp_path / "apart", name="apart", **change)
     with pytest.raises(ConfigError, match=match):
         train_together([*trainings(store, tmp_path, ["aligned"]), apart])
     assert not list(tmp_path.iterdir())
@@ -169,7 +163,7 @@ def test_what_cannot_go_side_by_side_is_refused_before_anything(change, match, s
 def test_a_line_says_that_segments_are_not_shared(store, tmp_path, caplog):
     options = {"steps": 1, "save_every": 100}
     pair = [
-        Training(**asked(store, tmp_path / str(n), name=f"s{n}", options=options | {"seed": n}))
+        training_of(store, tmp_path / str(n), name=f"s{n}", options=options | {"seed": n})
         for n in range(2)
     ]
     with caplog.at_level(logging.INFO, logger="pipeline.student.loop.together"):

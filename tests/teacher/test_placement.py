@@ -61,7 +61,7 @@ def loaded(captured: Captured, places: Any, dtype: torch.dtype = torch.float32, 
 def test_a_spread_teacher_captures_the_same_bits(plain, tmp_path):
     spread = copied(plain, tmp_path / "spread")
     shutil.rmtree(spread.stores)
-    spread.capture(SIGNALS, blocks=[2], placement=Placement(SPREAD))
+    spread.capture(SIGNALS, blocks=[2], device_map=SPREAD)
     assert spread.store.name == plain.store.name
     assert spread.digests() == plain.digests()
     assert spread.index["assets"] == plain.index["assets"]

@@ -16,7 +16,6 @@ from pipeline.teacher.capture.segments import SegmentCapture
 from pipeline.teacher.source.load import load_teacher
 from pipeline.teacher.source.reference import TeacherReference
 from pipeline.teacher.workers import remote, worker, workers
-from pipeline.teacher.workers.schedule import Certificates
 from pipeline.teacher.workers.worker import DEATHS, DeadlySegmentError, TeacherPlugin, marks
 from tests.captured import Captured, copied, prepared, signal
 from tests.clusters import certificates, cluster_within
@@ -212,7 +211,6 @@ def test_nobody_at_the_address_is_one_line(lost, monkeypatch):
             "tls_key: .* is not a file",
         ),
         ("tls://host:8786", {"ca": "ca", "cert": "ca", "key": "text"}, "cannot be used .* the key"),
-        ("tls://host", {}, "expected tcp://HOST:PORT or tls://HOST:PORT"),
     ],
 )
 def test_certificates_are_refused_before_anybody_is_asked(
@@ -220,9 +218,9 @@ def test_certificates_are_refused_before_anybody_is_asked(
 ):
     certificates(tmp_path)
     (tmp_path / "text.pem").write_text("no certificate")
-    tls = Certificates(**{name: tmp_path / f"{file}.pem" for name, file in given.items()})
+    tls = {f"tls_{name}": tmp_path / f"{file}.pem" for name, file in given.items()}
     with pytest.raises(ConfigError, match=message):
-        lost.capture(SIGNALS, scheduler=scheduler, tls=tls)
+        lost.capture(SIGNALS, scheduler=scheduler, **tls)
 
 
 @pytest.mark.parametrize(

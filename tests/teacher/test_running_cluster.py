@@ -16,10 +16,10 @@ from distributed.comm import CommClosedError
 from transformers import PreTrainedModel
 
 from pipeline.errors import ResourceError
+from pipeline.runtime import Runtime
 from pipeline.teacher.capture import capture as capturing
 from pipeline.teacher.source.load import load_teacher
 from pipeline.teacher.workers import remote
-from pipeline.teacher.workers.schedule import Certificates
 from tests.captured import Captured, copied, prepared
 from tests.captured import signal as signal_of
 from tests.clusters import Servers, certificates, servers, until
@@ -49,7 +49,7 @@ def place(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tls(place) -> Certificates:
+def tls(place) -> dict[str, Path]:
     return certificates(place / "pem")
 
 
@@ -109,7 +109,7 @@ def test_a_worker_dies_in_mid_segment_and_one_that_joined_late_takes_over(
     assert lost.digests() == whole.digests(), cluster.log()
     warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert warnings == ["a worker died on segment 0 (1 of 3); running it again"]
-    with remote.running_cluster(cluster.address, Certificates()) as client:
+    with remote.running_cluster(Runtime(scheduler=cluster.address)) as client:
         # By value: a function with a name would be imported there, and with it torch.
         there = client.run_on_scheduler(
             lambda dask_scheduler: [
@@ -124,17 +124,17 @@ def test_a_worker_dies_in_mid_segment_and_one_that_joined_late_takes_over(
 @pytest.mark.slow
 def test_certificates_are_what_a_stranger_lacks(clusters, lost, whole, tls, monkeypatch, tmp_path):
     cluster = clusters["tls"]
-    lost.capture(SIGNALS, scheduler=cluster.address, threads=1, tls=tls)
+    lost.capture(SIGNALS, scheduler=cluster.address, threads=1, **tls)
     assert lost.digests() == whole.digests(), cluster.log()
     monkeypatch.setattr(remote, "ANSWER_SECONDS", 1.0)
     strangers = [
         (cluster.address, certificates(tmp_path / "others")),
-        (cluster.address.replace("tls", "tcp"), Certificates()),
+        (cluster.address.replace("tls", "tcp"), {}),
     ]
     for address, shown in strangers:
         with (
             pytest.raises(ResourceError, match=f"scheduler {address}: no answer within 1 s"),
-            remote.running_cluster(address, shown),
+            remote.running_cluster(Runtime(scheduler=address, **shown)),
         ):
             pass
 
@@ -166,5 +166,5 @@ def test_a_scheduler_that_ends_ends_the_capture(clusters, lost, tls, monkeypatch
 
     monkeypatch.setattr(capturing.SignalWriter, "publish_segment", end_the_scheduler)
     with pytest.raises(ResourceError, match=f"scheduler {cluster.address}: is gone"):
-        lost.capture(SIGNALS, scheduler=cluster.address, tls=tls)
+        lost.capture(SIGNALS, scheduler=cluster.address, **tls)
     assert receipts(lost)

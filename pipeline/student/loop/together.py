@@ -85,7 +85,7 @@ def train_together(trainings: Sequence[Training]) -> None:
     pins = {name: pin for one in trainings for name, pin in one.selected["signals"].items()}
     # A student may release at most one pool that another still needs; segments that it reads ahead
     # of the others are kept meanwhile.
-    shared = {"users": len(trainings), "most_kept": 2 * POOLS * first.pool_segments}
+    shared = {"users": len(trainings), "most_kept": 2 * POOLS * first.student.pool_segments}
     reads = SegmentReads(StoreReader(first.store, pins), list(pins), **shared if walk_alike else {})
     try:
         # Around all students: one that has not begun must stop, too.
@@ -126,7 +126,7 @@ def _walk(run: StudentRun, loop: StudentLoop, reads: SegmentReads) -> Generator[
 def _check(trainings: Sequence[Training]) -> None:
     for what, of in (
         ("store", lambda one: one.selected["store"]),
-        ("precision", lambda one: one.options.precision),
+        ("precision", lambda one: one.student.train.precision),
     ):
         found = {one.name: of(one) for one in trainings}
         if len(set(found.values())) > 1:
@@ -138,7 +138,7 @@ def _check(trainings: Sequence[Training]) -> None:
 
 
 def _check_reporters(trainings: Sequence[Training]) -> None:
-    found = {name for one in trainings for name in one.report_to} - set(RUN_EACH)
+    found = {name for one in trainings for name in one.runtime.report_to} - set(RUN_EACH)
     if found:
         raise ConfigError(
             f"--students: found report_to {', '.join(sorted(found))}, which has one run for a "
@@ -149,7 +149,8 @@ def _check_reporters(trainings: Sequence[Training]) -> None:
 
 def _order(training: Training) -> tuple[Any, ...]:
     """What decides in which order a student goes through the segments."""
-    return training.options.seed, training.pool_segments, training.parts
+    student = training.student
+    return student.train.seed, student.pool_segments, student.parts
 
 
 def _finish(trainings: Sequence[Training], found: Sequence[BaseException | None]) -> None:

@@ -51,22 +51,14 @@ SHARDING = {
 """What accelerate's launcher asks for by a variable, and here has no whole weights to work on."""
 
 
-def train_student(**asked: Any) -> None:
+def train_student(training: Training) -> None:
     """Train a student and export it as a plain Hugging Face directory.
-
-    Args:
-        **asked: The fields of a `Training`.
 
     Raises:
         IncompatibleError: If store and student do not fit; before the first step.
         IntegrityError: If the store is not whole.
         ResourceError: If memory or the disk is too small.
     """
-    train_alone(Training(**asked))
-
-
-def train_alone(training: Training) -> None:
-    """Train one student to its end; see `train_student`."""
     run = StudentRun(training)
     for _ in run.train(run.loop()):
         pass
@@ -76,7 +68,7 @@ class StudentRun:
     """A student that is built, with all that it will be trained from; nothing has run yet.
 
     Args:
-        asked: What is to be trained.
+        training: What is to be trained.
         reads: Segments of its store that other students read too.
 
     Raises:
@@ -85,30 +77,32 @@ class StudentRun:
         IntegrityError: If the store is not whole.
     """
 
-    def __init__(self, asked: Training, reads: SegmentReads | None = None) -> None:
+    def __init__(self, training: Training, reads: SegmentReads | None = None) -> None:
         _check_unsharded()
-        check_options(asked.options, asked.device, key=f"students.{asked.name}.train")
-        self.asked = asked
+        options, runtime = training.student, training.runtime
+        key = f"students.{training.name}.train"
+        check_options(options.train, runtime.torch_device(), key=key)
+        self.training = training
         self._reporters: list[TrainerCallback] = reporters(
-            asked.report_to, asked.work / "runs" / asked.name, asked.name
+            runtime.report_to, training.work / "runs" / training.name, training.name
         )
-        self._reader = StoreReader(asked.store, asked.selected["signals"])
-        ids = asked.model.vocabulary == "corpus"
-        self._kept = corpus_vocabulary(self._reader, asked.parts) if ids else None
+        self._reader = StoreReader(training.store, training.selected["signals"])
+        ids = options.model.vocabulary == "corpus"
+        self._kept = corpus_vocabulary(self._reader, options.parts) if ids else None
         with torch.random.fork_rng():
-            set_seed(asked.options.seed)
-            self._student = _build(asked, self._reader, self._kept)
-            self._distiller = _distiller(asked, self._reader, self._kept, self._student)
-        signals = list(asked.selected["signals"])
+            set_seed(options.train.seed)
+            self._student = _build(training, self._reader, self._kept)
+            self._distiller = _distiller(training, self._reader, self._kept, self._student)
+        signals = list(training.selected["signals"])
         pool: dict[str, Any] = {
-            "pool_segments": asked.pool_segments, "parts": asked.parts, "reads": reads
+            "pool_segments": options.pool_segments, "parts": options.parts, "reads": reads
         }  # fmt: skip
         self._dataset = (
             StoreDataset(self._reader, signals, **pool)
             if self._kept is None
             else VocabularyDataset(self._reader, signals, ids=self._kept.ids, **pool)
         )
-        self._directory = asked.work / "train" / f"{asked.name}-{self._identity()[:16]}"
+        self._directory = training.work / "train" / f"{training.name}-{self._identity()[:16]}"
         self._arguments = self._prepare_arguments()
         self._distiller.to(self._arguments.device)
 
@@ -136,31 +130,32 @@ class StudentRun:
         Raises:
             ResourceError: If `auto` finds that not even one example fits.
         """
-        asked, arguments = self.asked, self._arguments
-        piece_size = asked.micro_batch_size or None
+        training, arguments = self.training, self._arguments
+        options = training.student
+        piece_size = training.runtime.micro_batch_size or None
         if piece_size == "auto":
             rehearsal = Rehearsal(
                 self._distiller,
                 self._dataset,
                 arguments.device,
-                precision=asked.options.precision,
-                is_apart=asked.gradient_norms or self._distiller.balance is not None,
+                precision=options.train.precision,
+                is_apart=options.gradient_norms or self._distiller.balance is not None,
                 held_bytes=self.held_bytes if held_bytes is None else held_bytes,
-                waiting=most_waiting(asked.options.gradient_accumulation_steps),
+                waiting=most_waiting(options.train.gradient_accumulation_steps),
             )
             piece_size = settle_micro_batch(
                 rehearsal.fits,
-                asked.options.batch_size,
-                name=asked.name,
+                options.train.batch_size,
+                name=training.name,
                 record=self._directory / "micro_batch.json",
                 device=arguments.device,
             )
         order = BatchOrder(
             self._dataset.segment,
             self._dataset.length,
-            batch_size=asked.options.batch_size,
-            pool_segments=asked.pool_segments,
-            seed=asked.options.seed,
+            batch_size=options.train.batch_size,
+            pool_segments=options.pool_segments,
+            seed=options.train.seed,
             rank=arguments.process_index,
             ranks=arguments.world_size,
         )
@@ -169,8 +164,8 @@ class StudentRun:
             self._dataset,
             order,
             arguments,
-            description=f"train {asked.name}",
-            gradient_norms=asked.gradient_norms,
+            description=f"train {training.name}",
+            gradient_norms=options.gradient_norms,
             piece_size=piece_size,
             reporters=self._reporters,
         )
@@ -190,7 +185,7 @@ class StudentRun:
         with checkpoint_lock(directory) if is_first else nullcontext():
             resumed = last_complete_checkpoint(directory, reader.pins)
             if resumed is not None:
-                logger.info("%s: resuming from %s", self.asked.name, resumed)
+                logger.info("%s: resuming from %s", self.training.name, resumed)
             try:
                 yield from loop.steps(None if resumed is None else Path(resumed))
             except (MemoryError, RuntimeError) as error:
@@ -200,39 +195,41 @@ class StudentRun:
             if not is_first:
                 return
             reader.check_pins()
-            self.asked.before_commit()
+            self.training.before_commit()
             merge_adapters(self._student)
-            export(self._student, reader, self.asked.output, self._record(), self._kept)
-            write_curve(loop.state.log_history, self.asked.curve)
+            export(self._student, reader, self.training.output, self._record(), self._kept)
+            write_curve(loop.state.log_history, self.training.curve)
             remove_checkpoints(directory)
 
     def _prepare_arguments(self) -> TrainingArguments:
-        options = self.asked.options
+        options = self.training.student.train
         if options.gradient_checkpointing:
             # The tap refuses the reentrant kind.
             self._student.activation_checkpointing_enable({"use_reentrant": False})
         plain = options.model_copy(update={"gradient_checkpointing": False})
-        return training_arguments(plain, self._directory, self.asked.device)
+        return training_arguments(plain, self._directory, self.training.runtime.torch_device())
 
     def _no_memory(self, error: BaseException) -> ResourceError:
-        size = self.asked.micro_batch_size
+        training = self.training
+        size = training.runtime.micro_batch_size
         remedy = (
             "run it with nothing beside it"
             if size == "auto"
             else "set micro_batch_size to auto in runtime.yaml, or to a smaller number"
         )
         return ResourceError(
-            f"students.{self.asked.name}: out of memory ({' '.join(str(error).split())[:200]}) in "
-            f"micro-batches of {size or self.asked.options.batch_size}; {remedy}, then run the "
+            f"students.{training.name}: out of memory ({' '.join(str(error).split())[:200]}) in "
+            f"micro-batches of {size or training.student.train.batch_size}; {remedy}, then run the "
             "same command again"
         )
 
     def _identity(self) -> str:
         """Digest of all that decides what the student becomes; checkpoints are found by it."""
-        asked, model = self.asked, self.asked.model
+        training, options = self.training, self.training.student
+        model = options.model
         return fingerprint(
             {
-                "selected": dict(asked.selected),
+                "selected": dict(training.selected),
                 "architecture": dict(model.architecture or {}),
                 "checkpoint": model.checkpoint,
                 "revision": model.revision,
@@ -241,9 +238,9 @@ class StudentRun:
                 "init": model.init,
                 "vocabulary": model.vocabulary,
                 "lora": None if model.lora is None else model.lora.model_dump(mode="json"),
-                "objective": asked.objective.record(),
-                "options": asked.options.model_dump(mode="json"),
-                "pool_segments": asked.pool_segments,
+                "objective": options.loss.record(),
+                "options": options.train.model_dump(mode="json"),
+                "pool_segments": options.pool_segments,
                 # So many times the batch, though no parameter says so.
                 "processes": int(os.environ.get("WORLD_SIZE", "1")),
                 "checkpoints": CHECKPOINTS,
@@ -252,15 +249,15 @@ class StudentRun:
         )
 
     def _chosen(self) -> dict[str, int]:
-        return {} if self.asked.parts is None else {"parts": self.asked.parts}
+        return {} if self.training.student.parts is None else {"parts": self.training.student.parts}
 
     def _record(self) -> dict[str, Any]:
         """Say where the exported student comes from."""
-        terms = self.asked.objective.record()
+        terms = self.training.student.loss.record()
         spec = self._reader.plan["spec"]
         return {
-            "student": self.asked.name,
-            **self.asked.selected,
+            "student": self.training.name,
+            **self.training.selected,
             **self._chosen(),
             "objective": terms,
             "objective_fingerprint": fingerprint(terms),
@@ -277,40 +274,41 @@ def _check_unsharded() -> None:
             )
 
 
-def _build(asked: Training, reader: StoreReader, kept: Vocabulary | None) -> PreTrainedModel:
-    plan = reader.plan
+def _build(training: Training, reader: StoreReader, kept: Vocabulary | None) -> PreTrainedModel:
+    plan, options = reader.plan, training.student
+    is_cut = options.model.init == "teacher-layers"
     student = build_student(
-        asked.model,
+        options.model,
         teacher_config=reader.teacher_config(),
         vocab=plan["vocab"],
         classes=tuple(plan["classes"]),
         task=plan["task"],
-        seed=asked.options.seed,
-        blocks=_blocks(reader, asked.selected) if asked.model.init == "teacher-layers" else None,
-        layer_choice=asked.selected["assets"].get(BLOCKS, {}).get("layers", "uniform"),
+        seed=options.train.seed,
+        blocks=_blocks(reader, training.selected) if is_cut else None,
+        layer_choice=training.selected["assets"].get(BLOCKS, {}).get("layers", "uniform"),
         vocabulary=None if kept is None else kept.ids,
         tokenizer=reader.tokenizer(),
     )
-    require_room(student, plan["max_length"], f"students.{asked.name}.model")
+    require_room(student, plan["max_length"], f"students.{training.name}.model")
     return student
 
 
 def _distiller(
-    asked: Training, reader: StoreReader, kept: Vocabulary | None, student: PreTrainedModel
+    training: Training, reader: StoreReader, kept: Vocabulary | None, student: PreTrainedModel
 ) -> Distiller:
     task = reader.plan["task"]
     maps = {
         term: {int(layer): found for layer, found in pairs.items()}
-        for term, pairs in asked.selected["maps"].items()
+        for term, pairs in training.selected["maps"].items()
     }
     features = TeacherFeatures(
         reader,
-        list(asked.selected["signals"]),
-        temperature=asked.objective.output.temperature,
+        list(training.selected["signals"]),
+        temperature=training.student.loss.output.temperature,
         # Classes are no ids: what a sequence model says has nothing to do with them.
         vocabulary=kept.ids if kept and models_language(task) else None,
     )
-    return Distiller(student, features, asked.objective, maps, task=task)
+    return Distiller(student, features, training.student.loss, maps, task=task)
 
 
 def _blocks(reader: StoreReader, selected: Mapping[str, Any]) -> Path:

@@ -1,13 +1,12 @@
 """The inputs of one student's training: its parameters, its selected signals and this machine."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pipeline.student.align.objective import Objective
-from pipeline.student.model.origin import StudentModel
-from pipeline.training.options import TrainOptions
+from pipeline.runtime import Runtime
+from pipeline.student.parameters import StudentParams
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,16 +20,8 @@ class Training:
         output: Where the student goes; replaced when training is done.
         curve: CSV of every logged term.
         work: Directory for checkpoints; the same parameters and features continue there.
-        model: How the student starts.
-        objective: The terms of the loss.
-        options: The optimisation.
-        pool_segments: Segments mixed together in memory.
-        gradient_norms: Log the norm of each term's gradient.
-        device: A torch device.
-        parts: So many of the first parts of the training text: 1 leaves out all that was added to
-            the corpus. None for all.
-        micro_batch_size: Examples that run at once; 0: the whole batch; `auto`: what fits.
-        report_to: Services that receive the training curve, by their names in `transformers`.
+        student: The section of the student's parameters.
+        runtime: This machine.
         before_commit: Called when training is done; if it raises, nothing is exported and the
             checkpoints stay.
     """
@@ -41,15 +32,8 @@ class Training:
     output: Path
     curve: Path
     work: Path
-    model: StudentModel
-    objective: Objective
-    options: TrainOptions
-    pool_segments: int
-    gradient_norms: bool
-    device: str
-    parts: int | None = None
-    micro_batch_size: int | Literal["auto"] = 0
-    report_to: Sequence[str] = ()
+    student: StudentParams
+    runtime: Runtime
     before_commit: Callable[[], None] = lambda: None
 
     @property

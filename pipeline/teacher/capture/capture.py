@@ -22,6 +22,7 @@ from pipeline.axes import TRAIN
 from pipeline.corpus.tokens.tokens import TokenMeta, TokenSet
 from pipeline.errors import IntegrityError
 from pipeline.provenance import unfinished_files
+from pipeline.runtime import Runtime
 from pipeline.store.commit import SignalWriter
 from pipeline.store.index import read_index, withdraw
 from pipeline.store.layout import BLOCKS, Layout
@@ -59,9 +60,9 @@ from pipeline.teacher.capture.statistics import sample_batches
 from pipeline.teacher.capture.tap_check import CHECK_EXAMPLES, check_signals, checked_batch
 from pipeline.teacher.capture.token_rows import load_rows, longest_segment, plan_rows
 from pipeline.teacher.source.load import load_teacher
-from pipeline.teacher.source.placement import input_device
+from pipeline.teacher.source.placement import Placement, input_device
 from pipeline.teacher.source.reference import TeacherReference
-from pipeline.teacher.workers.schedule import Runtime, run_here
+from pipeline.teacher.workers.schedule import run_here
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +77,11 @@ def capture(
     options: SegmentOptions,
     nonfinite: Literal["stop", "skip"],
     runtime: Runtime,
+    wait: bool = True,
 ) -> Path:
     """Complete every requested signal in the store; return the store's directory.
+
+    With `wait`, it waits for another process that writes the store, instead of failing.
 
     Raises:
         ConfigError: If an example is longer than a segment.
@@ -85,7 +89,7 @@ def capture(
             the model.
         IntegrityError: If features are not finite and `nonfinite` is `stop`.
         ResourceError: If disk space or memory does not suffice, another process writes the store
-            (with `runtime.wait` false), or worker processes keep dying on a segment.
+            (without `wait`), or worker processes keep dying on a segment.
     """
     # Workers have other working directories.
     teacher, stores = teacher.absolute(), stores.absolute()
@@ -97,20 +101,20 @@ def capture(
     spec = store_spec(meta, reference, options)
     layout = Layout(stores / store_fingerprint(spec))
     plan = plan_rows(token_set, options)
+    device = torch.device(runtime.torch_device())
     # Pickled, because worker processes load their own teacher.
     load = partial(
         load_teacher,
         teacher,
         reference.anywhere(),
         task=meta.task,
-        device=torch.device(runtime.device),
+        device=device,
         dtype=getattr(torch, options.dtype),
-        placement=runtime.placement,
+        placement=Placement.of(runtime),
     )
 
-    with writer_lock(layout.lock, wait=runtime.wait), _swept(layout):
+    with writer_lock(layout.lock, wait=wait), _swept(layout):
         rows = load_rows(token_set, plan)
-        device = torch.device(runtime.device)
         run = _Capture(layout, plan, list(signals), list(blocks), options, nonfinite, device, meta)
         description = run.description | {"spec": spec}
         run.batch_tokens = known_batch_tokens(layout, options.batch_tokens)

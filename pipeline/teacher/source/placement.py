@@ -15,6 +15,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from pipeline.errors import ConfigError
+from pipeline.runtime import Runtime
+
 AUTOMATIC = ("auto", "balanced", "balanced_low_0", "sequential")
 OFFLOADED = ("cpu", "disk")
 """Entries of a device map whose weights are moved to a device when they are needed."""
@@ -32,6 +35,26 @@ class Placement:
     device_map: str | Mapping[str, int | str] | None = None
     max_memory: Mapping[int | str, int | str] | None = None
     offload_directory: Path | None = None
+
+    @classmethod
+    def of(cls, runtime: Runtime) -> "Placement | None":
+        """Return how a teacher is spread over this machine; None if one device holds it.
+
+        Raises:
+            ConfigError: If `max_memory` or `offload_directory` is given without `device_map`.
+        """
+        if runtime.device_map is None:
+            for key in ("max_memory", "offload_directory"):
+                if getattr(runtime, key) is not None:
+                    raise ConfigError(
+                        f"runtime {key}: given without device_map, expected both; add device_map: "
+                        f"auto, or remove {key}"
+                    )
+            return None
+        memory: dict[int | str, int | str] | None = None
+        if runtime.max_memory is not None:
+            memory = {int(k) if k.isdigit() else k: size for k, size in runtime.max_memory.items()}
+        return cls(runtime.device_map, memory, runtime.offload_directory)
 
     def options(self, device: torch.device) -> dict[str, Any]:
         """Return the arguments of `from_pretrained`.

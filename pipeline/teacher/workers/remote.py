@@ -8,14 +8,14 @@ cluster keeps running afterwards.
 import hashlib
 import ipaddress
 import logging
-import re
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import torch
@@ -25,15 +25,14 @@ from distributed.security import Security
 
 from pipeline.errors import ConfigError, DecantError, IncompatibleError, ResourceError
 from pipeline.provenance import software
+from pipeline.runtime import Runtime
 from pipeline.store.layout import Layout
 from pipeline.teacher.workers.cluster import quiet_servers
-from pipeline.teacher.workers.schedule import Certificates, Runtime
 
 logger = logging.getLogger(__name__)
 ANSWER_SECONDS = 10.0
 """Timeout for connecting to a scheduler."""
 DISTRIBUTION = "decant-kd"
-ADDRESS = re.compile(r"(?P<scheme>tcp|tls)://(?P<host>[^\s/]+):\d{1,5}")
 VERSIONS = ("python", "torch", "transformers", "numpy", "numcodecs")
 """Software whose versions can change values or pickles."""
 
@@ -121,8 +120,8 @@ def refuse_unfit(runtime: Runtime, layout: Layout) -> None:
     """
     attempt = layout.attempt(uuid4().hex)
     attempt.mkdir(parents=True)
-    required = requirements(attempt, runtime.device)
-    with running_cluster(runtime.scheduler, runtime.tls) as client:
+    required = requirements(attempt, runtime.torch_device())
+    with running_cluster(runtime) as client:
         _warn_if_open(runtime.scheduler)
         with needs_scheduler(runtime.scheduler):
             answers: Any = client.run(_check_worker, required, on_error="return")
@@ -149,14 +148,14 @@ def _described(address: str, answers: Any, client: Client) -> tuple[str, int, st
 
 
 @contextmanager
-def running_cluster(address: str, certificates: Certificates) -> Iterator[Client]:
+def running_cluster(runtime: Runtime) -> Iterator[Client]:
     """Connect to a running cluster, which keeps running afterwards.
 
     Raises:
         ConfigError: If certificates are missing, or given for an address without encryption.
         ResourceError: If the scheduler does not answer.
     """
-    security = _security(address, certificates)
+    address, security = runtime.scheduler, _security(runtime)
     with quiet_servers():
         try:
             client = Client(
@@ -193,17 +192,12 @@ def scheduler_gone(address: str) -> ResourceError:
     )
 
 
-def _security(address: str, certificates: Certificates) -> Security | None:
+def _security(runtime: Runtime) -> Security | None:
     """Return the TLS settings of a client, or refuse an invalid address or certificates."""
-    match = ADDRESS.fullmatch(address)
-    if match is None:
-        raise ConfigError(
-            f"scheduler {address!r}: expected tcp://HOST:PORT or tls://HOST:PORT of a running "
-            "cluster; correct it in runtime.yaml"
-        )
-    given = {f"tls_{file.name}": getattr(certificates, file.name) for file in fields(certificates)}
+    address = runtime.scheduler
+    given = {"tls_ca": runtime.tls_ca, "tls_cert": runtime.tls_cert, "tls_key": runtime.tls_key}
     missing = [key for key, path in given.items() if path is None]
-    if match["scheme"] == "tcp":
+    if address.startswith("tcp://"):
         if len(missing) < len(given):
             raise ConfigError(
                 f"scheduler {address}: tcp:// uses no certificates, but "
@@ -217,19 +211,19 @@ def _security(address: str, certificates: Certificates) -> Security | None:
             "them to runtime.yaml"
         )
     for key, path in given.items():
-        if not path.is_file():
+        if path is None or not path.is_file():
             raise ConfigError(f"{key}: {path} is not a file; correct it in runtime.yaml")
     security = Security(
-        tls_ca_file=str(certificates.ca),
-        tls_client_cert=str(certificates.cert),
-        tls_client_key=str(certificates.key),
+        tls_ca_file=str(runtime.tls_ca),
+        tls_client_cert=str(runtime.tls_cert),
+        tls_client_key=str(runtime.tls_key),
         require_encryption=True,
     )
     try:
         security.get_connection_args("client")
     except ssl.SSLError as error:
         raise ConfigError(
-            f"tls_ca {certificates.ca}, tls_cert {certificates.cert}, tls_key {certificates.key}: "
+            f"tls_ca {runtime.tls_ca}, tls_cert {runtime.tls_cert}, tls_key {runtime.tls_key}: "
             f"cannot be used ({error.reason or error}); expected PEM files, with the key of the "
             "certificate and without a password"
         ) from error
@@ -238,10 +232,9 @@ def _security(address: str, certificates: Certificates) -> Security | None:
 
 def _warn_if_open(address: str) -> None:
     """Warn about an open cluster: tasks are pickles, so their sender runs code as its user."""
-    match = ADDRESS.fullmatch(address)
-    if match is None or match["scheme"] == "tls":
+    if address.startswith("tls://"):
         return
-    host = match["host"].strip("[]")
+    host = urlsplit(address).hostname or ""
     try:
         is_local = ipaddress.ip_address(host).is_loopback
     except ValueError:

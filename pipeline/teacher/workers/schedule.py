@@ -2,8 +2,6 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 
 from dask.base import compute
 from dask.callbacks import Callback
@@ -11,57 +9,10 @@ from dask.delayed import delayed
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from pipeline.runtime import Runtime
 from pipeline.store.background import BackgroundWriter
 from pipeline.teacher.capture.segments import CapturedSegment, SegmentCapture, SegmentJob
-from pipeline.teacher.source.placement import Placement
 from pipeline.teacher.workers.devices import WORKERS
-
-
-@dataclass(frozen=True)
-class Certificates:
-    """PEM files that authenticate the members of a cluster; all three or none."""
-
-    ca: Path | None = None
-    cert: Path | None = None
-    key: Path | None = None
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """How a capture runs; none of this changes a stored value on the same hardware.
-
-    For `processes` and clusters this holds as far as torch gives the same results with another
-    number of threads.
-
-    Args:
-        device: A torch device.
-        scheduler: `synchronous`, `threads`, `processes`, or the address of a running cluster.
-        workers: Number of workers; 0 for one per GPU.
-        worker_megabytes: Memory in MiB at which a worker process is terminated; 0 for no limit.
-        writers: Threads that compress and write.
-        threads: Torch threads of a cluster's worker; 0 for what it was started with. The workers of
-            `processes` divide the threads of this process.
-        wait: Wait for another process that writes the store, instead of failing.
-        placement: How the teacher is spread over devices.
-        tls: Certificates for a running cluster.
-        dashboard: Address of the dashboard of `processes`; empty for none.
-    """
-
-    device: str = "cpu"
-    scheduler: str = "synchronous"
-    workers: int = 1
-    worker_megabytes: int = 0
-    writers: int = 1
-    threads: int = 0
-    wait: bool = True
-    placement: Placement | None = None
-    tls: Certificates = Certificates()
-    dashboard: str = ""
-
-    @property
-    def is_cluster(self) -> bool:
-        """Whether the scheduler is a running cluster."""
-        return "://" in self.scheduler
 
 
 def run_here(

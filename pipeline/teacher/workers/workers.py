@@ -27,6 +27,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import PreTrainedModel
 
 from pipeline.errors import IncompatibleError, ResourceError
+from pipeline.runtime import Runtime
 from pipeline.store.layout import Layout
 from pipeline.store.reader import StoreReader
 from pipeline.store.records import Receipt
@@ -39,7 +40,6 @@ from pipeline.teacher.workers.remote import (
     running_cluster,
     scheduler_gone,
 )
-from pipeline.teacher.workers.schedule import Runtime
 from pipeline.teacher.workers.worker import DEATHS, DeadlySegmentError, TeacherPlugin, marks
 
 logger = logging.getLogger(__name__)
@@ -128,11 +128,11 @@ def _workers(
     # Captures of different stores may share a cluster; a store has only one capture at a time.
     name = f"decant-{job.layout.root.name}"
     if runtime.is_cluster:
-        required = requirements(directory, runtime.device)
+        required = requirements(directory, runtime.torch_device())
         plugin = TeacherPlugin(
             *(name, payload, attempt, directory, runtime.threads), requirements=required
         )
-        with running_cluster(runtime.scheduler, runtime.tls) as client:
+        with running_cluster(runtime) as client:
             try:
                 try:
                     with needs_scheduler(runtime.scheduler):
@@ -154,15 +154,16 @@ def _workers(
                     )
         return
     # A teacher that is spread over GPUs uses all of them.
-    devices = visible_devices(runtime.device) if runtime.placement is None else ()
-    workers = worker_count(runtime.workers, runtime.device, devices)
+    device = runtime.torch_device()
+    devices = visible_devices(device) if runtime.device_map is None else ()
+    workers = worker_count(runtime.workers, device, devices)
     threads = max(1, torch.get_num_threads() // workers)
     with local_workers(
         min(workers, segments),
         runtime.worker_megabytes,
         directory,
         preload=TeacherPlugin.__module__,
-        dashboard=runtime.dashboard,
+        dashboard=runtime.dashboard_address,
     ) as client:
         client.register_plugin(
             TeacherPlugin(name, payload, attempt, directory, threads, devices=devices)
