@@ -145,3 +145,8 @@ def test_all_bytes_of_the_directory_are_told_by_what_they_are(decant, project):
     for part in ("features", "text", "tokenizer", "teacher", "channels", "records"):
         assert part in result.output
     assert sum(bytes_by_part(store()).values()) == sum(path.stat().st_size for path in files)
+
+
+def test_a_file_in_the_place_of_the_assets_is_a_record(tmp_path):
+    (tmp_path / "assets").write_text("no directory")
+    assert bytes_by_part(tmp_path) == {"records": 12}

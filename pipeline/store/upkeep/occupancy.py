@@ -25,7 +25,7 @@ def _category(path: Path) -> str:
         return "features"
     if top == "features.zarr" and len(below) > 1:
         return "text"
-    if top == "assets":
+    if top == "assets" and below:
         # `lm_head.safetensors` is one file, the tokenizer a directory.
         return Path(below[0]).stem
     return "records"
