@@ -17,7 +17,7 @@ from pipeline.store.forms.form import Content
 from pipeline.store.plan import bucketed_batches
 from pipeline.store.reader import StoreReader
 from pipeline.student.data.features import TeacherFeatures, TeacherLogits
-from pipeline.student.data.stream import StoreDataset, target_positions
+from pipeline.student.data.stream import StoreDataset
 from pipeline.student.losses.output import forward_kl
 from pipeline.taps.anatomy import find_anatomy
 from pipeline.taps.inputs import model_columns, model_inputs
@@ -73,10 +73,10 @@ def agreement(
         batch = _to(dataset.__getitems__(members), device)
         inputs = model_inputs(model_columns(model, batch), is_causal=is_causal)
         logits = model(**inputs).logits
-        live = batch["attention_mask"].bool()
-        kept = target_positions(batch) if is_causal_lm else None
-        rows = logits[kept] if kept is not None else logits
-        parts = features.output_parts(batch["features"], kept[live] if kept is not None else None)
+        rows = logits
+        if is_causal_lm:
+            rows = logits.flatten(0, 1).index_select(0, batch["positions"]["targets"])
+        parts = features.output_parts(batch)
         for first in range(0, len(rows), CHUNK_ROWS):
             chunk = slice(first, first + CHUNK_ROWS)
             teacher = features.logits(*(part[chunk] for part in parts))

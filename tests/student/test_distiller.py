@@ -13,7 +13,7 @@ from pipeline.errors import IncompatibleError
 from pipeline.student.align.distiller import Distiller, term_counts
 from pipeline.student.align.objective import Objective
 from pipeline.student.data.features import TeacherFeatures
-from pipeline.student.data.stream import StoreDataset, target_positions
+from pipeline.student.data.stream import StoreDataset, positions_of
 from tests.captured import OPTIONS, Captured, prepared, signal
 from tests.student import live
 from tests.tiny import tiny_model
@@ -230,9 +230,9 @@ def test_what_is_captured_in_its_own_precision_is_bit_for_bit_the_teachers(tmp_p
             told = live.outputs_of(teacher, inputs)
             normed = teacher.model.norm(told.hidden[3])
         for layer in (0, 2, 3):
-            stored = features._decode("hidden", layer, batch["features"])["hidden"]
+            stored = features._decode("hidden", layer, batch)["hidden"]
             assert torch.equal(stored, told.hidden[layer][keep].float())
-        (head_input,) = features.output_parts(batch["features"], None)
+        head_input = features._decode("logits", None, batch)["head_input"]
         assert torch.equal(head_input, normed[keep].float())
 
 
@@ -286,7 +286,14 @@ def padded(batch: dict, more: int) -> dict:
         if name in batch:
             filler = {"input_ids": 7, "loss_mask": True}.get(name, 0)
             found[name] = torch.nn.functional.pad(batch[name], (0, more), value=filler)
-    return found
+    return with_positions(found)
+
+
+def with_positions(batch: dict[str, Any]) -> dict[str, Any]:
+    """The positions of a batch whose masks were changed."""
+    mask = batch["loss_mask"].numpy() if "loss_mask" in batch else None
+    found = positions_of(batch["attention_mask"].bool().numpy(), mask)
+    return batch | {"positions": {name: torch.from_numpy(found[name]) for name in found}}
 
 
 def test_gradient_checkpointing_changes_no_bit(captured):
@@ -310,8 +317,8 @@ def test_a_batch_without_any_target_is_zero_never_nan(logits, captured):
     store = captured("llama")
     signals = choose(store, logits=logits)
     batch = ragged_batch(store, signals)
-    batch["loss_mask"] = torch.zeros_like(batch["loss_mask"])
-    assert not target_positions(batch).any()
+    batch = with_positions(batch | {"loss_mask": torch.zeros_like(batch["loss_mask"])})
+    assert not len(batch["positions"]["targets"])
     distiller = distiller_of(store, signals, student_of("llama", None), objective())
     terms, parameters = stored_terms(distiller, batch)
     for term in ("output", "labels"):
@@ -332,6 +339,7 @@ def test_a_position_counts_iff_its_target_does(captured):
     row, target = 1, 4
     batch["loss_mask"] = torch.zeros_like(batch["loss_mask"])
     batch["loss_mask"][row, target] = True
+    batch = with_positions(batch)
     counts = term_counts(batch, distiller.objective, task="causal-lm")
     assert counts == {"output": 1, "labels": 1}
     terms, _ = stored_terms(distiller, batch)
@@ -340,6 +348,7 @@ def test_a_position_counts_iff_its_target_does(captured):
     torch.testing.assert_close(terms["labels"], expected)
     batch["loss_mask"] = torch.zeros_like(batch["loss_mask"])
     batch["loss_mask"][:, 0] = True  # nothing stands before a first token that could predict it
+    batch = with_positions(batch)
     assert term_counts(batch, distiller.objective, task="causal-lm")["labels"] == 0
 
 

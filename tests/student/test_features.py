@@ -13,7 +13,7 @@ from pipeline.errors import IncompatibleError
 from pipeline.student.align.chunked import chunked_map_loss
 from pipeline.student.data import features as module
 from pipeline.student.data.features import TeacherFeatures
-from pipeline.student.data.stream import StoreDataset, target_positions
+from pipeline.student.data.stream import StoreDataset
 from pipeline.student.losses.attention import attention_kl
 from pipeline.taps.inputs import model_columns
 from pipeline.taps.scores import ALL, visible_keys
@@ -74,11 +74,12 @@ def own_maps(model: PreTrainedModel, batch: dict) -> tuple[Tensor, ...]:
     return model(**model_columns(model, batch), output_attentions=True).attentions
 
 
-def whole_maps(features: TeacherFeatures, layer: int, parts: dict, live: Tensor) -> Tensor:
+def whole_maps(features: TeacherFeatures, layer: int, batch: dict) -> Tensor:
     """Log of a layer's maps, which the product itself only makes some rows of at a time."""
+    live = batch["attention_mask"].bool()
     rule = features.declaration("attention", layer).info["rule"]
     visible = visible_keys(live.sum(1), live.shape[1], rule)
-    return features.attention_rows(layer, parts, live)(ALL, ALL, visible)
+    return features.attention_rows(layer, batch)(ALL, ALL, visible)
 
 
 def divergence(true: Tensor, found: Tensor, live: Tensor) -> float:
@@ -103,7 +104,7 @@ def test_rebuilt_maps_are_the_teachers_within_the_forms_error(kind, form, stores
     with torch.no_grad():
         maps = own_maps(stores(kind).load_teacher(), batch)
     for layer in LAYERS:
-        found = whole_maps(features, layer, batch["features"], live)
+        found = whole_maps(features, layer, batch)
         assert divergence(maps[layer - 1], found, live) < bound
         sums = found.exp().sum(-1).transpose(1, 2)[live]
         torch.testing.assert_close(sums, torch.ones_like(sums), rtol=0, atol=1e-5)
@@ -122,7 +123,7 @@ def test_what_query_and_key_cannot_say_is_kept_as_a_map(kind, stores):
     with torch.no_grad():
         maps = own_maps(teacher, batch)
     for layer in LAYERS:
-        found = whole_maps(features, layer, batch["features"], live)
+        found = whole_maps(features, layer, batch)
         error = (found.exp() - maps[layer - 1]).abs().transpose(1, 2)[live]
         assert error.max() < 0.01
         assert divergence(maps[layer - 1], found, live) < 2 * bound
@@ -146,7 +147,7 @@ def test_a_step_from_the_store_is_the_step_beside_the_teacher(kind, form, stores
         with tap(student, attention=[2]) as record:
             student(**model_columns(student, batch))
         vectors = record.query[2], record.key[2], record.scaling[2]
-        told = features.attention_rows(3, pieces, live)
+        told = features.attention_rows(3, batch | {"features": pieces})
         count = int(live.sum())
         # Three query rows of an example at a time.
         few = {"count": count, "teacher_heads": 4, "scores": 3 * 4 * live.shape[1]}
@@ -187,8 +188,8 @@ def test_vectors_are_the_teachers_and_zero_at_padding(kind, form, stores):
         teacher(**model_columns(teacher, batch))
     kv_heads = 4 if kind == "bert" else 2
     for layer in LAYERS:
-        vectors = features.attention_vectors(layer, batch["features"], live)
-        found = {**vectors, "value": features.values(layer, batch["features"], live)}
+        vectors = features.attention_vectors(layer, batch)
+        found = {**vectors, "value": features.values(layer, batch)}
         for name, true in (
             ("query", record.query), ("key", record.key), ("value", record.value)
         ):  # fmt: skip
@@ -204,9 +205,8 @@ def test_vectors_are_the_teachers_and_zero_at_padding(kind, form, stores):
 def test_a_map_has_no_vectors_and_says_so(stores):
     signals, _ = attention_of("map")
     features, batch = opened(stores("llama"), signals)
-    live = batch["attention_mask"].bool()
     with pytest.raises(IncompatibleError, match=r"maps hold no query and key.*form qk or below"):
-        features.attention_vectors(1, batch["features"], live)
+        features.attention_vectors(1, batch)
 
 
 def test_attention_below_asks_for_the_hidden_state(stores):
@@ -220,28 +220,27 @@ def test_rebuilding_leaves_no_trace_in_training(stores):
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
     features, batch = opened(stores("bert"), below_signals("float16"))
-    live = batch["attention_mask"].bool()
-    found = whole_maps(features.train(), 1, batch["features"], live)
+    found = whole_maps(features.train(), 1, batch)
     assert torch.equal(before, torch.random.get_rng_state())
     assert list(features.parameters()) == []
     assert features.state_dict() == {}
     assert not found.requires_grad
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(found, whole_maps(features, 1, batch["features"], live))
+        assert torch.equal(found, whole_maps(features, 1, batch))
 
 
 def test_samples_are_drawn_from_the_teachers_distribution(stores):
     store = stores("llama")
     one = signal("logits", None, "sampled", n=16)
     features, batch = opened(store, [one])
-    live = batch["attention_mask"].bool()
-    kept = target_positions(batch)
-    samples = features.logits(*features.output_parts(batch["features"], kept[live])).samples
+    samples = features.logits(*features.output_parts(batch)).samples
     assert samples is not None
     assert samples.dtype == torch.int64
     with torch.no_grad():
         teacher = store.load_teacher(attention="sdpa")
-        logits = teacher(**model_columns(teacher, batch)).logits[kept]
+        logits = teacher(**model_columns(teacher, batch)).logits.flatten(0, 1)[
+            batch["positions"]["targets"]
+        ]
     counts = torch.zeros_like(logits).scatter_add(1, samples, torch.ones(samples.shape))
     assert ((counts - 16 * logits.softmax(-1)).abs() < 1 + 1e-3).all()
     with pytest.raises(IncompatibleError, match=r"temperature: 2\.0, but .* captured at \[1\.0\]"):
@@ -256,7 +255,7 @@ def test_a_students_vocabulary_has_the_teachers_logits_of_its_ids(captured):
     vocabulary = torch.tensor([5, 0, 63, 17])
     everything, batch = opened(store, [head])
     features, _ = opened(store, [head], vocabulary=vocabulary)
-    parts = features.output_parts(batch["features"], None)
+    parts = features.output_parts(batch)
     full = everything.logits(*parts).full
     some = features.logits(*parts).full
     assert full is not None
@@ -268,7 +267,7 @@ def test_a_students_vocabulary_has_the_teachers_logits_of_its_ids(captured):
         opened(store, [topk], vocabulary=vocabulary)
     dense = signal("logits", None, "dense")
     features, batch = opened(captured("bert"), [dense], vocabulary=vocabulary)
-    assert features.output_parts(batch["features"], None)[0].shape[1] == 2
+    assert features.output_parts(batch)[0].shape[1] == 2
 
 
 def test_a_head_in_half_precision_stays_so_and_multiplies_in_float32(captured, monkeypatch):
@@ -278,7 +277,7 @@ def test_a_head_in_half_precision_stays_so_and_multiplies_in_float32(captured, m
     monkeypatch.setattr(module, "_own_asset", half)
     found, batch = opened(store, [declared])
     assert found.head_weight.dtype == torch.bfloat16
-    parts = found.output_parts(batch["features"], None)
+    parts = found.output_parts(batch)
     wanted = parts[0] @ weight.bfloat16().float().T + bias.bfloat16().float()
     for widened in (2**24, 5 * 32):
         monkeypatch.setattr(module, "WIDENED", widened)

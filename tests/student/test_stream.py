@@ -13,7 +13,7 @@ import torch
 from pipeline.errors import IntegrityError
 from pipeline.store.reader import Segment, StoreReader
 from pipeline.student.data.batch_order import BatchOrder
-from pipeline.student.data.stream import POOLS, StoreDataset, target_positions
+from pipeline.student.data.stream import POOLS, StoreDataset, positions_of
 from tests.captured import Captured, copied, signal
 
 HIDDEN = signal("hidden", 1, "float16")
@@ -203,10 +203,19 @@ def test_a_split_without_the_signal_is_refused_by_name(captured):
         dataset.__getitems__([0])
 
 
-def test_target_positions_written_out():
-    batch = {
-        "loss_mask": torch.tensor([[1, 1, 0, 1], [1, 1, 1, 0]]).bool(),
-        "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]),
+def test_positions_written_out():
+    mask = np.array([[1, 1, 0, 1], [1, 1, 1, 0]], bool)
+    live = np.array([[1, 1, 1, 1], [1, 1, 0, 0]], bool)
+    expected = {
+        "live": [0, 1, 2, 3, 4, 5],
+        "later": [1, 2, 3, 5],
+        "later_tokens": [1, 2, 3, 5],
+        "targets": [0, 2, 4],
+        "target_tokens": [0, 2, 4],
     }
-    expected = torch.tensor([[1, 0, 1, 0], [1, 0, 0, 0]]).bool()
-    assert torch.equal(target_positions(batch), expected)
+    found = {name: values.tolist() for name, values in positions_of(live, mask).items()}
+    assert found == expected
+    short = positions_of(live[::-1], mask[::-1])
+    assert short["targets"].tolist() == [0, 4, 6]
+    assert short["target_tokens"].tolist() == [0, 2, 4]
+    assert "targets" not in positions_of(live, None)

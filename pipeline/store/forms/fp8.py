@@ -8,7 +8,8 @@ and `max|z|` the token's largest (2.5e-2 relative L2).
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import cache
+from typing import Any, ClassVar
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -60,10 +61,16 @@ def to_e4m3(values: Array) -> Array:
     return xp.astype(xp.where(bits < 0, byte | SIGN, byte), xp.uint8)
 
 
+@cache
+def _table(xp: Any, device: Any) -> Array:
+    """Copy the values to a device once: every copy would wait for it."""
+    return xp.asarray(VALUES, device=device)
+
+
 def of_e4m3(codes: Array) -> Array:
     """Return the float32 values of e4m3 bytes, exactly."""
     xp = array_namespace(codes)
-    table = xp.asarray(VALUES, device=codes.device)
+    table = _table(xp, codes.device)
     flat = xp.astype(xp.reshape(codes, (-1,)), xp.int32)
     return xp.reshape(xp.take(table, flat, axis=0), codes.shape)
 

@@ -76,8 +76,13 @@ def draw(logits: Array, n: int) -> Array:
     ids = xp.tile(
         xp.arange(logits.shape[-1], dtype=xp.int64, device=logits.device), (logits.shape[0],)
     )
-    drawn = ids.repeat_interleave(counts) if is_torch_array(ids) else np.repeat(ids, counts)
-    return drawn.reshape(logits.shape[0], n)
+    rows = logits.shape[0]
+    if is_torch_array(ids):
+        # The size is known; a GPU would have to be asked for it.
+        drawn = ids.repeat_interleave(counts, output_size=rows * n)
+    else:
+        drawn = np.repeat(ids, counts)
+    return drawn.reshape(rows, n)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from math import gcd
 from typing import Any
 
 import torch
-from jaxtyping import Bool
 from torch import Tensor
 
 from pipeline.errors import IncompatibleError
@@ -117,7 +116,6 @@ class AttentionMatch:
         teacher: int,
         record: Record,
         batch: Mapping[str, Any],
-        live: Bool[Tensor, "batch seq"],
         count: Count,
     ) -> Compare:
         """Decode one teacher layer and return the loss of student layers against it.
@@ -128,11 +126,11 @@ class AttentionMatch:
             teacher: The teacher layer.
             record: What the tap recorded of the student's forward pass.
             batch: The batch with its stored features.
-            live: Where tokens are.
             count: Query rows to divide by; not None.
         """
         declared = self._declaration(teacher)
-        theirs, heads = self._teacher_maps(teacher, batch, live)
+        theirs, heads = self._teacher_maps(teacher, batch)
+        live = batch["attention_mask"].bool()
 
         def compare(student: int) -> Tensor:
             losses = [
@@ -160,19 +158,16 @@ class AttentionMatch:
             for relation in self._relations
         ]
 
-    def _teacher_maps(
-        self, teacher: int, batch: Mapping[str, Any], live: Bool[Tensor, "batch seq"]
-    ) -> tuple[list[MapRows], int]:
+    def _teacher_maps(self, teacher: int, batch: Mapping[str, Any]) -> tuple[list[MapRows], int]:
         """Return functions that decode rows of the teacher's maps, and their number of heads."""
-        stored = batch["features"]
         if not self._relations:
             geometry = self._declaration(teacher).geometry
-            return [self._features.attention_rows(teacher, stored, live)], geometry.heads
+            return [self._features.attention_rows(teacher, batch)], geometry.heads
         decoded: dict[str, Tensor] = {}
         if self.needs_maps:
-            decoded |= self._features.attention_vectors(teacher, stored, live)
+            decoded |= self._features.attention_vectors(teacher, batch)
         if "vv" in self._relations:
-            decoded["value"] = self._features.values(teacher, stored, live)
+            decoded["value"] = self._features.values(teacher, batch)
         vectors = [
             relation_vectors(decoded[VECTORS[relation]], self.relation_heads)
             for relation in self._relations

@@ -8,7 +8,6 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -21,7 +20,6 @@ from pipeline.student.align.output_terms import OutputTerms
 from pipeline.student.align.projectors import PROJECTORS
 from pipeline.student.align.transport import Compare, mapped_loss
 from pipeline.student.data.features import TeacherFeatures
-from pipeline.student.data.stream import target_positions
 from pipeline.student.losses.counting import Count
 from pipeline.student.losses.registry import FeatureLoss, find_loss
 from pipeline.taps.anatomy import find_anatomy
@@ -49,11 +47,10 @@ def term_counts(
     Feature: live tokens (without the first if the option says so). Attention: live query rows.
     Output and labels: target positions of a language model, examples of a classifier.
     """
-    live = batch["attention_mask"]
-    tokens = int(live.sum())
-    first = len(live) if objective.feature.skip_first_token else 0
-    outputs = int(target_positions(dict(batch)).sum()) if models_language(task) else len(live)
-    units = (tokens - first, tokens, outputs, outputs)
+    positions = batch["positions"]
+    feature = "later" if objective.feature.skip_first_token else "live"
+    outputs = positions["targets"] if models_language(task) else batch["attention_mask"]
+    units = map(len, (positions[feature], positions["live"], outputs, outputs))
     counts: dict[str, int] = dict(zip(TERMS, units, strict=True))
     wanted = active_terms(objective)
     return {term: counts[term] for term in wanted if terms is None or term in terms}
@@ -168,7 +165,6 @@ class Distiller(nn.Module):
             factors: The factor of each term in the sum; None: 1.
             apart: Give each term a graph of its own. Otherwise only the sum is sure to have one.
         """
-        live = batch["attention_mask"].bool()
         inputs = model_inputs(model_columns(self.student, batch), is_causal=self._is_causal)
         match = self._attention_match if "attention" in counts else None
         with tap(
@@ -184,47 +180,37 @@ class Distiller(nn.Module):
             )
         terms: dict[str, Tensor] = {}
         if "feature" in counts:
-            terms["feature"] = self._feature(record, batch, live, counts["feature"])
+            terms["feature"] = self._feature(record, batch, counts["feature"])
         if match is not None:
             terms["attention"] = mapped_loss(
                 self.attention_map,
-                lambda teacher: match.against(teacher, record, batch, live, counts["attention"]),
+                lambda teacher: match.against(teacher, record, batch, counts["attention"]),
             )
         factors = dict.fromkeys(counts, 1.0) if factors is None else factors
         weighted = [factors[term] * value for term, value in terms.items()]
         for total, values in self._outputs.of(
-            self.student, output, batch, live, counts, factors, apart=apart
+            self.student, output, batch, counts, factors, apart=apart
         ):
             weighted.append(total)
             terms |= values
         return Losses(torch.stack(weighted).sum(), terms)
 
-    def _feature(
-        self,
-        record: Record,
-        batch: Mapping[str, Any],
-        live: Bool[Tensor, "batch seq"],
-        count: Count,
-    ) -> Tensor:
-        loss = find_loss(FeatureLoss, self.objective.feature.loss)
-        kept, rows_kept = live, None
+    def _feature(self, record: Record, batch: Mapping[str, Any], count: Count) -> Tensor:
+        loss, positions = find_loss(FeatureLoss, self.objective.feature.loss), batch["positions"]
+        kept, tokens = positions["live"], None
         if self.objective.feature.skip_first_token:
-            kept = live.clone()
-            kept[:, 0] = False
-            rows_kept = kept[live].nonzero()[:, 0]
+            kept, tokens = positions["later"], positions["later_tokens"]
 
         def against(teacher_layer: int) -> Compare:
             def teacher(rows: slice) -> Tensor:
                 return self.features.hidden(
-                    teacher_layer,
-                    batch["features"],
-                    rows if rows_kept is None else rows_kept[rows],
+                    teacher_layer, batch, rows if tokens is None else tokens[rows]
                 )
 
             def compare(student_layer: int) -> Tensor:
                 return chunked_feature_loss(
                     loss,
-                    record.hidden[student_layer][kept],
+                    record.hidden[student_layer].flatten(0, 1).index_select(0, kept),
                     self.projectors.of(student_layer),
                     teacher,
                     d_teacher=self.features.declaration("hidden", teacher_layer).geometry.width,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -14,7 +14,6 @@ from pipeline.student.align.chunked import BlockLoss, chunked_head_loss
 from pipeline.student.align.objective import Objective
 from pipeline.student.align.output_checks import check_output_loss
 from pipeline.student.data.features import TeacherFeatures, TeacherLogits
-from pipeline.student.data.stream import target_positions
 from pipeline.student.losses.counting import Count
 from pipeline.student.losses.label import label_loss
 from pipeline.student.losses.registry import OutputLoss, find_loss
@@ -80,7 +79,6 @@ class OutputTerms:
         student: PreTrainedModel,
         output: Tensor,
         batch: Mapping[str, Any],
-        live: Bool[Tensor, "batch seq"],
         counts: Mapping[str, Count],
         factors: Mapping[str, float | Tensor],
         *,
@@ -96,7 +94,6 @@ class OutputTerms:
             student: The student.
             output: A language model's input of the head, else logits.
             batch: The batch with its stored features.
-            live: Where tokens are.
             counts: The count that each term is divided by; a term without one is left out.
             factors: The factor of each term in the sum.
             apart: Give each term a graph of its own.
@@ -107,7 +104,7 @@ class OutputTerms:
         wanted = [term for term in TERMS if term in counts]
         if not wanted:
             return []
-        rows = self._rows(output, batch, live, wanted)
+        rows = self._rows(output, batch, wanted)
         if self._head is None:
             values = self._losses(rows, wanted, counts)(slice(None))(rows.student, slice(None))
             weighted = [factors[term] * value for term, value in zip(wanted, values, strict=True)]
@@ -128,28 +125,20 @@ class OutputTerms:
                 sums.append((total, dict(zip(group, values, strict=True))))
         return sums
 
-    def _rows(
-        self,
-        output: Tensor,
-        batch: Mapping[str, Any],
-        live: Bool[Tensor, "batch seq"],
-        wanted: Sequence[str],
-    ) -> _Rows:
+    def _rows(self, output: Tensor, batch: Mapping[str, Any], wanted: Sequence[str]) -> _Rows:
         if models_language(self._task):
-            positions = target_positions(dict(batch))
-            rows = output[positions]
-            targets = batch["input_ids"].roll(-1, dims=1)[positions]
-            kept = positions[live]
+            positions = batch["positions"]["targets"]
+            rows = output.flatten(0, 1).index_select(0, positions)
+            # A position that is the last of its row has no target.
+            targets = batch["input_ids"].flatten().index_select(0, positions + 1)
         else:
-            rows, targets, kept = output, batch.get("labels"), None
+            rows, targets = output, batch.get("labels")
             if targets is None and "labels" in wanted:
                 raise IncompatibleError(
                     "loss.labels: the store's examples have no labels; set the term's weight to 0"
                 )
-        stored = batch["features"]
-        return _Rows(
-            rows, targets, self._features.output_parts(stored, kept) if "output" in wanted else ()
-        )
+        parts = self._features.output_parts(batch) if "output" in wanted else ()
+        return _Rows(rows, targets, parts)
 
     def _losses(
         self, rows: _Rows, wanted: Sequence[str], counts: Mapping[str, Count]

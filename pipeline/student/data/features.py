@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.axes import Axis
 from pipeline.errors import IncompatibleError, IntegrityError
 from pipeline.store.forms.form import Channels, Content, Tap
 from pipeline.store.forms.registry import names_of
@@ -20,6 +22,7 @@ from pipeline.taps.below import QueryKeyBlock
 from pipeline.taps.head import HeadSpec, finish_logits
 from pipeline.taps.scores import MapRows, first_pairs, probabilities_to_log, rows_of_vectors
 
+SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
 WIDENED = 2**24
 """Weights of a head in half precision that are float32 at a time: 64 MiB."""
 
@@ -142,11 +145,11 @@ class TeacherFeatures(nn.Module):
         self,
         kind: str,
         layer: int | None,
-        features: Mapping[str, Mapping[str, Tensor]],
+        batch: Mapping[str, Any],
         rows: slice | Tensor = slice(None),
     ) -> dict[str, Tensor]:
         declared = self.declaration(kind, layer)
-        chosen = {array: value[rows] for array, value in features[declared.name].items()}
+        chosen = _stored(batch, declared, rows)
         return declared.form.decode(chosen, self._channels(declared))
 
     def _channels(self, declared: Declaration) -> Channels | None:
@@ -159,33 +162,28 @@ class TeacherFeatures(nn.Module):
     def hidden(
         self,
         layer: int,
-        features: Mapping[str, Mapping[str, Tensor]],
+        batch: Mapping[str, Any],
         rows: slice | Tensor = slice(None),
     ) -> Float[Tensor, "rows d_teacher"]:
         """Return rows of a layer's hidden states in units of each channel's deviation.
 
         Args:
             layer: The layer.
-            features: The features of a batch.
+            batch: A batch with its features.
             rows: Which of the batch's live tokens, counted one after the other.
         """
         declared = self.declaration("hidden", layer)
         channels = self._channels(declared)
         assert channels is not None
-        chosen = {array: value[rows] for array, value in features[declared.name].items()}
-        return declared.form.decode_standardised(chosen, channels)
+        return declared.form.decode_standardised(_stored(batch, declared, rows), channels)
 
-    def attention_rows(
-        self,
-        layer: int,
-        features: Mapping[str, Mapping[str, Tensor]],
-        live: Bool[Tensor, "batch seq"],
-    ) -> MapRows:
+    def attention_rows(self, layer: int, batch: Mapping[str, Any]) -> MapRows:
         """Return a function that decodes some rows of a layer's attention maps at a time."""
         declared = self.declaration("attention", layer)
         if declared.form.content is not Content.ATTENTION_MAP:
-            vectors = self.attention_vectors(layer, features, live)
+            vectors = self.attention_vectors(layer, batch)
             return rows_of_vectors(vectors["query"], vectors["key"], declared.info["scaling"])
+        live, stored = batch["attention_mask"], batch["features"][declared.name]
         first = first_pairs(live.sum(-1), live.shape[1], declared.info["rule"])
 
         def rows(
@@ -194,17 +192,14 @@ class TeacherFeatures(nn.Module):
             seen = visible[:, 0]
             keys = torch.arange(seen.shape[-1], device=seen.device)
             pairs = torch.where(seen, first[examples, queries, None] + keys, 0)
-            chosen = {array: value[pairs] for array, value in features[declared.name].items()}
+            chosen = {array: value[pairs] for array, value in stored.items()}
             maps = declared.form.decode(chosen, None)["probability"] * seen[..., None]
             return probabilities_to_log(maps.permute(0, 3, 1, 2))
 
         return rows
 
     def attention_vectors(
-        self,
-        layer: int,
-        features: Mapping[str, Mapping[str, Tensor]],
-        live: Bool[Tensor, "batch seq"],
+        self, layer: int, batch: Mapping[str, Any]
     ) -> dict[str, Float[Tensor, "batch some_heads seq d_head"]]:
         """Return a layer's `query` and `key`, which may have fewer heads, zero at padding.
 
@@ -219,29 +214,27 @@ class TeacherFeatures(nn.Module):
                 "loss.attention.loss"
             )
         if declared.form.tap is not Tap.LAYER_BELOW:
-            return _padded(self._decode("attention", layer, features), live)
-        hidden = self._decode("hidden", declared.needs["hidden"], features)["hidden"]
-        states = hidden.new_zeros((*live.shape, hidden.shape[-1]))
-        states[live] = hidden
-        vectors = zip(("query", "key"), self._blocks[layer](states), strict=True)
-        return {key: value * live[:, None, :, None] for key, value in vectors}
+            vectors = self._decode("attention", layer, batch)
+            return {key: _padded(value, batch).transpose(1, 2) for key, value in vectors.items()}
+        states = _padded(self._decode("hidden", declared.needs["hidden"], batch)["hidden"], batch)
+        live = batch["attention_mask"].bool()
+        vectors = dict(zip(("query", "key"), self._blocks[layer](states), strict=True))
+        return {key: value * live[:, None, :, None] for key, value in vectors.items()}
 
     def values(
-        self,
-        layer: int,
-        features: Mapping[str, Mapping[str, Tensor]],
-        live: Bool[Tensor, "batch seq"],
+        self, layer: int, batch: Mapping[str, Any]
     ) -> Float[Tensor, "batch kv_heads seq d_value"]:
         """Return a layer's attention values, zero at padding."""
-        return _padded(self._decode("value", layer, features), live)["value"]
+        return _padded(self._decode("value", layer, batch)["value"], batch).transpose(1, 2)
 
-    def output_parts(
-        self,
-        features: Mapping[str, Mapping[str, Tensor]],
-        rows: Bool[Tensor, " tokens"] | None,
-    ) -> tuple[Tensor, ...]:
-        """Return the decoded output signal at the kept rows, which `logits` takes in chunks."""
-        parts = self._decode("logits", None, features, slice(None) if rows is None else rows)
+    def output_parts(self, batch: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        """Return the decoded output signal, which `logits` takes in chunks.
+
+        Rows are a language model's targets, in the order of the batch, or the examples.
+        """
+        is_by_token = self.declaration("logits").axis is Axis.TOKEN
+        rows = batch["positions"]["target_tokens"] if is_by_token else slice(None)
+        parts = self._decode("logits", None, batch, rows)
         if self.declaration("logits").form.content is Content.TOP_K:
             return parts["ids"], parts["log_probs"], parts["log_normalizer"][:, self._normalizer]
         [part] = parts.values()
@@ -280,16 +273,28 @@ def _product(
     return product
 
 
+def _stored(
+    batch: Mapping[str, Any], declared: Declaration, rows: slice | Tensor
+) -> dict[str, Tensor]:
+    """Return some rows of a signal's stored arrays."""
+    arrays: Mapping[str, Tensor] = batch["features"][declared.name]
+    if isinstance(rows, slice):
+        return {name: array[rows] for name, array in arrays.items()}
+    chosen = {}
+    for name, array in arrays.items():
+        # CUDA cannot index unsigned integers of more than 8 bits.
+        plain = array.view(SIGNED.get(array.dtype, array.dtype))
+        chosen[name] = plain.index_select(0, rows).view(array.dtype)
+    return chosen
+
+
 def _padded(
-    parts: Mapping[str, Tensor], live: Bool[Tensor, "batch seq"]
-) -> dict[str, Float[Tensor, "batch some_heads seq d_head"]]:
-    """Scatter rows of live tokens, each (heads, d_head), to a padded batch; zeros elsewhere."""
-    padded = {}
-    for key, value in parts.items():
-        full = value.new_zeros((*live.shape, *value.shape[1:]))
-        full[live] = value
-        padded[key] = full.transpose(1, 2)
-    return padded
+    values: Float[Tensor, "tokens ..."], batch: Mapping[str, Any]
+) -> Float[Tensor, "batch seq ..."]:
+    """Scatter values of the live tokens to a padded batch, with zeros elsewhere."""
+    shape = batch["attention_mask"].shape
+    full = values.new_zeros((shape.numel(), *values.shape[1:]))
+    return full.index_copy_(0, batch["positions"]["live"], values).unflatten(0, shape)
 
 
 def _own_asset(reader: StoreReader, declared: Declaration, name: str) -> dict[str, Tensor]:

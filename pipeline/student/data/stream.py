@@ -29,7 +29,8 @@ class StoreDataset(Dataset[dict[str, Any]]):
 
     A batch is right-padded. Token-axis features hold live tokens only, flat, in the order of the
     padded batch's live positions; example-axis features one row an example; pair-axis features the
-    visible pairs of each example, in order of query, then key. `labels` are classes, or the targets
+    visible pairs of each example, in order of query, then key. `positions` are those of
+    `positions_of`. `labels` are classes, or the targets
     of a regression or multi-label model. A batch is a copy: it keeps no segment in memory.
 
     The segments in use by the timetable are in memory, and so many read ahead that together they
@@ -161,8 +162,7 @@ class StoreDataset(Dataset[dict[str, Any]]):
         segments = self._enter(indices)
         lengths = self.length[indices]
         live = np.arange(lengths.max())[None, :] < lengths[:, None]
-        batch: dict[str, Any] = {"attention_mask": self._empty(live.shape, torch.int64)}
-        batch["attention_mask"].numpy()[...] = live
+        batch: dict[str, Any] = {"attention_mask": self._copied(live.astype(np.int64))}
         for column in self.reader.plan["columns"]:
             dtype = torch.bool if column == "loss_mask" else torch.int64
             padded = self._empty(live.shape, dtype)
@@ -174,6 +174,10 @@ class StoreDataset(Dataset[dict[str, Any]]):
                 )
             )
             batch[column] = padded
+        mask = batch["loss_mask"].numpy() if "loss_mask" in batch else None
+        batch["positions"] = {
+            name: self._copied(indices) for name, indices in positions_of(live, mask).items()
+        }
         if self._targets is not None:
             batch["labels"] = torch.from_numpy(self._targets[indices].astype(np.float32))
         elif (self._label[indices] >= 0).all():
@@ -203,12 +207,39 @@ class StoreDataset(Dataset[dict[str, Any]]):
         first, last = self._rows[axis][:, indices].tolist()
         return [array[a:b] for array, a, b in zip(arrays, first, last, strict=True)]
 
+    def _copied(self, values: NDArray[np.int64]) -> Tensor:
+        copy = self._empty(values.shape, torch.int64)
+        copy.numpy()[...] = values
+        return copy
+
     def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, pin_memory=self.pins_memory)
 
 
-def target_positions(batch: dict[str, Tensor]) -> Tensor:
-    """Return which predictions count: position t does if its target t + 1 is in `loss_mask`."""
-    positions = torch.zeros_like(batch["loss_mask"])
-    positions[:, :-1] = batch["loss_mask"][:, 1:] & batch["attention_mask"][:, 1:].bool()
+def positions_of(
+    live: NDArray[np.bool_], loss_mask: NDArray[np.bool_] | None
+) -> dict[str, NDArray[np.int64]]:
+    """Return where the tokens of a padded batch are, as indices.
+
+    On a GPU, a mask would make the CPU wait until the GPU has counted it.
+
+    Args:
+        live: Mask of tokens, without padding, [batch, seq].
+        loss_mask: Mask of the tokens that a language model is to predict; None for other models.
+
+    Returns:
+        `live`, `later` and `targets`, in the flattened batch: live tokens, those that are not the
+        first of their row, and positions whose next token is to be predicted. `later_tokens` and
+        `target_tokens` are the same positions counted among the live tokens alone.
+    """
+    number = live.flatten().cumsum() - 1
+    later = live.copy()
+    later[:, 0] = False
+    positions = {"live": np.flatnonzero(live), "later": np.flatnonzero(later)}
+    positions["later_tokens"] = number[positions["later"]]
+    if loss_mask is not None:
+        targets = np.zeros_like(live)
+        targets[:, :-1] = loss_mask[:, 1:] & live[:, 1:]
+        positions["targets"] = np.flatnonzero(targets)
+        positions["target_tokens"] = number[positions["targets"]]
     return positions

@@ -11,6 +11,7 @@ from transformers import TrainerState
 from pipeline.student.align.balance import TermGradients
 from pipeline.student.align.distiller import Distiller
 from pipeline.student.data.feed import Batch, Fed
+from pipeline.student.losses.counting import Count
 from pipeline.training.values import GRADIENT, LOSS, StepValues
 
 
@@ -104,7 +105,7 @@ class StepGradient:
     def _add(
         self,
         piece: Batch,
-        counts: Mapping[str, Tensor],
+        counts: Mapping[str, Count],
         factors: Mapping[str, float | Tensor],
         step: int,
         *,
@@ -119,8 +120,11 @@ class StepGradient:
         # Gradients are averaged over ranks, while the counts are already those of all.
         self._accelerator.backward(losses.total * self._accelerator.num_processes)
 
-    def _counts(self, batches: Sequence[Fed], terms: Sequence[str]) -> dict[str, Tensor]:
+    def _counts(self, batches: Sequence[Fed], terms: Sequence[str]) -> Mapping[str, Count]:
         """Return the units of each term over all batches and ranks."""
         sums = [sum(batch.counts[term] for batch in batches) for term in terms]
+        if self._accelerator.num_processes == 1:
+            # Plain numbers: copying them to a GPU would wait for it.
+            return dict(zip(terms, sums, strict=True))
         counts = self.over_ranks(torch.tensor(sums, device=self._accelerator.device))
         return dict(zip(terms, counts, strict=True))

@@ -97,8 +97,20 @@ def collate(
         padded = np.full(live.shape, pad_id if column == "input_ids" else 0, dtype=np.int64)
         padded[live] = values[rows]
         inputs[column] = torch.from_numpy(padded)
-    positions = None if live.all() else torch.from_numpy(np.flatnonzero(live)).to(device)
-    return Batch(members, rows, {key: value.to(device) for key, value in inputs.items()}, positions)
+    positions = None if live.all() else torch.from_numpy(np.flatnonzero(live))
+    return Batch(
+        members,
+        rows,
+        {key: _sent(value, device) for key, value in inputs.items()},
+        None if positions is None else _sent(positions, device),
+    )
+
+
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    """Copy to a device; from pinned memory, which the CPU need not wait for."""
+    if device.type == "cuda":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
 
 
 def segment_batches(
