@@ -1,5 +1,6 @@
 """How this machine runs the stages: its devices, workers, threads and memory."""
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -103,11 +104,26 @@ class Runtime(Section):
 
         if self.device == "auto":
             return "cuda" if torch.cuda.is_available() else "cpu"
+        tested = self.device
+        if tested == "cuda":
+            # Several processes would otherwise all begin on the first GPU.
+            rank = int(os.environ.get("LOCAL_RANK", "0"))
+            tested = f"cuda:{rank % max(1, torch.cuda.device_count())}"
         try:
-            torch.empty(0, device=self.device)
+            torch.empty(0, device=tested)
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(
                 f"runtime device {self.device!r}: {reason}; use cpu or auto"
             ) from error
         return self.device
+
+
+def gpu_names() -> tuple[str, ...]:
+    """Return the GPUs that this process sees, as `CUDA_VISIBLE_DEVICES` names them."""
+    import torch
+
+    # The variable may hold numbers or UUIDs, and more of them than there are GPUs.
+    listed = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    count = torch.cuda.device_count()
+    return tuple(([name for name in listed if name] or [str(n) for n in range(count)])[:count])

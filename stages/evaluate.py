@@ -51,7 +51,8 @@ def evaluate(student: str, params: Path) -> None:
     directory = DATA / "students" / student
     record, also = _record(directory), _written_by(teacher, teacher_tokens.meta.digest)
     teacher_tokens.meta.refuse_others(str(directory), **record.get("made_of", {}), also=also)
-    model = load_student(directory, task=teacher_tokens.meta.task)
+    dtype = getattr(torch, options.dtype)
+    model = load_student(directory, task=teacher_tokens.meta.task, dtype=dtype)
     tokens = student_token_set(teacher_tokens, directory, longest_row(model))
     selected = DATA / "selected" / f"{student}.agreement.json"
     reference = read_json(selected)

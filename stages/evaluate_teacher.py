@@ -48,7 +48,7 @@ def evaluate_teacher(teacher: str, params: Path) -> None:
         reference,
         task=tokens.meta.task,
         device=device,
-        dtype=torch.float32,
+        dtype=getattr(torch, options.dtype),
         placement=Placement.of(machine),
     )
     location = Path(reference.location(directory))

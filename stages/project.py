@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.errors import ConfigError, IntegrityError
 from pipeline.provenance import read_json
-from pipeline.runtime import Runtime
+from pipeline.runtime import Runtime, gpu_names
 from stages.parameters import read_yaml, validate
 
 DATA = Path("data")
@@ -44,6 +44,26 @@ def _variable(text: str) -> int | float | bool | str:
         if re.fullmatch(pattern, text):
             return kind(text)
     return SWITCHES.get(text, text)
+
+
+def on_one_gpu(settings: Runtime) -> Runtime:
+    """Hide all GPUs but the one that `device` names: transformers trains on the first that it sees.
+
+    To be called before CUDA is initialised.
+
+    Raises:
+        ConfigError: If there is no such GPU.
+    """
+    if not settings.device.startswith("cuda:"):
+        return settings
+    names, number = gpu_names(), settings.device.removeprefix("cuda:")
+    if not number.isdecimal() or int(number) >= len(names):
+        raise ConfigError(
+            f"runtime device {settings.device!r}: found {len(names)} GPUs, expected the number of "
+            "one, from 0; correct it, or use cpu or auto"
+        )
+    os.environ["CUDA_VISIBLE_DEVICES"] = names[int(number)]
+    return settings.model_copy(update={"device": "cuda"})
 
 
 def prepare_torch(settings: Runtime) -> str:

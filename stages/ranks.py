@@ -28,8 +28,12 @@ APART_SECONDS = 1.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "recvValue failed")
 """Messages of gloo and torch's store when another process is gone."""
+LOST_TYPES = ("DistBackendError", "DistNetworkError", "DistStoreError")
+"""Errors of NCCL and torch's store: of a peer, or of the network to it."""
 LOST_CODE = 75
 """The exit code of a process that failed only because another one was gone."""
+ONLY_LOST = (LOST_CODE, -signal.SIGABRT)
+"""Exit codes of processes that lost a peer: NCCL's watchdog aborts its process."""
 SHOWN_BYTES = 4096
 KEEPS = "goes on from the last checkpoint, if there is one"
 """What repeating a training does, continuing the sentence "the same command ..."."""
@@ -48,22 +52,34 @@ def is_first() -> bool:
 
 def is_lost_peer(error: BaseException) -> bool:
     """Tell whether an error only means that another process is gone, which reports the cause."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and any(word in str(error) for word in LOST)
+    is_told = type(error).__name__ in LOST_TYPES or any(word in str(error) for word in LOST)
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and is_told
 
 
 def check_gpus(device: str) -> None:
-    """Refuse more processes than GPUs.
+    """Refuse processes that would share a GPU.
+
+    Args:
+        device: The device of `runtime.yaml`.
 
     Raises:
-        ConfigError: If there are more; it names both numbers.
+        ConfigError: If there are more processes than GPUs, or one GPU for several.
     """
     import torch
 
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if device.startswith("cuda") and processes > torch.cuda.device_count():
+    if processes == 1 or not (device == "auto" or device.startswith("cuda")):
+        return
+    if device.startswith("cuda:"):
         raise ConfigError(
-            f"runtime processes: found {processes}, expected at most one for each of the "
-            f"{torch.cuda.device_count()} GPUs; lower it, or set device to cpu"
+            f"runtime device: found {device} for {processes} processes, expected cuda, where each "
+            "has a GPU of its own; correct it, or set processes to 1"
+        )
+    gpus = torch.cuda.device_count()
+    if processes > gpus and (gpus or device == "cuda"):
+        raise ConfigError(
+            f"runtime processes: found {processes}, expected at most one for each of the {gpus} "
+            "GPUs; lower it, or set device to cpu"
         )
 
 
@@ -173,10 +189,14 @@ def _settle(ranks: Sequence[Process], last_word: signal.Signals) -> None:
 
 def _culprit(ranks: Sequence[Process], first: int) -> int:
     """Return the process that caused the failure: the first to end may only have lost it."""
-    if ranks[first].returncode != LOST_CODE:
+    if ranks[first].returncode not in ONLY_LOST:
         return first
-    told = (None, 0, LOST_CODE, -signal.SIGTERM)
-    return next((rank for rank, process in enumerate(ranks) if process.poll() not in told), first)
+    codes = [process.poll() for process in ranks]
+    told = (None, 0, *ONLY_LOST, -signal.SIGTERM)
+    causes = [rank for rank, code in enumerate(codes) if code not in told]
+    # If all only lost each other, one that has said so where it can be read.
+    lost = [rank for rank, code in enumerate(codes) if rank and code == LOST_CODE]
+    return next(iter(causes + lost), first)
 
 
 def _tell(failed: int, code: int, output: Path | None) -> int:

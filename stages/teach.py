@@ -8,7 +8,7 @@ from pipeline.teacher.parameters.model import TeacherModel
 from pipeline.training.options import TrainOptions
 from stages.command import params_option, resumable
 from stages.parameters import check_unchanged, section
-from stages.project import DATA, prepare_torch, runtime, work
+from stages.project import DATA, on_one_gpu, prepare_torch, runtime, work
 
 
 @click.command()
@@ -38,7 +38,7 @@ def teach(teacher: str, params: Path) -> None:
         revision=model.revision,
         trust_remote_code=model.trust_remote_code,
         fit=fit,
-        device=prepare_torch(runtime()),
+        device=prepare_torch(on_one_gpu(runtime())),
         quantization=None if model.quantization is None else model.quantization.build(),
         before_commit=check_unchanged,
     )

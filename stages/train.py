@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, in_short
 from pipeline.provenance import read_json
 from pipeline.runtime import Runtime
 from pipeline.student.parameters import StudentParams
 from stages.command import params_option, resumable
 from stages.parameters import check_unchanged, section
-from stages.project import DATA, prepare_torch, runtime, stores, work
+from stages.project import DATA, on_one_gpu, prepare_torch, runtime, stores, work
 from stages.ranks import KEEPS, LOST_CODE, check_gpus, is_first, is_lost_peer, is_rank, run_ranks
 
 if TYPE_CHECKING:
@@ -61,12 +61,21 @@ def train(student: str | None, named: str | None, students: str | None, params: 
         return
     if not is_first():
         logging.getLogger().setLevel(logging.WARNING)
-    check_gpus(prepare_torch(settings))
+    check_gpus(settings.device)
+    settings = on_one_gpu(settings)
+    prepare_torch(settings)
     try:
         _train([_training(name, options[name], settings) for name in names])
     except RuntimeError as error:
         if not is_lost_peer(error):
             raise
+        if not is_first():
+            # Shown only if no process has another reason.
+            click.echo(
+                f"error: students.{names[0]}: lost another process ({in_short(error)}); run the "
+                f"same command again: it {KEEPS}",
+                err=True,
+            )
         sys.exit(LOST_CODE)
 
 

@@ -1,6 +1,6 @@
 """The options of evaluation, as in `params.yaml`."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -44,10 +44,12 @@ class IntervalOptions(Section):
 class EvaluateParams(Section):
     """Section `evaluate`.
 
-    `score` is one of the task's, or a GLUE task's name; `tokenizer` is sacrebleu's, for BLEU.
+    `dtype` is what the weights of teachers and students are loaded in. `score` is one of the
+    task's, or a GLUE task's name; `tokenizer` is sacrebleu's, for BLEU.
     Without `timing` no forward pass is timed.
     """
 
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     score: str | None = None
     generate: GenerateOptions = GenerateOptions()
     intervals: IntervalOptions = IntervalOptions()

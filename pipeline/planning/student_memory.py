@@ -26,7 +26,7 @@ from pipeline.student.model.lora import add_adapters
 from pipeline.student.model.origin import StudentModel
 from pipeline.taps.configuration import size_of
 from pipeline.tasks import models_language
-from pipeline.training.options import TrainOptions
+from pipeline.training.options import HALF, TrainOptions
 
 FLOAT_BYTES = 4
 """Weights and gradients are float32 in any precision; so are moments, except with `adamw_8bit`."""
@@ -171,7 +171,7 @@ def _activations(
     attention_pairs: int,
     d_teacher: int,
 ) -> int:
-    item = FLOAT_BYTES if options.precision == "float32" else 2
+    item = 2 if options.precision in HALF else FLOAT_BYTES
     tokens, width = options.batch_size * max_length, config.hidden_size
     depth = 1 if options.gradient_checkpointing else config.num_hidden_layers
     kept = config.num_hidden_layers * width if options.gradient_checkpointing else 0

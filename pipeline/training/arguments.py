@@ -33,6 +33,7 @@ def training_arguments(options: TrainOptions, directory: Path, device: str) -> T
         optim=OPTIMIZERS[options.optimizer],
         bf16=options.precision == "bfloat16",
         fp16=options.precision == "float16",
+        tf32=True if options.precision == "tf32" else None,
         activation_checkpointing=options.gradient_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False},
         seed=options.seed,

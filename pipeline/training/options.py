@@ -8,6 +8,14 @@ from pydantic import Field
 from pipeline.errors import ConfigError
 from pipeline.section import Positive, Section
 
+HALF = ("bfloat16", "float16")
+"""Precisions that autocast to half the bytes."""
+CUDA_ONLY = {
+    "float16": "where gradients are scaled to fit it",
+    "tf32": "whose matrix products it is a mode of",
+}
+"""Precisions that only CUDA has, and why."""
+
 
 class TrainOptions(Section):
     """One optimisation: an optimiser with warm-up, a schedule and gradient clipping.
@@ -26,7 +34,7 @@ class TrainOptions(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     optimizer: Literal["adamw", "adamw_8bit", "adafactor"] = "adamw"
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
     gradient_checkpointing: bool = False
     seed: Annotated[int, Field(ge=0)] = 0
     log_every: Positive = 10
@@ -45,10 +53,10 @@ def check_options(options: TrainOptions, device: str | None, *, key: str) -> Non
         ConfigError: If the precision needs another device or the optimiser another package.
     """
     on_cuda = device is None or device.startswith("cuda")
-    if options.precision == "float16" and not on_cuda:
+    if options.precision in CUDA_ONLY and not on_cuda:
         raise ConfigError(
-            f"{key}.precision: float16 on {device}, expected a CUDA device, where gradients are "
-            "scaled to fit it; set bfloat16 or float32"
+            f"{key}.precision: {options.precision} on {device}, expected a CUDA device, "
+            f"{CUDA_ONLY[options.precision]}; set bfloat16 or float32"
         )
     if options.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
         raise ConfigError(

@@ -36,11 +36,17 @@ def main(what: str) -> None:
     elif what == "both refuse":
         click.echo(f"error: refused by {rank}", err=True)
         sys.exit(4)
-    elif what == "the second refuses" and rank == 1:
+    elif what == "both are lost":
+        click.echo(f"error: lost by {rank}" if rank else "", err=True, nl=bool(rank))
+        sys.exit(75)
+    elif what.startswith("the second refuses") and rank == 1:
         click.echo("a line of the log\nerror: refused by 1", err=True)
         sys.exit(3)
     elif what == "the second refuses":
         sys.exit(75)
+    elif what == "the second refuses, the first is aborted":
+        # As NCCL's watchdog does.
+        os.kill(os.getpid(), signal.SIGABRT)
     elif what == "the second is killed" and rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     elif what == "all save when interrupted":

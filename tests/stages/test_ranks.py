@@ -5,6 +5,7 @@ import signal
 import subprocess
 
 import pytest
+import torch.distributed
 
 from pipeline.errors import ConfigError
 from stages import ranks
@@ -37,6 +38,8 @@ def test_each_knows_its_place(capfd):
     [
         ("both refuse", 4, "error: refused by 0"),
         ("the second refuses", 3, "error: refused by 1"),
+        ("the second refuses, the first is aborted", 3, "error: refused by 1"),
+        ("both are lost", 75, "error: lost by 1"),
     ],
 )
 def test_an_error_is_said_once_with_its_exit_code(what, code, line, capfd):
@@ -80,11 +83,16 @@ def test_a_lost_process_is_told_from_other_errors(monkeypatch):
     assert not is_lost_peer(lost)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert is_lost_peer(lost)
+    assert is_lost_peer(torch.distributed.DistBackendError("NCCL error: ncclRemoteError"))
     assert not is_lost_peer(RuntimeError("shapes do not match"))
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
+    ranks.check_gpus("cuda:1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4096")
     ranks.check_gpus("cpu")
+    ranks.check_gpus("auto")
+    with pytest.raises(ConfigError, match="device: found cuda:1 for 4096 processes, expected cuda"):
+        ranks.check_gpus("cuda:1")
     with pytest.raises(ConfigError, match="found 4096, expected at most one for each of the"):
         ranks.check_gpus("cuda")

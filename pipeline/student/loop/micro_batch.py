@@ -24,6 +24,7 @@ from pipeline.student.data.feed import Fed, Feed, tensors_of
 from pipeline.student.data.stream import StoreDataset
 from pipeline.student.loop.random_state import RandomState
 from pipeline.training.memory import is_out_of_memory
+from pipeline.training.options import HALF
 
 logger = logging.getLogger(__name__)
 KEY = "micro_batch_size"
@@ -132,7 +133,7 @@ class Rehearsal:
         self._distiller = distiller
         self._dataset = dataset
         self._device = device
-        self._dtype = None if precision == "float32" else getattr(torch, precision)
+        self._dtype = getattr(torch, precision) if precision in HALF else None
         self._is_apart = is_apart
         self._held_bytes = held_bytes
         self._waiting = waiting

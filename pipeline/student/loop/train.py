@@ -36,6 +36,7 @@ from pipeline.training.checkpoints import (
     last_complete_checkpoint,
     remove_checkpoints,
 )
+from pipeline.training.generators import forked_generators
 from pipeline.training.memory import is_out_of_memory
 from pipeline.training.options import check_options
 from pipeline.training.reporting import reporters
@@ -89,7 +90,7 @@ class StudentRun:
         self._reader = StoreReader(training.store, training.selected["signals"])
         ids = options.model.vocabulary == "corpus"
         self._kept = corpus_vocabulary(self._reader, options.parts) if ids else None
-        with torch.random.fork_rng():
+        with forked_generators():
             set_seed(options.train.seed)
             self._student = _build(training, self._reader, self._kept)
             self._distiller = _distiller(training, self._reader, self._kept, self._student)

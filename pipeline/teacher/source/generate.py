@@ -120,7 +120,7 @@ def generate(
                 reference,
                 task=meta.task,
                 device=torch_device,
-                dtype=torch.float32,
+                dtype=getattr(torch, options.dtype),
                 placement=placement,
             )
             for batch, generated in generate_batches(

@@ -15,6 +15,7 @@ from pipeline.tasks import models_language, outputs_of
 from pipeline.teacher.source.placement import Placement, remove_with
 from pipeline.teacher.source.quantization import Quantization
 from pipeline.teacher.source.reference import TeacherReference, weights_sha256
+from pipeline.training.generators import forked_generators
 from pipeline.training.memory import is_out_of_memory
 from pipeline.training.own_code import code_sha256, own_code
 from pipeline.written_by import remedy
@@ -84,7 +85,7 @@ def load_pretrained(
         keywords |= {"num_labels": len(classes), "id2label": names}
         keywords["label2id"] = {name: i for i, name in names.items()}
     try:
-        with _LOADING, torch.random.fork_rng():
+        with _LOADING, forked_generators():
             torch.manual_seed(seed)
             if new_head and not models_language(task):
                 # A checkpoint of another task has that task's loss and number of classes, which
@@ -123,7 +124,8 @@ def load_pretrained(
         if is_out_of_memory(error):
             raise ResourceError(
                 f"teacher {model}: its weights do not fit into memory ({in_short(error)}); set "
-                "device_map: auto in runtime.yaml, a narrower capture.dtype or quantization"
+                "device_map: auto in runtime.yaml, a narrower dtype (of capture, evaluate or "
+                "tokens.generation) or quantization"
             ) from error
         if SIZE_MISMATCH not in str(error):
             _refuse_device_map(error, options)

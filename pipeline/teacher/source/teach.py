@@ -42,6 +42,7 @@ from pipeline.training.checkpoints import (
     last_complete_checkpoint,
     remove_checkpoints,
 )
+from pipeline.training.generators import forked_generators
 from pipeline.training.options import TrainOptions, check_options
 from pipeline.training.own_code import code_sha256, is_elsewhere, own_code
 from pipeline.training.watched import WatchedTrainer
@@ -231,7 +232,7 @@ def _scratch(
         key=f"teachers.{name}",
     )
     try:
-        with torch.random.fork_rng():
+        with forked_generators():
             torch.manual_seed(seed)
             return auto_class(meta.task).from_config(config)
     except (ValueError, RuntimeError, AssertionError) as error:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 
-import torch
+from pipeline.runtime import gpu_names
 
 WORKERS = 2
 """Default number of workers without GPUs."""
@@ -14,12 +14,7 @@ def visible_devices(device: str) -> tuple[str, ...]:
 
     Empty if the device is not a GPU, or is one GPU by number.
     """
-    if device != "cuda":
-        return ()
-    # The variable may hold numbers or UUIDs, and more of them than there are GPUs.
-    listed = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
-    count = torch.cuda.device_count()
-    return tuple(([name for name in listed if name] or [str(n) for n in range(count)])[:count])
+    return gpu_names() if device == "cuda" else ()
 
 
 def worker_count(requested: int, device: str, devices: Sequence[str]) -> int:
