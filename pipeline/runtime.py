@@ -57,7 +57,8 @@ class Runtime(Section):
         dashboard: Whether `processes` serve Dask's dashboard on loopback, or its address.
         workers: Segments captured at once by `threads` or `processes`; 0: one a GPU, else 2.
         worker_megabytes: Memory at which a worker process is killed; 0 sets no limit.
-        writers: Threads that compress and write shards.
+        writers: Threads that compress and write shards, in each process; 0: one beside a teacher on
+            the CPU, all cores but one beside a GPU, at most 8.
         threads: Threads of torch in each process; 0 leaves torch's default.
         micro_batch_size: Examples of a student's batch that run at once; 0: all; `auto`: the most
             that fit, found before the first step.
@@ -76,7 +77,7 @@ class Runtime(Section):
     dashboard: bool | str = False
     workers: Few = 0
     worker_megabytes: Annotated[int, Field(ge=0, le=2**32)] = 0
-    writers: Annotated[Few, Field(ge=1)] = 1
+    writers: Few = 0
     threads: Few = 0
     micro_batch_size: Annotated[int, Field(ge=0, le=2**32)] | Literal["auto"] = 0
     processes: Annotated[Few, Field(ge=1)] = 1

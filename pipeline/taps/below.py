@@ -63,7 +63,6 @@ class QueryKeyBlock:
         # Initialisation draws random weights that are replaced below.
         with torch.random.fork_rng(devices=[]):
             model = AutoModel.from_config(_one_block(config, layer))
-        model.config.use_cache = False
         self._model: PreTrainedModel = model.float().eval().requires_grad_(False)
         self._block = find_anatomy(self._model).blocks[0]
         own = dict(self._block.named_parameters())

@@ -1,6 +1,7 @@
 """Capture, training and evaluation stay on the GPU, and wait for it no more than the model does."""
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +92,9 @@ def by_operation(lines: Counter[str]) -> Counter[str]:
 class OnThisThread(SegmentCapture):
     """A thread has modes of its own."""
 
-    def __call__(self, *arguments: Any) -> CapturedSegment:
+    def launch(self, *arguments: Any) -> Callable[[], CapturedSegment]:
         with Machine():
-            return super().__call__(*arguments)
+            return super().launch(*arguments)
 
 
 @pytest.mark.parametrize("scheduler", ["synchronous", "threads"])
@@ -169,8 +170,8 @@ CASES = [
     for term in TERMS
     if term not in (("head", "topk", "sampled") if kind == "bert" else ("dense",))
 ]
-PASSES = {"below": 2}
-"""Passes of a model in a step: `below` runs one block of the teacher's too."""
+BLOCK = Counter({"copy": 2, "number": 1, "mask": 1})
+"""Waits of the block that the form `below` runs: its empty cache, and in GPT-2 more."""
 
 
 def distiller_of(kind: str, captured: Captured, term: str, root: Path) -> StudentRun:
@@ -211,8 +212,7 @@ def test_a_step_waits_for_no_more_than_the_student_does(store, term, tmp_path, m
     step(distiller, batch)
     found = by_operation(waited)
     own = waits_of(distiller.student, batch, is_causal=kind != "bert")
-    passes = PASSES.get(term, 1)
-    assert found <= Counter({operation: passes * n for operation, n in own.items()}), waited
+    assert found <= own + (BLOCK if term == "below" else Counter()), waited
 
 
 @pytest.mark.usefixtures("machine")

@@ -22,16 +22,16 @@ LAST = 2
 
 def capture_held(reached: Path, go: Path) -> None:
     """Capture, but wait before a segment until told to go on."""
-    plain = SegmentCapture.__call__
+    plain = SegmentCapture.launch
 
-    def held(self: SegmentCapture, number: int, signals: tuple[str, ...]) -> Any:
+    def held(self: SegmentCapture, number: int, *rest: Any) -> Any:
         if number == LAST:
             reached.touch()
             while not go.exists():
                 time.sleep(0.005)
-        return plain(self, number, signals)
+        return plain(self, number, *rest)
 
-    SegmentCapture.__call__ = held
+    SegmentCapture.launch = held
     decant("capture", "main")
 
 

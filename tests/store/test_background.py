@@ -127,3 +127,21 @@ def test_who_waits_for_a_slot_is_woken_when_the_block_ends():
     waiter.join(5)
     assert not waiter.is_alive()
     assert len(outcome) == 1
+
+
+def test_as_many_bytes_wait_as_fit_and_a_larger_job_runs_alone():
+    gate, submitted = threading.Event(), []
+
+    def submit_all(writer: BackgroundWriter) -> None:
+        for size in (3, 4, 5, 20):
+            writer.submit(gate.wait, size)
+            submitted.append(size)
+
+    with BackgroundWriter(threads=4, most_bytes=8) as writer:
+        thread = threading.Thread(target=submit_all, args=(writer,))
+        thread.start()
+        time.sleep(0.1)
+        assert submitted == [3, 4]
+        gate.set()
+        thread.join(5)
+    assert submitted == [3, 4, 5, 20]

@@ -125,7 +125,7 @@ def test_memory_that_is_gone_later_ends_the_capture(own, monkeypatch):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(schedule.SegmentCapture, "__call__", full)
+        patch.setattr(schedule.SegmentCapture, "launch", full)
         with pytest.raises(ResourceError, match=r"in a batch of the store's 8192 tokens.*are kept"):
             own.capture(SIGNALS)
     own.capture(SIGNALS)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.errors import IncompatibleError, IntegrityError, ResourceError
 from pipeline.provenance import read_json
+from pipeline.store.background import BackgroundWriter
 from pipeline.store.index import read_index, withdraw
 from pipeline.store.lock import writer_lock
 from pipeline.store.reader import StoreReader
@@ -24,6 +25,8 @@ from pipeline.student.data.stream import StoreDataset
 from pipeline.teacher.capture import capture as module
 from pipeline.teacher.capture.complete import is_complete
 from pipeline.teacher.capture.disk_space import DISK_RESERVE_BYTES
+from pipeline.teacher.capture.encode import BatchEncoder
+from pipeline.teacher.capture.segments import SegmentCapture
 from pipeline.teacher.source.reference import TeacherReference, weights_sha256
 from pipeline.teacher.workers import schedule
 from tests.captured import (
@@ -109,16 +112,42 @@ def test_tasks_of_a_threaded_scheduler_give_the_same_values(store, whole):
     assert store.digests() == whole.digests()
 
 
+def test_a_segment_is_ended_while_the_next_one_runs(store, whole, monkeypatch):
+    """A GPU would otherwise wait at the end of every segment."""
+    shutil.rmtree(store.stores)
+    events: list[str] = []
+
+    def tell(owner: type, method: str, event: str) -> None:
+        plain = getattr(owner, method)
+
+        def told(*arguments: Any) -> Any:
+            events.append(event)
+            return plain(*arguments)
+
+        monkeypatch.setattr(owner, method, told)
+
+    tell(SegmentCapture, "launch", "segment")
+    tell(BatchEncoder, "__call__", "batch")
+    tell(BackgroundWriter, "submit", "end")
+    store.capture(SIGNALS, blocks=[2])
+    starts = [i for i, event in enumerate(events) if event == "segment"]
+    assert len(starts) > 2
+    for start in starts[1:]:
+        assert events[start : start + 3] == ["segment", "batch", "end"]
+    assert events[-1] == "end"
+    assert store.digests() == whole.digests()
+
+
 def test_an_added_layer_is_captured_alone(store, whole, monkeypatch):
     before = receipts_mtimes(store)
     ran: list[tuple[str, ...]] = []
-    plain = schedule.SegmentCapture.__call__
+    plain = schedule.SegmentCapture.launch
 
-    def spied(self, number, names):
+    def spied(self, number, names, *rest):
         ran.append(names)
-        return plain(self, number, names)
+        return plain(self, number, names, *rest)
 
-    monkeypatch.setattr(schedule.SegmentCapture, "__call__", spied)
+    monkeypatch.setattr(schedule.SegmentCapture, "launch", spied)
     added = signal("hidden", 3, "bfloat16")
     store.capture([*SIGNALS, added], blocks=[2])
     assert set(ran) == {(added.name,)}
@@ -143,14 +172,14 @@ def test_a_damaged_shard_is_hidden_first_and_then_captured_again(damage, store, 
     DAMAGES[damage](path)
     visible: list[set[str]] = []
     ran: list[tuple[int, tuple[str, ...]]] = []
-    plain = schedule.SegmentCapture.__call__
+    plain = schedule.SegmentCapture.launch
 
-    def spied(self, number, names):
+    def spied(self, number, names, *rest):
         visible.append(set(read_index(store.layout)["signals"]))
         ran.append((number, names))
-        return plain(self, number, names)
+        return plain(self, number, names, *rest)
 
-    monkeypatch.setattr(schedule.SegmentCapture, "__call__", spied)
+    monkeypatch.setattr(schedule.SegmentCapture, "launch", spied)
     store.capture(SIGNALS, blocks=[2])
     assert ran == [(1, (HIDDEN.name,))]
     assert visible == [set(whole.digests()) - {HIDDEN.name}]

@@ -56,13 +56,13 @@ def store(whole, tmp_path) -> Captured:
 def ran(monkeypatch) -> list[tuple[int, tuple[str, ...]]]:
     """Which segments the teacher ran over, and for which signals."""
     calls: list[tuple[int, tuple[str, ...]]] = []
-    plain = schedule.SegmentCapture.__call__
+    plain = schedule.SegmentCapture.launch
 
-    def spied(self, number, names):
+    def spied(self, number, names, *rest):
         calls.append((number, names))
-        return plain(self, number, names)
+        return plain(self, number, names, *rest)
 
-    monkeypatch.setattr(schedule.SegmentCapture, "__call__", spied)
+    monkeypatch.setattr(schedule.SegmentCapture, "launch", spied)
     return calls
 
 

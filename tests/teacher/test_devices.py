@@ -7,7 +7,7 @@ import torch
 from distributed import Worker
 
 from pipeline.teacher.workers import devices
-from pipeline.teacher.workers.devices import visible_devices, worker_count
+from pipeline.teacher.workers.devices import visible_devices, worker_count, writer_count
 from pipeline.teacher.workers.worker import TeacherPlugin
 
 
@@ -64,6 +64,15 @@ def test_workers_are_as_many_as_gpus_unless_fewer_are_asked_for(
 ):
     monkeypatch.setattr(devices.os, "cpu_count", lambda: 4)
     assert worker_count(asked, device, names) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "cores", "expected"),
+    [(0, "cpu", 16, 1), (3, "cpu", 2, 3), (0, "cuda", 16, 8), (0, "cuda", 4, 3), (0, "cuda", 1, 1)],
+)
+def test_writers_are_all_cores_but_one_beside_a_gpu(monkeypatch, asked, device, cores, expected):
+    monkeypatch.setattr(devices.os, "cpu_count", lambda: cores)
+    assert writer_count(asked, torch.device(device)) == expected
 
 
 def test_each_worker_sees_one_gpu_also_when_it_replaces_another(monkeypatch, tmp_path):

@@ -59,13 +59,13 @@ def larger(old, tmp_path) -> Captured:
 def ran(monkeypatch) -> list[tuple[int, tuple[str, ...]]]:
     """Segments that the teacher ran for, with their signals."""
     found: list[tuple[int, tuple[str, ...]]] = []
-    plain = schedule.SegmentCapture.__call__
+    plain = schedule.SegmentCapture.launch
 
-    def spied(self: Any, number: int, names: tuple[str, ...]) -> Any:
+    def spied(self: Any, number: int, names: tuple[str, ...], *rest: Any) -> Any:
         found.append((number, names))
-        return plain(self, number, names)
+        return plain(self, number, names, *rest)
 
-    monkeypatch.setattr(schedule.SegmentCapture, "__call__", spied)
+    monkeypatch.setattr(schedule.SegmentCapture, "launch", spied)
     return found
 
 

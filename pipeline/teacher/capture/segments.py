@@ -1,8 +1,9 @@
 """Capture a segment: all its missing signals in one pass of the teacher, encoded on the device."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -103,6 +104,11 @@ class CapturedSegment:
     buffers: dict[str, dict[str, NDArray[Any]]]
     skipped: dict[str, tuple[int, ...]]
 
+    @property
+    def bytes(self) -> int:
+        """The bytes of its arrays, before compression."""
+        return sum(array.nbytes for arrays in self.buffers.values() for array in arrays.values())
+
 
 class SegmentCapture:
     """Captures segments with one loaded teacher; threads may share it."""
@@ -123,6 +129,26 @@ class SegmentCapture:
         Raises:
             IntegrityError: If a feature is not finite and the policy is `stop`.
         """
+        return self.launch(number, signals)()
+
+    def launch(
+        self,
+        number: int,
+        signals: tuple[str, ...],
+        meanwhile: Callable[[], object] = lambda: None,
+    ) -> Callable[[], CapturedSegment]:
+        """Launch all batches of a segment; return a function that waits for the last and ends.
+
+        So a GPU has work while the segment before is ended.
+
+        Args:
+            number: The segment.
+            signals: Names of the signals.
+            meanwhile: Called when the first batch is launched.
+
+        Raises:
+            IntegrityError: If a feature is not finite and the policy is `stop`.
+        """
         segment = self._reader.read_segment(number)
         buffers = {name: self._writers[name].buffers() for name in signals}
         skipped: dict[str, set[int]] = {name: set() for name in signals}
@@ -139,19 +165,21 @@ class SegmentCapture:
                     self._refuse(name, number, [int(slots[i]) for i in bad], first)
                     skipped[name].update(int(slots[i]) for i in bad)
 
-        pending: tuple[Batch, Arrival] | None = None
+        # One batch behind, so that the GPU has work while this process stores.
+        then: Callable[[], object] = meanwhile
         for batch in segment_batches(segment, self._batch_tokens, self._pad_id, self._device):
             arrival = arrivals.send(_named(self._encoder(batch, signals)))
-            # One batch behind, so that the GPU has work while this process stores.
-            if pending is not None:
-                store(*pending)
-            pending = batch, arrival
-        if pending is not None:
-            store(*pending)
-        rows = rows_digest(self._reader.examples["digest"][self._reader.examples_in(number)])
-        return CapturedSegment(
-            number, rows, buffers, {name: tuple(sorted(slots)) for name, slots in skipped.items()}
-        )
+            then()
+            then = partial(store, batch, arrival)
+
+        def end() -> CapturedSegment:
+            then()
+            members = self._reader.examples_in(number)
+            rows = rows_digest(self._reader.examples["digest"][members])
+            done = {name: tuple(sorted(slots)) for name, slots in skipped.items()}
+            return CapturedSegment(number, rows, buffers, done)
+
+        return end
 
     def _rows_of(
         self, name: str, number: int, slots: NDArray[np.int64]

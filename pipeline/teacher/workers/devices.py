@@ -1,10 +1,13 @@
-"""The number of worker processes on this machine, and the GPUs they share."""
+"""The number of worker processes and writing threads on this machine, and the GPUs they share."""
 
 import os
 from collections.abc import Sequence
 
+import torch
+
 from pipeline.runtime import gpu_names
 
+MOST_WRITERS = 8
 WORKERS = 2
 """Default number of workers without GPUs."""
 
@@ -31,3 +34,16 @@ def worker_count(requested: int, device: str, devices: Sequence[str]) -> int:
     if device != "cpu":
         return requested or 1
     return min(requested or WORKERS, os.cpu_count() or 1)
+
+
+def writer_count(requested: int, device: torch.device) -> int:
+    """Return how many threads compress and write shards.
+
+    Args:
+        requested: The parameter; 0 for all cores but one beside a GPU, at most `MOST_WRITERS`, and
+            for one beside a teacher that computes on these cores.
+        device: The device of the teacher.
+    """
+    if requested or device.type == "cpu":
+        return requested or 1
+    return max(1, min(MOST_WRITERS, (os.cpu_count() or 1) - 1))

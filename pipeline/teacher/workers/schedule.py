@@ -1,7 +1,9 @@
 """Run a capture's segments in this process with one of Dask's local schedulers."""
 
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from dask.base import compute
 from dask.callbacks import Callback
@@ -12,7 +14,7 @@ from transformers import PreTrainedModel
 from pipeline.runtime import Runtime
 from pipeline.store.background import BackgroundWriter
 from pipeline.teacher.capture.segments import CapturedSegment, SegmentCapture, SegmentJob
-from pipeline.teacher.workers.devices import WORKERS
+from pipeline.teacher.workers.devices import WORKERS, writer_count
 
 
 def run_here(
@@ -34,11 +36,19 @@ def run_here(
         ResourceError: If the file system refuses; segments with receipts stay valid.
     """
     capture = SegmentCapture(job, model)
-    with BackgroundWriter(threads=runtime.writers) as background:
+    launched: dict[int, Callable[[], CapturedSegment]] = {}
+    with BackgroundWriter(threads=writer_count(runtime.writers, job.device)) as background:
+
+        def end_launched(thread: int) -> None:
+            end = launched.pop(thread, None)
+            if end is not None:
+                captured = end()
+                background.submit(partial(_write, job, captured), captured.bytes)
 
         def run(number: int, signals: tuple[str, ...]) -> None:
-            captured = capture(number, signals)
-            background.submit(lambda: _write(job, captured))
+            # A segment is ended when the first batch of the thread's next one is launched.
+            thread = threading.get_ident()
+            launched[thread] = capture.launch(number, signals, partial(end_launched, thread))
 
         tasks = [
             delayed(run, pure=False)(number, signals, dask_key_name=f"segment-{number}")
@@ -50,6 +60,8 @@ def run_here(
                 scheduler=runtime.scheduler,
                 num_workers=min(runtime.workers or WORKERS, os.cpu_count() or 1),
             )
+            for thread in list(launched):
+                end_launched(thread)
 
 
 def _write(job: SegmentJob, captured: CapturedSegment) -> None:

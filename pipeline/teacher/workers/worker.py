@@ -8,6 +8,7 @@ import gc
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 from pipeline.errors import DecantError, ResourceError
 from pipeline.store.records import Receipt
 from pipeline.teacher.capture.segments import SegmentCapture, SegmentJob
+from pipeline.teacher.workers.devices import writer_count
 from pipeline.teacher.workers.remote import Requirements, refusal
 from pipeline.training.memory import is_out_of_memory
 
@@ -45,6 +47,7 @@ class TeacherPlugin(WorkerPlugin):
         attempt: Name of the attempt whose staging directory shards are written to.
         directory: That directory.
         threads: Torch threads; 0 for what the worker was started with.
+        writers: Threads that compress and write the signals of a segment, see `writer_count`.
         devices: The GPUs to distribute over workers, one each.
         requirements: Checks for a worker of a running cluster.
     """
@@ -56,6 +59,7 @@ class TeacherPlugin(WorkerPlugin):
         attempt: str,
         directory: Path,
         threads: int,
+        writers: int = 0,
         *,
         devices: tuple[str, ...] = (),
         requirements: Requirements | None = None,
@@ -65,6 +69,7 @@ class TeacherPlugin(WorkerPlugin):
         self._attempt = attempt
         self._directory = directory
         self._threads = threads
+        self._writers = writers
         self._devices = devices
         self._requirements = requirements
 
@@ -121,16 +126,19 @@ class TeacherPlugin(WorkerPlugin):
         finally:
             if self._is_over.is_set():
                 self._forget()
-        receipts = {
-            name: job.writers[name].stage_segment(
+
+        def stage(name: str) -> Receipt:
+            return job.writers[name].stage_segment(
                 number,
-                arrays,
+                captured.buffers[name],
                 rows=captured.rows,
                 skipped=captured.skipped[name],
                 attempt=self._attempt,
             )
-            for name, arrays in captured.buffers.items()
-        }
+
+        # Signals in parallel: compression releases the interpreter.
+        with ThreadPoolExecutor(writer_count(self._writers, job.device)) as pool:
+            receipts = dict(zip(captured.buffers, pool.map(stage, captured.buffers), strict=True))
         mark.unlink(missing_ok=True)
         return receipts
 

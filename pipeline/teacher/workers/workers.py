@@ -130,7 +130,8 @@ def _workers(
     if runtime.is_cluster:
         required = requirements(directory, runtime.torch_device())
         plugin = TeacherPlugin(
-            *(name, payload, attempt, directory, runtime.threads), requirements=required
+            *(name, payload, attempt, directory, runtime.threads, runtime.writers),
+            requirements=required,
         )
         with running_cluster(runtime) as client:
             try:
@@ -166,7 +167,9 @@ def _workers(
         dashboard=runtime.dashboard_address,
     ) as client:
         client.register_plugin(
-            TeacherPlugin(name, payload, attempt, directory, threads, devices=devices)
+            TeacherPlugin(
+                *(name, payload, attempt, directory, threads, runtime.writers), devices=devices
+            )
         )
         yield client, name
 
