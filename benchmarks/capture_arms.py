@@ -117,10 +117,10 @@ class Arm:
         return Lap(watch.seconds, watch.cpu_seconds, 0)
 
     def _ours_head(self) -> Lap:
-        return self.ours("head")
+        return self._ours("head")
 
     def _ours_topk(self) -> Lap:
-        return self.ours("topk")
+        return self._ours("topk")
 
     def _ours(self, logits: str) -> Lap:
         """Capture for real, to a durable store; the teacher is there already."""

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.store.reader import StoreReader
-from pipeline.student.data.stream import StoreDataset
+from pipeline.student.data.stream import StoreDataset, positions_of
 
 Arrays = dict[str, NDArray[Any]]
 """By name, values with a row a token; `COLUMNS` are among them, all others are features."""
@@ -96,6 +96,10 @@ class Plain(ABC):
             "input_ids": torch.from_numpy(ids),
             "attention_mask": torch.from_numpy(live.astype(np.int64)),
             "loss_mask": torch.from_numpy(mask),
+            "positions": {
+                name: torch.from_numpy(indices)
+                for name, indices in positions_of(live, mask).items()
+            },
             "features": features,
         }
 

@@ -100,22 +100,22 @@ class Widened(TeacherFeatures):
         self,
         kind: str,
         layer: int | None,
-        features: Mapping[str, Mapping[str, Tensor]],
+        batch: Mapping[str, Any],
         rows: slice | Tensor = slice(None),
     ) -> dict[str, Tensor]:
         name = self.declaration(kind, layer).name
-        return {part: value[rows].float() for part, value in features[name].items()}
+        return {part: value[rows].float() for part, value in batch["features"][name].items()}
 
     def hidden(
         self,
         layer: int,
-        features: Mapping[str, Mapping[str, Tensor]],
+        batch: Mapping[str, Any],
         rows: slice | Tensor = slice(None),
     ) -> Tensor:
         """Return rows of a layer's hidden states in units of each channel's deviation."""
         channels = self._channels(self.declaration("hidden", layer))
         assert channels is not None
-        return channels.standardise(self._decode("hidden", layer, features, rows)["hidden"])
+        return channels.standardise(self._decode("hidden", layer, batch, rows)["hidden"])
 
 
 class Arm:
@@ -308,7 +308,7 @@ class Arm:
             terms[rows[-1]] = {term: float(value) for term, value in losses.terms.items()}
             for name in self._reader.signals:
                 one = self._reader.signal(name).declaration
-                decoded = self._distiller.features._decode(one.kind, one.layer, batch["features"])
+                decoded = self._distiller.features._decode(one.kind, one.layer, batch)
                 for part, value in decoded.items():
                     kept[f"{rows[-1]} {name} {part}"] = value.cpu().contiguous()
         save_file(kept, self._root / f"check-{self._name}.safetensors")
