@@ -34,6 +34,8 @@ from pipeline.store.forms.topk import log_softmax
 
 CHUNK_LOGITS = 2**22
 """Logits that exist in float64 at a time: 32 MiB a copy."""
+DEVICE_LOGITS = 2**24
+"""The same on a GPU, which wants enough work for each kernel launch: 128 MiB a copy."""
 MULTIPLIERS = (-7046029254386353131, -4658895280553007687, -7723592293110705685)
 """Odd 64-bit constants with well-mixed bits, from the golden ratio and from splitmix64."""
 
@@ -125,7 +127,8 @@ class Sampled(Form):
         # The capture finds such rows by their values; they must only not raise here.
         finite = xp.all(xp.isfinite(logits), axis=-1, keepdims=True)
         logits = xp.where(finite, logits, xp.zeros_like(logits))
-        rows = max(1, CHUNK_LOGITS // logits.shape[-1])
+        most = CHUNK_LOGITS if str(logits.device) == "cpu" else DEVICE_LOGITS
+        rows = max(1, most // logits.shape[-1])
         pieces = [logits[first : first + rows] for first in range(0, len(logits), rows)]
         drawn = xp.concat([draw(piece, self.n) for piece in pieces or [logits]], axis=0)
         return {GAPS: gaps_of(drawn, logits.shape[-1])}
