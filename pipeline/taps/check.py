@@ -26,6 +26,7 @@ from pipeline.taps.scores import Rule
 from pipeline.taps.tap import AttentionCall, Record, tap
 
 logger = logging.getLogger(__name__)
+HEAD_REMEDY = "leave the head out and keep its logits in another form"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +169,10 @@ def _check(
     _check_hidden(record, anatomy, states, other_modules, comparison)
     remedy = "leave attention out for this model"
     comparison.require_equal("logits under tapped attention", tapped, logits, remedy)
+    del tapped
     spec = _head_spec(model, record, logits, comparison, request)
+    # Eager attention needs the memory.
+    del logits
     rules = check_attention(model, inputs, record, modules, comparison) if modules else {}
     _check_below(model, record, request.below, comparison)
     causal = not {"full"} & {*rules.values(), *own_rules.values()} and _is_causal(
@@ -295,9 +299,18 @@ def _check_head(
     weight, bias = head_parameters(model)
     given = record.head_input
     assert given is not None  # the tap recorded it
-    rebuilt = apply_head(given, weight.to(given), None if bias is None else bias.to(given), spec)
-    remedy = "leave the head out and keep its logits in another form"
-    comparison.require_equal(f"logits rebuilt with {spec}", rebuilt, logits, remedy)
+    if logits.shape != (*given.shape[:-1], len(weight)):
+        raise IncompatibleError(
+            f"{comparison.model_class}: logits have shape {list(logits.shape)}, expected "
+            f"{[*given.shape[:-1], len(weight)]} from the head; {HEAD_REMEDY}"
+        )
+    weight, bias = weight.to(given), None if bias is None else bias.to(given)
+    comparison.require_equal(
+        f"logits rebuilt with {spec}",
+        lambda example, rows: apply_head(given[example, rows], weight, bias, spec),
+        logits,
+        HEAD_REMEDY,
+    )
     return spec
 
 

@@ -49,14 +49,24 @@ def check_attention(
                 f"{comparison.model_class}: {where} returns no attention map under eager "
                 f"attention, expected one to verify query and key; {remedy}"
             )
-        theirs = output[1].float()
+        theirs = output[1]
         live = comparison.live.to(theirs.device)
-        rules[layer] = _rule(theirs, live)
-        visible = visible_keys(live.sum(1), live.shape[1], rules[layer])
-        ours = attention_log_probs(
-            record.query[layer], record.key[layer], record.scaling[layer], visible
-        ).exp()
-        comparison.require_equal(where, ours.transpose(1, 2), theirs.transpose(1, 2), remedy)
+        rule = rules[layer] = _rule(theirs, live)
+        lengths, seq = live.sum(1), live.shape[1]
+        query, key, scaling = record.query[layer], record.key[layer], record.scaling[layer]
+        if theirs.shape != (*query.shape[:3], seq):
+            raise IncompatibleError(
+                f"{comparison.model_class}: {where} has a map of shape {list(theirs.shape)}, "
+                f"expected {[*query.shape[:3], seq]}; {remedy}"
+            )
+
+        def ours(example: int, rows: slice) -> Tensor:
+            one = slice(example, example + 1)
+            visible = visible_keys(lengths[one], seq, rule, rows)
+            log_probs = attention_log_probs(query[one, :, rows], key[one], scaling, visible)
+            return log_probs[0].exp().transpose(0, 1)
+
+        comparison.require_equal(where, ours, theirs.transpose(1, 2), remedy)
 
     def hook(layer: int) -> Any:
         return lambda module, args, output: compare(layer, output)
@@ -90,27 +100,39 @@ def check_own_maps(
             the visible keys (attention sinks), or eager attention changes the model's output.
     """
     expected = run_base(model, inputs)
-    maps, output = eager_maps(model, inputs, layers)
-    remedy = "leave attention out for this model"
-    comparison.require_equal("output under eager attention", output, expected, remedy)
     rules: dict[int, Rule] = {}
-    for layer, theirs in maps.items():
+
+    def sums_of(layer: int, theirs: Tensor) -> Tensor:
+        """Read the rule from a map, and keep of it the sum over the visible keys alone."""
         live = comparison.live.to(theirs.device)
         rules[layer] = _rule(theirs, live)
-        visible = visible_keys(live.sum(1), live.shape[1], rules[layer])
-        sums = theirs.float().masked_fill(~visible, 0.0).sum(-1).transpose(1, 2)
+        sums = theirs.new_empty(theirs.shape[:3], dtype=torch.float32)
+        for example, lengths in enumerate(live.sum(1, keepdim=True)):
+            visible = visible_keys(lengths, live.shape[1], rules[layer])[0]
+            sums[example] = theirs[example].float().masked_fill(~visible, 0.0).sum(-1)
+        return sums.transpose(1, 2)
+
+    sums, output = eager_maps(model, inputs, layers, sums_of)
+    remedy = "leave attention out for this model"
+    comparison.require_equal("output under eager attention", output, expected, remedy)
+    for layer, values in sums.items():
         comparison.require_equal(
             f"sum over the keys of attention layer {layer}",
-            sums,
-            torch.ones_like(sums),
+            values,
+            torch.ones_like(values),
             "leave attention out for this layer",
         )
-    return rules, {theirs.shape[1] for theirs in maps.values()}
+    return rules, {values.shape[2] for values in sums.values()}
 
 
 def _rule(attention: Tensor, live: Tensor) -> Rule:
     """Return "full" if any live query attends to a later key, else "causal"."""
-    return "full" if attention.triu(1).transpose(1, 2)[live].any() else "causal"
+    later = torch.ones(attention.shape[2:], dtype=torch.bool, device=live.device).triu(1)
+    for heads, tokens in zip(attention, live, strict=True):
+        # Over the heads first: what is left is one map an example.
+        if (heads.abs().amax(0).bool() & later & tokens[:, None]).any():
+            return "full"
+    return "causal"
 
 
 def check_masks(

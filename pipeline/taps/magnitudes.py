@@ -4,7 +4,7 @@ Multiplied by |W| it gives the Wanda importance score of a weight (arXiv 2306.11
 better than |W| alone what a model can do without.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,8 +17,17 @@ from pipeline.errors import IntegrityError
 from pipeline.taps.anatomy import find_anatomy
 from pipeline.taps.inputs import model_columns, model_inputs, run_base
 
+FLOAT64_VALUES = 2**24
+"""Values that exist in float64 at a time: 128 MiB."""
 PREFIX = "input_rms:"
 """Prefix of a weight's name under which the store keeps its input's RMS."""
+
+
+def in_float64(rows: Float[Tensor, "rows channels"]) -> Iterator[Float[Tensor, "some channels"]]:
+    """Yield the rows that are finite, some at a time."""
+    for some in rows.split(max(1, FLOAT64_VALUES // rows.shape[-1])):
+        values = some.double()
+        yield values[values.isfinite().all(-1)]
 
 
 @torch.inference_mode()
@@ -44,11 +53,9 @@ def input_magnitudes(
             inputs = args[0]
             # Inputs of experts are regrouped and no longer match the batch's tokens.
             if inputs.shape[:-1] == live.shape:
-                tokens = inputs[live.to(inputs.device)].double()
-                # As in the channel statistics, tokens that are not finite do not count.
-                tokens = tokens[tokens.isfinite().all(-1)]
-                count, total = sums.get(name, (0, torch.zeros(())))
-                sums[name] = (count + len(tokens), total.to(tokens) + tokens.square().sum(0))
+                for tokens in in_float64(inputs[live.to(inputs.device)]):
+                    count, total = sums.get(name, (0, torch.zeros(())))
+                    sums[name] = (count + len(tokens), total.to(tokens) + tokens.square().sum(0))
 
         return listen
 

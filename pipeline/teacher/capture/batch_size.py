@@ -220,6 +220,26 @@ def worst_batches(plan: Plan, batch_tokens: int) -> dict[str, list[tuple[int, In
 
 
 @contextmanager
+def named_check_memory() -> Iterator[None]:
+    """Turn a failed allocation in the check of the taps into an error that says what may help.
+
+    Raises:
+        ResourceError: Instead of the out-of-memory error.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ResourceError(
+            f"out of memory ({' '.join(str(error).split())[:200]}) in the check of the teacher's "
+            "taps, which runs its longest example with its logits, and with eager attention where "
+            "attention is captured; lower tokens.max_length, leave attention out, or set "
+            "device_map: auto in runtime.yaml: nothing was written"
+        ) from error
+
+
+@contextmanager
 def named_memory(batch_tokens: int) -> Iterator[None]:
     """Turn a failed allocation while segments run into an error that says what may help.
 

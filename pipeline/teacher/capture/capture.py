@@ -41,6 +41,7 @@ from pipeline.teacher.capture.assets import write_blocks, write_descriptions
 from pipeline.teacher.capture.batch_size import (
     Rehearsal,
     known_batch_tokens,
+    named_check_memory,
     named_memory,
     settle_batch_tokens,
 )
@@ -268,8 +269,9 @@ class _Capture:
         """Compare taps with the teacher's own outputs on the longest training examples."""
         logger.info("checking the teacher's taps against its own outputs")
         require_room(model, self.meta.max_length, "the teacher")
-        batch = checked_batch(model, segment, CHECK_EXAMPLES, self.meta.pad_id, self.device)
-        report = check_signals(model, batch, self.signals, max_length=self.meta.max_length)
+        with named_check_memory():
+            batch = checked_batch(model, segment, CHECK_EXAMPLES, self.meta.pad_id, self.device)
+            report = check_signals(model, batch, self.signals, max_length=self.meta.max_length)
         logger.info("taps agree with the teacher's own outputs on %d examples", len(batch.members))
         return report
 

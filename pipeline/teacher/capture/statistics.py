@@ -17,11 +17,13 @@ from tqdm import tqdm
 from pipeline.errors import IntegrityError
 from pipeline.provenance import write_bytes_atomically
 from pipeline.store.signals import Signal
+from pipeline.taps.magnitudes import in_float64
 from pipeline.teacher.capture.forward import Batch, FeatureKey, TappedTeacher, feature_key
 
 SAMPLE_TOKENS = 8192
 """Tokens of the first training segments over which statistics are computed."""
 SMALLEST_DEVIATION = 1e-6
+NONE = torch.zeros(())
 
 
 def value_name(signal: Signal) -> str:
@@ -58,14 +60,13 @@ def measure_channels(
     for batch in sample_batches(batches, "channel statistics"):
         for feature, values in teacher.values(batch):
             for signal in by_feature[feature]:
-                rows = values[value_name(signal)].double()
-                rows = rows[torch.isfinite(rows).all(dim=-1)]
-                count, total, square = sums.get(signal.name, (0, torch.zeros(()), torch.zeros(())))
-                sums[signal.name] = (
-                    count + len(rows),
-                    total.to(rows) + rows.sum(0),
-                    square.to(rows) + rows.square().sum(0),
-                )
+                for rows in in_float64(values[value_name(signal)]):
+                    count, total, square = sums.get(signal.name, (0, NONE, NONE))
+                    sums[signal.name] = (
+                        count + len(rows),
+                        total.to(rows) + rows.sum(0),
+                        square.to(rows) + rows.square().sum(0),
+                    )
     result = {}
     for name, (count, total, square) in sums.items():
         mean = total / count

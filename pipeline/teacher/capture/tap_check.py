@@ -17,6 +17,9 @@ from pipeline.teacher.capture.forward import Batch, collate, layers_of, takes_lo
 
 CHECK_EXAMPLES = 4
 """Number of examples that the taps are checked on."""
+CHECK_LOGITS = 2**28
+"""Logits of the checked examples, of which the check holds two at a time, unless two examples have
+more: the longest, and the shortest for its padding."""
 
 
 def check_signals(
@@ -54,6 +57,8 @@ def checked_batch(
 ) -> Batch:
     """Return a batch of the segment's longest examples and its shortest, for padding.
 
+    There are `count` of them, or fewer where their logits would be too many.
+
     Examples whose outputs are not finite cannot be compared and are replaced by the next longest.
     Whether they stop the capture is decided when their segment is captured. One such example does
     not affect the others of its batch.
@@ -61,6 +66,8 @@ def checked_batch(
     Raises:
         IntegrityError: If no example of the segment is finite.
     """
+    vocab = getattr(model.config.get_text_config(), "vocab_size", 1) or 1
+    count = max(2, min(count, CHECK_LOGITS // (vocab * int(segment.length.max()))))
     longest = np.argsort(-segment.length, kind="stable")
     longest = longest[longest != np.argmin(segment.length)]
     order = np.insert(longest, min(count - 1, len(longest)), np.argmin(segment.length))
