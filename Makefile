@@ -55,6 +55,7 @@ bench: $(STAMP)
 	python -m benchmarks.capture --quick --results benchmarks/results
 	python -m benchmarks.train --quick --results benchmarks/results
 	python -m benchmarks.plot
+	python -m benchmarks.tables
 
 clean:
 	rm -rf build .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info data/work
