@@ -104,8 +104,8 @@ def timed(device: str, run: Callable[[], object]) -> tuple[Stopwatch, int]:
 class Subject:
     """A teacher of a size, captured once, and both ways to run it again over the same batches."""
 
-    def __init__(self, size: Size, length: int, root: Path) -> None:
-        self.size = size
+    def __init__(self, size: Size, length: int, root: Path, *, writers: int = 0) -> None:
+        self.size, self._writers = size, writers
         config = size.config(length)
         torch.manual_seed(0)
         with torch.device(size.device):
@@ -163,7 +163,7 @@ class Subject:
                     dtype=self.size.dtype,
                 ),
                 nonfinite="stop",
-                runtime=Runtime(device=self.size.device),
+                runtime=Runtime(device=self.size.device, writers=self._writers),
             )
         finally:
             module.run_here, module.load_teacher = plain, load
@@ -179,10 +179,10 @@ class Subject:
         module.run_here(*self._job)
 
 
-def measured(size: Size, length: int, laps: int) -> dict[str, Any]:
+def measured(size: Size, length: int, laps: int, *, writers: int = 0) -> dict[str, Any]:
     """Return the numbers for rows of a length."""
     with tempfile.TemporaryDirectory() as directory:
-        subject = Subject(size, length, Path(directory))
+        subject = Subject(size, length, Path(directory), writers=writers)
         arms = {"forward": subject.forward, "capture": subject.capture}
         found: dict[str, list[tuple[Stopwatch, int]]] = {name: [] for name in arms}
         for lap in range(laps + 1):

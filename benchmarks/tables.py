@@ -68,6 +68,8 @@ def step(figures: Figures) -> str:
     """A training step by where its features come from, over the step from memory."""
     rows = []
     for name, label in STEP.items():
+        if f"{name}_seconds_over_ram" not in figures:
+            continue  # not installed on that machine
         cold = figures.get(f"cold_{name}_seconds_over_ram")
         size = figures.get(f"{name}_bytes_a_token")
         rows.append(

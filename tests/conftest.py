@@ -65,7 +65,8 @@ def _begin_at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
+    # The variable runs them on another device, which shows that the tests work.
+    if torch.cuda.is_available() or "DECANT_TEST_DEVICE" in os.environ:
         return
     for item in items:
         if item.get_closest_marker("gpu"):

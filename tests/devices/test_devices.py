@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,12 +17,8 @@ from pipeline.generation.options import GenerationOptions
 from pipeline.store.forms.form import Channels
 from pipeline.store.reader import StoreReader
 from pipeline.student.align.distiller import Distiller, term_counts
-from pipeline.student.align.needs import select_signals
-from pipeline.student.align.objective import Alignment, Objective
 from pipeline.student.data.feed import Fed
 from pipeline.student.loop.gradient import StepGradient
-from pipeline.student.loop.train import StudentRun
-from pipeline.student.model.origin import StudentModel
 from pipeline.taps.inputs import model_columns, model_inputs, run_base
 from pipeline.teacher.capture import capture as capturing
 from pipeline.teacher.capture.encode import BatchEncoder
@@ -31,30 +26,9 @@ from pipeline.teacher.capture.forward import segment_batches
 from pipeline.teacher.capture.segments import CapturedSegment, SegmentCapture
 from pipeline.teacher.capture.tap_check import check_signals, checked_batch
 from pipeline.teacher.workers import schedule
-from tests.captured import Captured, copied, prepared, signal
+from tests.captured import Captured, copied, prepared
+from tests.devices.cases import CASES, SIGNALS, run_of
 from tests.devices.pretended import CUDA, Machine, on_gpu, pretended_gpu, waited
-from tests.student.runs import training_of
-
-LAYERS = [
-    signal("hidden", 0, "float16"),
-    signal("hidden", 1, "int8"),
-    signal("hidden", 2, "fp8"),
-    signal("hidden", 3, "bfloat16"),
-    signal("attention", 1, "qk"),
-    signal("attention", 2, "below"),
-    signal("attention", 3, "map"),
-    signal("value", 1, "int8"),
-]
-LOGITS = [
-    signal("logits", None, "head"),
-    signal("logits", None, "topk", k=8),
-    signal("logits", None, "sampled", n=4),
-]
-SIGNALS = {
-    "llama": LAYERS + LOGITS,
-    "gpt2": LAYERS + LOGITS,
-    "bert": [*LAYERS, signal("logits", None, "dense")],
-}
 
 
 @pytest.fixture(scope="module", params=SIGNALS)
@@ -148,44 +122,8 @@ def channels_of(reader: StoreReader, name: str) -> Channels | None:
     return Channels(*(torch.from_numpy(v.copy()) for v in (channels.mean, channels.deviation)))
 
 
-ON = {"weight": 1.0}
-TERMS: dict[str, dict[str, Any]] = {
-    "int8": {"feature": ON | {"form": "int8"}},
-    "fp8": {"feature": ON | {"form": "fp8"}},
-    "bfloat16": {"feature": ON | {"form": "bfloat16", "skip_first_token": True}},
-    "qk": {"attention": ON | {"form": "qk"}},
-    "map": {"attention": ON | {"form": "map", "loss": "head_mean"}},
-    "below": {"attention": ON | {"form": "below"}},
-    "relations": {"attention": ON | {"form": "qk", "loss": "relations"}},
-    "head": {"output": ON | {"form": "head", "loss": "jsd"}},
-    "topk": {"output": ON | {"form": "topk"}},
-    "sampled": {"output": ON | {"form": "sampled"}},
-    "dense": {"output": ON | {"form": "dense"}},
-    "labels": {"labels": ON},
-}
-LAYER = {"fp8": 2, "bfloat16": 3, "map": 3, "below": 2}
-CASES = [
-    (kind, term)
-    for kind in SIGNALS
-    for term in TERMS
-    if term not in (("head", "topk", "sampled") if kind == "bert" else ("dense",))
-]
 BLOCK = Counter({"copy": 2, "number": 1, "mask": 1})
 """Waits of the block that the form `below` runs: its empty cache, and in GPT-2 more."""
-
-
-def distiller_of(kind: str, captured: Captured, term: str, root: Path) -> StudentRun:
-    goal, layer = Objective.model_validate(TERMS[term]), LAYER.get(term, 1)
-    depth = {"n_layer": 3} if kind == "gpt2" else {"num_hidden_layers": 3}
-    model = StudentModel(architecture=depth)
-    selected = select_signals(
-        captured.manifests(SIGNALS[kind]),
-        name="tiny",
-        objective=goal,
-        align=Alignment(layers={layer: layer}),
-        model=model,
-    )
-    return StudentRun(training_of(captured, root, objective=goal, model=model, selected=selected))
 
 
 def step(distiller: Distiller, batch: Any) -> None:
@@ -201,7 +139,7 @@ def step(distiller: Distiller, batch: Any) -> None:
 @pytest.mark.parametrize(("store", "term"), CASES, indirect=["store"])
 def test_a_step_waits_for_no_more_than_the_student_does(store, term, tmp_path, monkeypatch):
     kind, captured = store
-    run = distiller_of(kind, captured, term, tmp_path)
+    run = run_of(kind, captured, term, tmp_path)
     distiller, batch = on_gpu(run._distiller), on_gpu(run._dataset.__getitems__([0, 1, 2]))
     # Dropout's mask would be made on the CPU by C++.
     monkeypatch.setattr(distiller.eval(), "train", lambda *_: distiller)
