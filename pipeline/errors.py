@@ -5,6 +5,15 @@ The exit code of each class is part of the command line's contract.
 
 from collections.abc import Sequence
 
+OUT_OF_MEMORY = (
+    "allocate memory",
+    "not enough memory",
+    "out of memory",
+    "STATUS_ALLOC_FAILED",
+)
+"""Words of torch's plain RuntimeErrors for a failed allocation: on a CPU, in pinned memory, and for
+handles of cuBLAS and cuDNN, which torch's own allocator does not provide."""
+
 
 class DecantError(Exception):
     """Base of every error that is reported as one line instead of a traceback."""
@@ -65,3 +74,14 @@ class Interrupted(KeyboardInterrupt):
 def in_short(error: BaseException) -> str:
     """Return, as the start of one line, what another library's error says, or else is called."""
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that an allocation failed; torch is not imported for it."""
+    if isinstance(error, MemoryError):
+        return True
+    # torch.OutOfMemoryError is a RuntimeError; its text need not have the words.
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return isinstance(error, RuntimeError) and (
+        "OutOfMemoryError" in names or any(words in str(error) for words in OUT_OF_MEMORY)
+    )

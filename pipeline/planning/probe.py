@@ -29,6 +29,7 @@ from pipeline.store.signals import Signal
 from pipeline.taps.check import TapReport
 from pipeline.taps.configuration import auto_class
 from pipeline.taps.inputs import model_columns, model_inputs, run_base
+from pipeline.teacher.capture.batch_size import named_check_memory
 from pipeline.teacher.capture.declare import geometry_of
 from pipeline.teacher.capture.encode import BatchEncoder
 from pipeline.teacher.capture.forward import Batch, TappedTeacher, segment_batches
@@ -92,8 +93,9 @@ def probe(
         IncompatibleError: If the teacher does not have a tap.
         IntegrityError: If no row of the sample is finite.
     """
-    checked = checked_batch(model, segment, CHECK_EXAMPLES, pad_id, device)
-    report = check_signals(model, checked, signals, max_length=max_length)
+    with named_check_memory():
+        checked = checked_batch(model, segment, CHECK_EXAMPLES, pad_id, device)
+        report = check_signals(model, checked, signals, max_length=max_length)
     stored = [s for s in signals if s.form.arrays(geometry_of(s, model, report))]
     batches = list(segment_batches(segment, batch_tokens, pad_id, device))
     channels = _channels(model, report, stored, batches)

@@ -7,21 +7,22 @@ of one batch.
 
 import logging
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pipeline.errors import IncompatibleError
+from pipeline.errors import IncompatibleError, is_out_of_memory
 from pipeline.taps.anatomy import Anatomy, find_anatomy
 from pipeline.taps.below import QueryKeyBlock, query_key_parameters
 from pipeline.taps.check_attention import check_attention, check_masks, check_own_maps
 from pipeline.taps.comparison import Comparison, bound_of
 from pipeline.taps.head import HeadSpec, apply_head, head_parameters, read_head_spec
 from pipeline.taps.inputs import model_columns, model_inputs, run_base
+from pipeline.taps.own_logits import positions_to_check, run_at
 from pipeline.taps.scores import Rule
 from pipeline.taps.tap import AttentionCall, Record, tap
 
@@ -147,7 +148,11 @@ def _check(
     max_length: int | None,
 ) -> TapReport:
     """Run all comparisons; the model is in evaluation mode."""
-    states, other_modules, logits = _reference(model, anatomy, inputs)
+    positions = positions_to_check(model, comparison.live)
+    at = comparison
+    if positions is not None:
+        at = replace(comparison, live=comparison.live[:, positions.to(comparison.live.device)])
+    states, other_modules, logits, head_input = _reference(model, anatomy, inputs, positions)
     modules: dict[int, nn.Module] = {}
 
     def remember(layer: int, call: AttentionCall) -> None:
@@ -162,15 +167,20 @@ def _check(
         hidden={*request.hidden, *(layer - 1 for layer in request.below)},
         attention=request.query_key,
         values=request.values,
-        head=request.head or request.logits,
+        head=request.head or request.logits or positions is not None,
         watch=remember,
     ) as record:
-        tapped = model(**inputs).logits
+        tapped = run_at(model, inputs, positions).logits
     _check_hidden(record, anatomy, states, other_modules, comparison)
+    del states, other_modules
     remedy = "leave attention out for this model"
-    comparison.require_equal("logits under tapped attention", tapped, logits, remedy)
-    del tapped
-    spec = _head_spec(model, record, logits, comparison, request)
+    if head_input is not None and record.head_input is not None:
+        # Logits are compared at some positions, what they are computed from at all.
+        what = "head input under tapped attention"
+        comparison.require_equal(what, record.head_input, head_input, remedy)
+    at.require_equal("logits under tapped attention", tapped, logits, remedy)
+    del tapped, head_input
+    spec = _head_spec(model, record, logits, at, positions, request)
     # Eager attention needs the memory.
     del logits
     rules = check_attention(model, inputs, record, modules, comparison) if modules else {}
@@ -200,12 +210,16 @@ def _check(
 
 
 def _reference(
-    model: PreTrainedModel, anatomy: Anatomy, inputs: Mapping[str, Tensor]
-) -> tuple[tuple[Tensor, ...], list[tuple[Tensor, Tensor]], Tensor]:
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    inputs: Mapping[str, Tensor],
+    positions: Int[Tensor, " some"] | None,
+) -> tuple[tuple[Tensor, ...], list[tuple[Tensor, Tensor]], Tensor, Tensor | None]:
     """Run the unchanged model.
 
     Returns:
-        Its hidden states, input and output of each module next to the blocks, and its logits.
+        Its hidden states, input and output of each module next to the blocks, its logits at the
+        positions, and the input of its head if these are not all positions.
     """
     other_modules: list[tuple[Tensor, Tensor]] = []
 
@@ -219,12 +233,13 @@ def _reference(
         if not isinstance(part, nn.ModuleList)
     ]
     try:
-        output = model(**inputs, output_hidden_states=True)
+        with tap(model, head=positions is not None) as record:
+            output = run_at(model, inputs, positions, output_hidden_states=True)
     finally:
         for handle in handles:
             handle.remove()
     states = _by_layer(model, inputs, output.hidden_states or (), other_modules)
-    return states, other_modules, output.logits
+    return states, other_modules, output.logits, record.head_input
 
 
 def _by_layer(
@@ -275,30 +290,38 @@ def _head_spec(
     record: Record,
     logits: Tensor,
     comparison: Comparison,
+    positions: Int[Tensor, " some"] | None,
     request: TapRequest,
 ) -> HeadSpec | None:
     """Return the checked head if requested; for logits, only if it reproduces them."""
     if request.head:
-        return _check_head(model, record, logits, comparison)
+        return _check_head(model, record, logits, comparison, positions)
     if not request.logits:
         return None
     try:
-        return _check_head(model, record, logits, comparison)
-    except torch.OutOfMemoryError:
-        raise  # says nothing about the head; how logits are computed must not depend on memory
+        return _check_head(model, record, logits, comparison, positions)
     except (IncompatibleError, RuntimeError, ValueError) as error:
+        # Says nothing about the head; how logits are computed must not depend on memory.
+        if is_out_of_memory(error):
+            raise
         logger.info("logits come from the full model, all tokens at once: %s", error)
         return None
 
 
 def _check_head(
-    model: PreTrainedModel, record: Record, logits: Tensor, comparison: Comparison
+    model: PreTrainedModel,
+    record: Record,
+    logits: Tensor,
+    comparison: Comparison,
+    positions: Int[Tensor, " some"] | None,
 ) -> HeadSpec:
     """Rebuild the logits from the head's input alone."""
     spec = read_head_spec(model)
     weight, bias = head_parameters(model)
     given = record.head_input
     assert given is not None  # the tap recorded it
+    if positions is not None:
+        given = given[:, positions.to(given.device)]
     if logits.shape != (*given.shape[:-1], len(weight)):
         raise IncompatibleError(
             f"{comparison.model_class}: logits have shape {list(logits.shape)}, expected "
@@ -324,6 +347,8 @@ def _check_below(
             block = QueryKeyBlock(model.config.to_dict(), layer, query_key_parameters(model, layer))
             rebuilt = block(record.hidden[layer - 1])
         except (RuntimeError, TypeError, ValueError) as error:
+            if is_out_of_memory(error):
+                raise
             raise IncompatibleError(
                 f"{comparison.model_class}: block {layer} does not run by itself "
                 f"({' '.join(str(error).split())[:200]}), expected query and key from hidden layer "

@@ -9,10 +9,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
-from pipeline.taps import comparison, magnitudes
+from pipeline.errors import IncompatibleError
+from pipeline.taps import check, comparison, magnitudes, own_logits
 from pipeline.taps.check import TapRequest, check_taps
 from pipeline.taps.eager import eager_maps
-from tests.tiny import tiny_batch, tiny_model
+from tests.tiny import CAUSAL, tiny_batch, tiny_model
 
 PIECE = 64
 
@@ -81,3 +82,49 @@ def test_magnitudes_in_pieces_are_those_of_all_rows(model, monkeypatch):
     assert whole.keys() == pieces.keys()
     for name, value in whole.items():
         torch.testing.assert_close(pieces[name], value, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in CAUSAL if kind != "gpt_oss"])
+def test_logits_of_long_rows_are_compared_at_some_positions(kind, monkeypatch):
+    model, batch = tiny_model(kind, vocab=1024), tiny_batch([48, 40, 9])
+    request = TapRequest(hidden=[1], head=True, logits=True)
+    complete = check_taps(model, batch, request)
+    vocab = model.config.vocab_size
+    monkeypatch.setattr(own_logits, "LARGEST_LOGITS", 3 * 12 * vocab)
+    positions = own_logits.positions_to_check(model, batch["attention_mask"].bool())
+    assert {0, 8, 39, 47} <= set(positions.tolist())
+    assert len(positions) <= 12
+    with large(3 * 13 * vocab) as checked:
+        assert check_taps(model, batch, request) == complete
+    assert not checked.count
+
+
+def test_a_wrong_head_is_refused_at_some_positions_too(monkeypatch):
+    model, batch = tiny_model("llama"), tiny_batch([48, 40, 9])
+    monkeypatch.setattr(own_logits, "LARGEST_LOGITS", 3 * 12 * model.config.vocab_size)
+    model.lm_head.register_forward_hook(lambda module, args, output: output * 1.5)
+    with pytest.raises(IncompatibleError, match="logits rebuilt with HeadSpec"):
+        check_taps(model, batch, TapRequest(head=True))
+
+
+@pytest.mark.parametrize(
+    ("step", "request_"),
+    [("apply_head", TapRequest(logits=True)), ("query_key_parameters", TapRequest(below=[2]))],
+)
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+)
+def test_memory_that_runs_out_is_not_a_fault_of_the_model(
+    step, request_, error, model, monkeypatch
+):
+    def full(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(check, step, full)
+    with pytest.raises(RuntimeError) as caught:
+        check_taps(model, tiny_batch([7, 5]), request_)
+    assert caught.value is error

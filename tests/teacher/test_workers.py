@@ -5,10 +5,9 @@ import shutil
 import pytest
 import torch
 
-from pipeline.errors import ConfigError, IntegrityError, ResourceError
+from pipeline.errors import ConfigError, IntegrityError, ResourceError, is_out_of_memory
 from pipeline.store.index import read_index
 from pipeline.teacher.workers import cluster
-from pipeline.training.memory import is_out_of_memory
 from tests.captured import Captured, copied, prepared, signal
 from tests.teacher.test_capture import break_teacher, rare_token
 

@@ -17,13 +17,12 @@ from pathlib import Path
 import torch
 import torch.distributed
 
-from pipeline.errors import IntegrityError, ResourceError
+from pipeline.errors import IntegrityError, ResourceError, is_out_of_memory
 from pipeline.provenance import read_json, write_json
 from pipeline.student.align.distiller import Distiller, term_counts
 from pipeline.student.data.feed import Fed, Feed, tensors_of
 from pipeline.student.data.stream import StoreDataset
 from pipeline.student.loop.random_state import RandomState
-from pipeline.training.memory import is_out_of_memory
 from pipeline.training.options import HALF
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, set_seed
 
-from pipeline.errors import ConfigError, IncompatibleError, ResourceError
+from pipeline.errors import ConfigError, IncompatibleError, ResourceError, is_out_of_memory
 from pipeline.provenance import fingerprint
 from pipeline.store.layout import BLOCKS
 from pipeline.store.reader import StoreReader
@@ -37,7 +37,6 @@ from pipeline.training.checkpoints import (
     remove_checkpoints,
 )
 from pipeline.training.generators import forked_generators
-from pipeline.training.memory import is_out_of_memory
 from pipeline.training.options import check_options
 from pipeline.training.reporting import reporters
 

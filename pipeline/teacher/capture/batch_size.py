@@ -20,7 +20,7 @@ import torch
 from transformers import PreTrainedModel
 
 from pipeline.axes import SPLITS, TRAIN
-from pipeline.errors import IntegrityError, ResourceError
+from pipeline.errors import IntegrityError, ResourceError, is_out_of_memory
 from pipeline.store.forms.form import Channels
 from pipeline.store.layout import Layout
 from pipeline.store.plan import Ints, Plan, bucketed_batches
@@ -35,7 +35,6 @@ from pipeline.teacher.capture.encode import BatchEncoder
 from pipeline.teacher.capture.forward import Batch, collate
 from pipeline.teacher.capture.request import splits_of
 from pipeline.teacher.capture.token_rows import planned_segment
-from pipeline.training.memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 LARGEST = {"cuda": 65_536}

@@ -23,6 +23,7 @@ from pipeline.store.reader import Segment, StoreReader
 from pipeline.store.records import Declaration
 from pipeline.taps.check import check_taps
 from pipeline.taps.comparison import bound_of
+from pipeline.teacher.capture.batch_size import named_check_memory
 from pipeline.teacher.capture.forward import (
     Batch,
     TappedTeacher,
@@ -31,7 +32,7 @@ from pipeline.teacher.capture.forward import (
     segment_batches,
 )
 from pipeline.teacher.capture.spec import planned_batch_tokens
-from pipeline.teacher.capture.tap_check import CHECK_EXAMPLES, taps_of
+from pipeline.teacher.capture.tap_check import checked_examples, taps_of
 from pipeline.teacher.source.load import load_teacher
 from pipeline.teacher.source.placement import Placement, input_device
 from pipeline.teacher.source.reference import TeacherReference
@@ -101,12 +102,13 @@ def spot_check(
     declared = {name: reader.signal(name).declaration for name in names}
     declared = {name: signal for name, signal in declared.items() if signal.arrays()}
     signals = list(declared.values())
-    report = check_taps(
-        model,
-        _check_batch(model, reader, device),
-        taps_of(signals),
-        max_length=reader.plan["max_length"],
-    )
+    with named_check_memory():
+        report = check_taps(
+            model,
+            _check_batch(model, reader, device),
+            taps_of(signals),
+            max_length=reader.plan["max_length"],
+        )
     teacher = TappedTeacher(model, report, signals)
     worst: dict[str, SpotCheck] = {}
     sample = _sample(reader, declared)
@@ -158,7 +160,9 @@ def _check_batch(model: Any, reader: StoreReader, device: torch.device) -> dict[
     is_train = table["split"] == SPLITS.index(TRAIN)
     longest = int(np.where(is_train, table["length"], 0).argmax())
     segment = reader.read_segment(int(table["segment"][longest]))
-    members = np.argsort(-segment.length, kind="stable")[:CHECK_EXAMPLES]
+    members = np.argsort(-segment.length, kind="stable")[
+        : checked_examples(model, int(segment.length.max()))
+    ]
     members[-1] = np.argmin(segment.length)
     batch = collate(segment, np.unique(members), reader.plan["pad_id"], device)
     return batch.inputs

@@ -9,14 +9,19 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
-from pipeline.errors import ConfigError, IncompatibleError, ResourceError, in_short
+from pipeline.errors import (
+    ConfigError,
+    IncompatibleError,
+    ResourceError,
+    in_short,
+    is_out_of_memory,
+)
 from pipeline.taps.configuration import auto_class
 from pipeline.tasks import models_language, outputs_of
 from pipeline.teacher.source.placement import Placement, remove_with
 from pipeline.teacher.source.quantization import Quantization
 from pipeline.teacher.source.reference import TeacherReference, weights_sha256
 from pipeline.training.generators import forked_generators
-from pipeline.training.memory import is_out_of_memory
 from pipeline.training.own_code import code_sha256, own_code
 from pipeline.written_by import remedy
 

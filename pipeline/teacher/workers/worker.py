@@ -22,12 +22,11 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from pipeline.errors import DecantError, ResourceError
+from pipeline.errors import DecantError, ResourceError, is_out_of_memory
 from pipeline.store.records import Receipt
 from pipeline.teacher.capture.segments import SegmentCapture, SegmentJob
 from pipeline.teacher.workers.devices import writer_count
 from pipeline.teacher.workers.remote import Requirements, refusal
-from pipeline.training.memory import is_out_of_memory
 
 DEATHS = 3
 """Number of worker deaths on one segment that end the capture."""
