@@ -12,7 +12,10 @@ from typing import Any
 from benchmarks.results import RESULTS, read
 
 PAGES = Path(__file__).parents[1]
-REGION = re.compile(r"(?<=<!-- benchmark: )(\w+)( -->\n)(.*?)(?=<!-- end -->)", re.DOTALL)
+REGION = re.compile(
+    r"(?<=<!-- benchmark: )(\w+)( -->\n)((?:(?!<!-- benchmark: ).)*?)(?=<!-- end -->)", re.DOTALL
+)
+"""A region without its end matches nothing: the next one's end would take the text between."""
 Figures = Mapping[str, Any]
 
 CAPTURE = {
@@ -64,6 +67,17 @@ def capture(figures: Figures) -> str:
     )
 
 
+def codecs(figures: Figures) -> str:
+    """One shard by our codec and by Zarr's pipelines."""
+    return _table(
+        ["", "ms", "CPU ms", "bytes a value"],
+        [
+            [row["name"], f"{row['ms']:.1f}", f"{row['cpu_ms']:.1f}", f"{row['bytes']:.3f}"]
+            for row in figures["codecs"]
+        ],
+    )
+
+
 def step(figures: Figures) -> str:
     """A training step by where its features come from, over the step from memory."""
     rows = []
@@ -88,7 +102,7 @@ def step(figures: Figures) -> str:
 def chunks(figures: Figures) -> str:
     """Losses computed a chunk at a time over the same losses at once."""
     labels = {
-        "loss": "forward KL through both heads, vocabulary 131,072, width 256, 2,048 rows",
+        "loss": "forward KL through both heads, vocabulary 131,072, width 512, 2,048 rows",
         "attention": "attention, 6 layers of 12 heads, 512 tokens, batch of 2",
     }
     rows = []
@@ -108,15 +122,21 @@ def chunks(figures: Figures) -> str:
 
 def capped(figures: Figures) -> str:
     """The peak of a student's process by its terms."""
-    plain, labels = (figures["free"][name]["peak_bytes"] for name in ("plain", "labels"))
-    peaks = {label: figures["free"][name]["peak_bytes"] for name, label in CAPPED.items()}
-    held = figures["held"]["aligned"]["peak_bytes"]
-    peaks["all three terms, but for the segments in memory"] = held
+    # A run with one batch in memory is compared with labels held in the same way.
+    shown = [("free", name, label) for name, label in CAPPED.items()]
+    shown.append(("held", "aligned", "all three terms, but for the segments in memory"))
     return _table(
         ["", "GB", "over labels, transformers' loss", "over labels, the loss in chunks"],
         [
-            [label, *(f"{peak / unit:.2f}" for unit in (1e9, plain, labels))]
-            for label, peak in peaks.items()
+            [
+                label,
+                f"{figures[way][name]['peak_bytes'] / 1e9:.2f}",
+                *(
+                    f"{figures[way][name]['peak_bytes'] / figures[way][base]['peak_bytes']:.2f}"
+                    for base in ("plain", "labels")
+                ),
+            ]
+            for way, name, label in shown
         ],
     )
 
@@ -125,10 +145,10 @@ def students(figures: Figures) -> str:
     """Four students from one read of the store, over one by one."""
     alone, together = figures["one by one"], figures["together"]
     over = figures["together_over_one_by_one"]
-    units = {"segments_decoded": ("segments decoded", 1, "{:.0f}")}
+    units = {"segments_decoded": ("segments decoded", 1.0, "{:.0f}")}
     units["bytes_read"] = ("MB read", 1e6, "{:,.0f}")
-    units["seconds"] = ("seconds", 1, "{:.0f}")
-    units["cpu_seconds"] = ("CPU seconds", 1, "{:.0f}")
+    units["seconds"] = ("seconds", 1.0, "{:.0f}")
+    units["cpu_seconds"] = ("CPU seconds", 1.0, "{:.0f}")
     units["peak_bytes"] = ("GB at the peak", 1e9, "{:.2f}")
     return _table(
         ["", "one by one", "together", "ratio"],
@@ -146,6 +166,7 @@ def students(figures: Figures) -> str:
 
 TABLES: dict[str, tuple[str, Callable[[Figures], str]]] = {
     "capture": ("capture", capture),
+    "codecs": ("capture", codecs),
     "step": ("train", step),
     "chunks": ("train", chunks),
     "capped": ("capped", capped),

@@ -23,6 +23,12 @@ def test_every_table_and_every_result_is_in_a_page():
     assert {TABLES[name][0] for name in shown} == {path.stem for path in RESULTS.glob("*.json")}
 
 
+def test_a_region_without_its_end_takes_no_text_with_it():
+    text = (ROOT / "docs" / "training.md").read_text()
+    cut = text.replace("<!-- end -->", "", 1)
+    assert filled(cut) == cut
+
+
 def test_another_result_is_another_table(tmp_path):
     page = ROOT / "docs" / "training.md"
     (tmp_path / "students.json").write_text(
