@@ -42,6 +42,14 @@ def whole(store, tmp_path_factory) -> tuple[Path, dict]:
     return root, train(store, root, options=dict(RARELY), architecture=WITH_DROPOUT)
 
 
+@pytest.fixture(autouse=True)
+def _interruptible():
+    """A shell starts a program in the background with Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def checkpoints(root: Path) -> list[str]:
     return [path.parent.name for path in root.glob(f"work/train/*/checkpoint-*/{MARKER}")]
 
