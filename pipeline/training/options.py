@@ -12,7 +12,7 @@ HALF = ("bfloat16", "float16")
 """Precisions that autocast to half the bytes."""
 CUDA_ONLY = {
     "float16": "where gradients are scaled to fit it",
-    "tf32": "whose matrix products it is a mode of",
+    "tf32": "the only kind that has this mode",
 }
 """Precisions that only CUDA has, and why."""
 
