@@ -49,7 +49,9 @@ class Arrivals:
 
     def _copy(self, tensor: Tensor, *, is_ordered: bool) -> Tensor:
         device = tensor.device
-        stream = self._streams.setdefault(device, torch.cuda.Stream(device))
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)
+        stream = self._streams[device]
         if not is_ordered:
             # Copies must wait for the encoding kernels; once per batch is enough.
             stream.wait_stream(torch.cuda.current_stream(device))
