@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -31,11 +32,22 @@ from tests.devices.cases import CASES, SIGNALS, run_of
 from tests.devices.pretended import CUDA, Machine, on_gpu, pretended_gpu, waited
 
 
-@pytest.fixture(scope="module", params=SIGNALS)
-def store(request, tmp_path_factory) -> tuple[str, Captured]:
-    captured = prepared(tmp_path_factory.mktemp("devices"), request.param)
-    captured.capture(SIGNALS[request.param])
-    return request.param, captured
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory) -> Callable[[str], Captured]:
+    """Captured once a family, however the tests are ordered."""
+
+    @cache
+    def store(kind: str) -> Captured:
+        captured = prepared(tmp_path_factory.mktemp("devices"), kind)
+        captured.capture(SIGNALS[kind])
+        return captured
+
+    return store
+
+
+@pytest.fixture(params=SIGNALS)
+def store(request, stores) -> tuple[str, Captured]:
+    return request.param, stores(request.param)
 
 
 @pytest.fixture

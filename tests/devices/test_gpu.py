@@ -6,6 +6,8 @@
 import math
 import os
 import warnings
+from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
@@ -25,11 +27,22 @@ BOUNDS = {torch.float32: 2e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
 """Largest difference of a loss from the CPU's in float32, relative, or absolute below 1."""
 
 
-@pytest.fixture(scope="module", params=SIGNALS)
-def store(request, tmp_path_factory) -> tuple[str, Captured]:
-    captured = prepared(tmp_path_factory.mktemp("gpu"), request.param)
-    captured.capture(SIGNALS[request.param])
-    return request.param, captured
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory) -> Callable[[str], Captured]:
+    """Captured once a family, however the tests are ordered."""
+
+    @cache
+    def store(kind: str) -> Captured:
+        captured = prepared(tmp_path_factory.mktemp("gpu"), kind)
+        captured.capture(SIGNALS[kind])
+        return captured
+
+    return store
+
+
+@pytest.fixture(params=SIGNALS)
+def store(request, stores) -> tuple[str, Captured]:
+    return request.param, stores(request.param)
 
 
 @pytest.mark.parametrize("scheduler", ["synchronous", "threads"])
