@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import pytest
@@ -27,27 +26,9 @@ from pipeline.teacher.capture.forward import segment_batches
 from pipeline.teacher.capture.segments import CapturedSegment, SegmentCapture
 from pipeline.teacher.capture.tap_check import check_signals, checked_batch
 from pipeline.teacher.workers import schedule
-from tests.captured import Captured, copied, prepared
+from tests.captured import copied
 from tests.devices.cases import CASES, SIGNALS, run_of
 from tests.devices.pretended import CUDA, Machine, on_gpu, pretended_gpu, waited
-
-
-@pytest.fixture(scope="module")
-def stores(tmp_path_factory) -> Callable[[str], Captured]:
-    """Captured once a family, however the tests are ordered."""
-
-    @cache
-    def store(kind: str) -> Captured:
-        captured = prepared(tmp_path_factory.mktemp("devices"), kind)
-        captured.capture(SIGNALS[kind])
-        return captured
-
-    return store
-
-
-@pytest.fixture(params=SIGNALS)
-def store(request, stores) -> tuple[str, Captured]:
-    return request.param, stores(request.param)
 
 
 @pytest.fixture

@@ -6,8 +6,6 @@
 import math
 import os
 import warnings
-from collections.abc import Callable
-from functools import cache
 
 import pytest
 import torch
@@ -16,7 +14,7 @@ from pipeline.corpus.tokens.tokens import TokenSet
 from pipeline.evaluate.evaluate import evaluate_model
 from pipeline.student.align.distiller import Distiller, term_counts
 from pipeline.teacher.capture.spot_check import spot_check
-from tests.captured import Captured, copied, prepared
+from tests.captured import copied
 from tests.devices.cases import CASES, SIGNALS, run_of
 from tests.student.runs import curve
 
@@ -25,24 +23,6 @@ DEVICE = torch.device(os.environ.get("DECANT_TEST_DEVICE", "cuda:0"))
 CPU = torch.device("cpu")
 BOUNDS = {torch.float32: 2e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
 """Largest difference of a loss from the CPU's in float32, relative, or absolute below 1."""
-
-
-@pytest.fixture(scope="module")
-def stores(tmp_path_factory) -> Callable[[str], Captured]:
-    """Captured once a family, however the tests are ordered."""
-
-    @cache
-    def store(kind: str) -> Captured:
-        captured = prepared(tmp_path_factory.mktemp("gpu"), kind)
-        captured.capture(SIGNALS[kind])
-        return captured
-
-    return store
-
-
-@pytest.fixture(params=SIGNALS)
-def store(request, stores) -> tuple[str, Captured]:
-    return request.param, stores(request.param)
 
 
 @pytest.mark.parametrize("scheduler", ["synchronous", "threads"])

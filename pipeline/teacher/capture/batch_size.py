@@ -11,7 +11,7 @@ known from its parameters alone, on a machine without the device.
 import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +20,7 @@ import torch
 from transformers import PreTrainedModel
 
 from pipeline.axes import SPLITS, TRAIN
-from pipeline.errors import IntegrityError, ResourceError, is_out_of_memory
+from pipeline.errors import IntegrityError, ResourceError, in_short, is_out_of_memory
 from pipeline.store.forms.form import Channels
 from pipeline.store.layout import Layout
 from pipeline.store.plan import Ints, Plan, bucketed_batches
@@ -218,40 +218,37 @@ def worst_batches(plan: Plan, batch_tokens: int) -> dict[str, list[tuple[int, In
     return batches
 
 
-@contextmanager
-def named_check_memory() -> Iterator[None]:
-    """Turn a failed allocation in the check of the taps into an error that says what may help.
+def named_check_memory() -> AbstractContextManager[None]:
+    """Name an allocation that fails in the check of the taps, and what may help.
 
     Raises:
         ResourceError: Instead of the out-of-memory error.
     """
+    return _named(
+        "in the check of the teacher's taps, which runs its longest example with its logits, and "
+        "with eager attention where attention is captured; lower tokens.max_length, leave "
+        "attention out, or set device_map: auto in runtime.yaml: nothing was written"
+    )
+
+
+def named_memory(batch_tokens: int) -> AbstractContextManager[None]:
+    """Name an allocation that fails while segments run, and what may help.
+
+    Raises:
+        ResourceError: Instead of the out-of-memory error.
+    """
+    return _named(
+        f"in a batch of the store's {batch_tokens} tokens, which did fit before the first segment; "
+        "run the same command again with fewer workers or fewer other programs: finished segments "
+        "are kept"
+    )
+
+
+@contextmanager
+def _named(rest: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise ResourceError(
-            f"out of memory ({' '.join(str(error).split())[:200]}) in the check of the teacher's "
-            "taps, which runs its longest example with its logits, and with eager attention where "
-            "attention is captured; lower tokens.max_length, leave attention out, or set "
-            "device_map: auto in runtime.yaml: nothing was written"
-        ) from error
-
-
-@contextmanager
-def named_memory(batch_tokens: int) -> Iterator[None]:
-    """Turn a failed allocation while segments run into an error that says what may help.
-
-    Raises:
-        ResourceError: Instead of the out-of-memory error.
-    """
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise ResourceError(
-            f"out of memory ({' '.join(str(error).split())[:200]}) in a batch of the store's "
-            f"{batch_tokens} tokens, which did fit before the first segment; run the same command "
-            "again with fewer workers or fewer other programs: finished segments are kept"
-        ) from error
+        raise ResourceError(f"out of memory ({in_short(error)}) {rest}") from error

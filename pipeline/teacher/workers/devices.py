@@ -40,8 +40,8 @@ def writer_count(requested: int, device: torch.device) -> int:
     """Return how many threads compress and write shards.
 
     Args:
-        requested: The parameter; 0 for all cores but one beside a GPU, at most `MOST_WRITERS`, and
-            for one beside a teacher that computes on these cores.
+        requested: The parameter. With 0 there is one thread if the teacher computes on the CPU;
+            with a GPU there are as many as cores but one, at most `MOST_WRITERS`.
         device: The device of the teacher.
     """
     if requested or device.type == "cpu":
